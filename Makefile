@@ -1,0 +1,51 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each does its own set-up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH_PIN := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+.PHONY: demo test lint format install install-test browser clean
+
+demo: install
+	$(BIN)/mixerzoo run quick --out runs/quick
+	$(BIN)/mixerzoo report runs/quick
+
+test: install-test browser
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p build/typing/mixerzoo
+	for room in mixers models benchmarks reports; do ln -sfn ../../../$$room build/typing/mixerzoo/$$room; done
+	cd build/typing && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
+format: install-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/installed
+install-test: $(VENV)/installed-test
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and pinned: a range would let pip take the newest build and gigabytes of CUDA packages with it.
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install -q $(TORCH_PIN) -c constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,lint]'
+	touch $@
+
+# The page tests need Debian's Chromium; where apt cannot give it they skip and say so.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+	  || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] \
+	       && apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } \
+	  || echo "chromium and chromium-driver are not installed: the page tests will be skipped"
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs

@@ -1,0 +1,30 @@
+"""Causal sequence mixers under one contract."""
+
+from .interface import Mixer, MixerCard
+from .registry import (
+    UnknownMixerError,
+    create_mixer,
+    list_mixers,
+    mixer_card,
+    mixer_class,
+    mixer_options,
+    plugin_errors,
+    register_mixer,
+)
+from .state import GrowableBuffer, MixerState, shared_field
+
+__all__ = [
+    "GrowableBuffer",
+    "Mixer",
+    "MixerCard",
+    "MixerState",
+    "UnknownMixerError",
+    "create_mixer",
+    "list_mixers",
+    "mixer_card",
+    "mixer_class",
+    "mixer_options",
+    "plugin_errors",
+    "register_mixer",
+    "shared_field",
+]

@@ -1,0 +1,92 @@
+"""Finding mixers by name: ours, and those that installed packages announce under the entry point `mixerzoo.mixers`."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import functools
+import inspect
+import warnings
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from .interface import Mixer, MixerCard
+
+ENTRY_POINT_GROUP = "mixerzoo.mixers"
+
+_mixers: dict[str, type[Mixer]] = {}
+MixerType = TypeVar("MixerType", bound=type[Mixer])
+
+
+class UnknownMixerError(ValueError):
+    """No mixer of that name; the message suggests close ones."""
+
+
+def register_mixer(cls: MixerType) -> MixerType:
+    """Class decorator: make a `Mixer` subclass known under its card's name. Raises if the name is taken."""
+    if not (isinstance(cls, type) and issubclass(cls, Mixer) and isinstance(getattr(cls, "card", None), MixerCard)):
+        raise TypeError(f"register_mixer needs a Mixer subclass with a MixerCard as its card, got {cls!r}")
+    taken = _mixers.get(cls.card.name)
+    if taken is not None and taken is not cls:
+        raise ValueError(f"the mixer name {cls.card.name!r} is taken by {taken.__module__}.{taken.__qualname__}")
+    _mixers[cls.card.name] = cls
+    return cls
+
+
+@functools.cache
+def plugin_errors() -> dict[str, str]:
+    """Load the installed plug-ins once; returns entry point -> what went wrong, for those that did not load."""
+    errors: dict[str, str] = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        source = f"{entry.name} ({entry.value})"
+        try:
+            register_mixer(entry.load())
+        except Exception as error:  # a plug-in is somebody else's code: whatever it raises must not take the zoo down
+            errors[source] = f"{type(error).__name__}: {error}"
+            warnings.warn(f"the mixer plug-in {source} could not be loaded: {errors[source]}", stacklevel=2)
+    return errors
+
+
+def mixer_class(name: str) -> type[Mixer]:
+    """The class registered as `name`. Raises `UnknownMixerError` with close matches."""
+    plugin_errors()
+    if name not in _mixers:
+        close = difflib.get_close_matches(name, _mixers, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(sorted(_mixers))}"
+        raise UnknownMixerError(f"unknown mixer {name!r}; {hint}")
+    return _mixers[name]
+
+
+def mixer_card(name: str) -> MixerCard:
+    """The card of the mixer `name`."""
+    return mixer_class(name).card
+
+
+def mixer_options(name: str) -> dict[str, Any]:
+    """The options of the mixer `name` and their defaults."""
+    parameters = list(inspect.signature(mixer_class(name).__init__).parameters.values())[2:]  # after self, d_model
+    return {p.name: p.default for p in parameters}
+
+
+def create_mixer(name: str, d_model: int, **options: Any) -> Mixer:
+    """Build the mixer `name` for inputs `[batch, time, d_model]`.
+
+    Raises `UnknownMixerError` for an unknown name and `ValueError` for an unknown or unfit option.
+    """
+    cls, known = mixer_class(name), mixer_options(name)
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ValueError(f"{name} has no option {option!r}; {hint}its options are {', '.join(known) or 'none'}")
+    return cls(d_model, **options)
+
+
+def list_mixers(pattern: str = "*", *, family: str | None = None) -> list[str]:
+    """Sorted names that match a shell pattern (`"*delta*"`) and, if given, a family."""
+    plugin_errors()
+    return sorted(
+        name
+        for name, cls in _mixers.items()
+        if fnmatch.fnmatchcase(name, pattern) and family in (None, cls.card.family)
+    )

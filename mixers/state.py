@@ -1,0 +1,218 @@
+"""States as values: what a mixer remembers of a sequence, and what anybody may do with it.
+
+A state is never changed by the call it is given to, so one prefilled context can be continued many times. A growing
+cache stays cheap all the same: `GrowableBuffer` appends in place where nobody else can see it, and copies otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+_METADATA_KEY = "mixerzoo_state"
+
+
+def shared_field() -> Any:
+    """A dataclass field whose tensors belong to the whole batch: `select` leaves them alone."""
+    return dataclasses.field(metadata={"shared": True})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StateValue:
+    """A frozen dataclass of tensors, plain values, tuples and other `StateValue`s; tensors are batch-first."""
+
+    _types: ClassVar[dict[str, type[StateValue]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        StateValue._types[cls.__name__] = cls
+
+    def map_tensors(self, fn: Callable[[Tensor, bool], Tensor], batched: bool = True) -> Any:
+        """A copy with `fn(tensor, batched)` in place of every tensor; `batched` is False for shared ones."""
+        changes = {
+            f.name: _map(getattr(self, f.name), fn, batched and not f.metadata.get("shared", False))
+            for f in dataclasses.fields(self)
+        }
+        return dataclasses.replace(self, **changes)
+
+
+def _map(value: Any, fn: Callable[[Tensor, bool], Tensor], batched: bool) -> Any:
+    if isinstance(value, Tensor):
+        return fn(value, batched)
+    if isinstance(value, StateValue):
+        return value.map_tensors(fn, batched)
+    if isinstance(value, tuple):
+        return tuple(_map(v, fn, batched) for v in value)
+    return value
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GrowableBuffer(StateValue):
+    """An append-only tensor `[batch, length, ...]` with room to grow, shared by the states that continue one another.
+
+    `storage [batch, capacity, ...]` holds the valid entries `start:end`. `written` is the high-water mark that every
+    value over the same storage sees: only the one that ends at the mark may append in place, so older ones stay intact.
+    """
+
+    storage: Tensor
+    start: int
+    end: int
+    written: list[int]
+
+    @classmethod
+    def of(cls, values: Tensor) -> GrowableBuffer:
+        """Start from `values [batch, length, ...]`, with no spare room."""
+        return cls(values, 0, values.shape[1], [values.shape[1]])
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    @property
+    def values(self) -> Tensor:
+        """The valid entries, `[batch, length, ...]`, a view."""
+        return self.storage[:, self.start : self.end]
+
+    def append(self, new: Tensor) -> GrowableBuffer:
+        """This buffer followed by `new [batch, time, ...]`, in amortised O(time); differentiable."""
+        if torch.is_grad_enabled() and (new.requires_grad or self.storage.requires_grad):
+            return GrowableBuffer.of(torch.cat([self.values, new], dim=1))
+        end = self.end + new.shape[1]
+        if self.written[0] == self.end and end <= self.storage.shape[1] and not self.storage.requires_grad:
+            self.storage[:, self.end : end] = new
+            self.written[0] = end
+            return GrowableBuffer(self.storage, self.start, end, self.written)
+        length = self.length + new.shape[1]
+        storage = new.new_empty((new.shape[0], max(length, self.length * 3 // 2, 16), *new.shape[2:]))
+        storage[:, : self.length] = self.values
+        storage[:, self.length : length] = new
+        return GrowableBuffer(storage, 0, length, [length])
+
+    def keep_last(self, count: int) -> GrowableBuffer:
+        """The last `count` entries; at most `2 * count + 16` stay allocated, so the copy is amortised as well."""
+        start = max(self.start, self.end - count)
+        if self.storage.shape[1] > 2 * count + 16:
+            return GrowableBuffer.of(self.storage[:, start : self.end].clone())
+        return GrowableBuffer(self.storage, start, self.end, self.written)
+
+    def map_tensors(self, fn: Callable[[Tensor, bool], Tensor], batched: bool = True) -> GrowableBuffer:
+        return GrowableBuffer.of(fn(self.values, batched))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixerState(StateValue):
+    """What a mixer carries from one call to the next; subclasses add their tensors as fields, batch first.
+
+    signature: which mixer made it, options included; another mixer refuses it.
+    batch: number of sequences. position: tokens read so far.
+    """
+
+    signature: str
+    batch: int
+    position: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held by the state, spare room of its buffers included."""
+        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held_tensors(self)}
+        return sum(storages.values())
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where its tensors are; None if it holds none."""
+        return next((t.device for t in held_tensors(self)), None)
+
+    def clone(self) -> Any:
+        """A deep copy that shares no memory with this one."""
+        return self.map_tensors(lambda t, _: t.clone(memory_format=torch.contiguous_format))
+
+    def detach(self) -> Any:
+        """The same values, cut off from the autograd graph (truncated backpropagation)."""
+        return self.map_tensors(lambda t, _: t.detach())
+
+    def to(self, device: torch.device | str) -> Any:
+        """The same values on `device`; dtypes stay, since fast weights must keep theirs."""
+        return self.map_tensors(lambda t, _: t.to(device))
+
+    def select(self, rows: Sequence[int] | Tensor) -> Any:
+        """The state of the sequences `rows` (indices into the batch; repeats make copies, as for beam search)."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        if index.ndim != 1 or (index.numel() and not (index.min() >= 0 and index.max() < self.batch)):
+            raise ValueError(f"rows must be a list of indices in 0..{self.batch - 1}, got {rows!r}")
+        picked = self.map_tensors(lambda t, batched: t.index_select(0, index.to(t.device)) if batched else t)
+        return _with_batch(picked, len(index))
+
+    def save(self, path: str | Path) -> None:
+        """Write to a safetensors file: tensors, and in the metadata how they hang together; no pickle."""
+        tensors: dict[str, Tensor] = {}
+        skeleton = _flatten(self, "state", tensors)
+        safetensors.torch.save_file(tensors, str(path), {_METADATA_KEY: json.dumps(skeleton)})
+
+    @staticmethod
+    def load(path: str | Path, device: torch.device | str = "cpu") -> Any:
+        """Read what `save` wrote. Raises `ValueError` for a file that holds no state of a mixer known here."""
+        with safe_open(str(path), "pt", device=str(device)) as file:
+            skeleton = (file.metadata() or {}).get(_METADATA_KEY)
+            if skeleton is None:
+                raise ValueError(f"{path} holds no mixer state (its metadata has no {_METADATA_KEY!r})")
+            return _unflatten(json.loads(skeleton), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+def held_tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor that a state keeps alive, spare room of growable buffers included."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for v in value:
+            yield from held_tensors(v)
+    elif isinstance(value, StateValue):
+        for f in dataclasses.fields(value):
+            yield from held_tensors(getattr(value, f.name))
+
+
+def _with_batch(value: Any, batch: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_with_batch(v, batch) for v in value)
+    if not isinstance(value, StateValue) or isinstance(value, GrowableBuffer):
+        return value
+    changes = {f.name: _with_batch(getattr(value, f.name), batch) for f in dataclasses.fields(value)}
+    return dataclasses.replace(value, **{**changes, "batch": batch} if isinstance(value, MixerState) else changes)
+
+
+def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().clone(memory_format=torch.contiguous_format)
+        return {"tensor": path}
+    if isinstance(value, GrowableBuffer):
+        return {"buffer": _flatten(value.values, path, tensors)}
+    if isinstance(value, StateValue):
+        fields = {
+            f.name: _flatten(getattr(value, f.name), f"{path}.{f.name}", tensors) for f in dataclasses.fields(value)
+        }
+        return {"type": type(value).__name__, "fields": fields}
+    if isinstance(value, tuple):
+        return {"tuple": [_flatten(v, f"{path}.{i}", tensors) for i, v in enumerate(value)]}
+    return {"value": value}
+
+
+def _unflatten(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
+    if "tensor" in skeleton:
+        return tensors[skeleton["tensor"]]
+    if "buffer" in skeleton:
+        return GrowableBuffer.of(_unflatten(skeleton["buffer"], tensors))
+    if "tuple" in skeleton:
+        return tuple(_unflatten(s, tensors) for s in skeleton["tuple"])
+    if "value" in skeleton:
+        return skeleton["value"]
+    cls = StateValue._types.get(skeleton["type"])
+    if cls is None:
+        raise ValueError(f"state type {skeleton['type']!r} is unknown here: import the package of its mixer first")
+    return cls(**{name: _unflatten(s, tensors) for name, s in skeleton["fields"].items()})
