@@ -1,0 +1,89 @@
+"""What a task is: an endless supply of training batches, and evaluation batches that never overlap with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+IGNORE = -100  # the target of a position that is not scored; what cross_entropy ignores by default
+
+Split = Literal["train", "eval"]
+_STREAMS: dict[Split, int] = {"train": 1, "eval": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Sequences, what is asked of them, and where the answer was; all `[batch, time]`, on the CPU.
+
+    tokens: int64 ids. targets: the id that should come next, `IGNORE` where nothing is scored.
+    depths: float32, where in the context the answer stood, 0 = its start, 1 = right before the questions; nan where
+        no question is. distances: int64, how many tokens back from the question the answer was; 0 where none is.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    depths: Tensor
+    distances: Tensor
+
+    @classmethod
+    def of(cls, tokens: np.ndarray) -> Batch:
+        """A batch of `tokens [batch, time]` that scores nothing yet."""
+        ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))
+        return cls(
+            tokens=ids,
+            targets=torch.full_like(ids, IGNORE),
+            depths=torch.full(ids.shape, torch.nan),
+            distances=torch.zeros_like(ids),
+        )
+
+    @classmethod
+    def cat(cls, batches: list[Batch]) -> Batch:
+        """The rows of `batches`, one after the other."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in names})
+
+
+class Task(BaseModel):
+    """A task; its fields are its parameters in a suite. Subclasses add `task: Literal[name]` and write `sample`.
+
+    Batches are functions of the arguments alone, and there is no end to them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are `0..vocab_size - 1`; the model needs at least that many."""
+        raise NotImplementedError
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of a guess by somebody who knows the task but has not read the sequence."""
+        raise NotImplementedError
+
+    def sample(self, rng: np.random.Generator, split: Split, batch: int, length: int) -> Batch:
+        """Draw `batch` sequences of `length` tokens. Raises `ValueError` for a length that is too short."""
+        raise NotImplementedError
+
+    def train_batch(self, step: int, batch: int, length: int, seed: int) -> Batch:
+        """The batch of training step `step`: `batch` sequences of `length` tokens."""
+        return self.sample(self._stream("train", seed, step), "train", batch, length)
+
+    def eval_batches(self, length: int, examples: int, seed: int, batch: int) -> Iterator[Batch]:
+        """`examples` sequences of `length` tokens, at most `batch` at a time.
+
+        Every example has a random stream of its own, so that how they are batched does not change them.
+        """
+        for start in range(0, examples, batch):
+            indices = range(start, min(start + batch, examples))
+            yield Batch.cat([self.sample(self._stream("eval", seed, length, i), "eval", 1, length) for i in indices])
+
+    @staticmethod
+    def _stream(split: Split, *key: int) -> np.random.Generator:
+        return np.random.default_rng([_STREAMS[split], *key])

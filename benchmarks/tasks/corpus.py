@@ -1,0 +1,127 @@
+"""Real text that every machine has: the source of Python's standard library, or a folder of the user's own files."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .base import Split
+
+EVAL_SHARE = 0.1  # of the bytes
+MAX_BYTES = 32 * 2**20  # more text than this is not used
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}  # test suites are not always installed
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Text:
+    """Documents end to end. data: uint8 `[bytes]`. sizes: bytes of each document, int64 `[documents]`."""
+
+    data: np.ndarray
+    sizes: np.ndarray
+    source: str
+
+    def windows(self, rng: np.random.Generator, count: int, length: int, *, across: bool = False) -> np.ndarray:
+        """`count` contiguous windows, `[count, length]` uint8, every start equally likely.
+
+        across: let a window run over the ends of documents. Raises `ValueError` if no text is that long.
+        """
+        sizes = self.data.size * np.ones(1, dtype=np.int64) if across else self.sizes
+        ends = np.cumsum(np.maximum(sizes - length + 1, 0))  # the windows there are, document by document
+        if ends.size == 0 or ends[-1] == 0:
+            longest = int(sizes.max(initial=0))
+            raise ValueError(f"{self.source}: a window of {length} bytes is asked for, but the longest is {longest}")
+        picks = rng.integers(ends[-1], size=count)
+        documents = np.searchsorted(ends, picks, side="right")
+        first_windows = ends - np.maximum(sizes - length + 1, 0)
+        first_bytes = np.cumsum(sizes) - sizes
+        starts = first_bytes[documents] + picks - first_windows[documents]
+        return np.lib.stride_tricks.sliding_window_view(self.data, length)[starts]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Text for training and, from other files, for evaluation. sha256: over all of it, to tell corpora apart."""
+
+    train: Text
+    eval: Text
+    sha256: str
+
+    def split(self, split: Split) -> Text:
+        return self.train if split == "train" else self.eval
+
+    def describe(self) -> dict[str, Any]:
+        """What a report should say of the text (JSON-able)."""
+        return {
+            "source": self.train.source,
+            "train_bytes": int(self.train.data.size),
+            "eval_bytes": int(self.eval.data.size),
+            "sha256": self.sha256,
+        }
+
+
+@functools.lru_cache(maxsize=4)
+def load_corpus(folder: str | None = None) -> Corpus:
+    """Read the text files under `folder`, or without one the source files of Python's standard library.
+
+    Files are split by the SHA-256 of their content: in that order the first tenth of the bytes (one file at least) is
+    for evaluation, the rest for training. Equal files count once. Of more than `MAX_BYTES`, a part is taken that the
+    hashes of the paths decide.
+    Raises `ValueError` if the folder is missing or holds fewer than two different text files.
+    """
+    if folder is None:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        source, paths = "Python's standard library", _library_files(root)
+    else:
+        root = Path(folder).expanduser()
+        if not root.is_dir():
+            raise ValueError(f"text_folder {folder!r} is not a folder; name one that holds text files")
+        source, paths = f"text_folder {folder!r}", _visible_files(root)
+    ordered = sorted(paths, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest())
+    documents = {hashlib.sha256(content).digest(): content for content in _texts(ordered)}
+    if len(documents) < 2:
+        raise ValueError(
+            f"{source} holds {len(documents)} different text files; at least two are needed, "
+            "one to train on and one to evaluate on"
+        )
+    return _split(source, [documents[digest] for digest in sorted(documents)])
+
+
+def _library_files(root: Path) -> Iterator[Path]:
+    return (path for path in root.rglob("*.py") if not _NOT_LIBRARY & set(path.relative_to(root).parts))
+
+
+def _visible_files(root: Path) -> Iterator[Path]:
+    return (p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
+
+
+def _texts(paths: list[Path]) -> Iterator[bytes]:
+    """Contents of those that are text (regular, not empty, without a zero byte), until there is enough of it."""
+    left = MAX_BYTES
+    for path in paths:
+        if path.is_file():
+            with path.open("rb") as file:
+                content = file.read(left)
+            if content and b"\0" not in content:
+                yield content
+                left -= len(content)
+        if left <= 0:
+            return
+
+
+def _split(source: str, documents: list[bytes]) -> Corpus:
+    ends = np.cumsum([len(document) for document in documents])
+    cut = min(int(np.searchsorted(ends, EVAL_SHARE * ends[-1])) + 1, len(documents) - 1)
+    digest = hashlib.sha256(b"".join(documents)).hexdigest()
+    return Corpus(_text(source, documents[cut:]), _text(source, documents[:cut]), digest)
+
+
+def _text(source: str, documents: list[bytes]) -> Text:
+    sizes = np.array([len(document) for document in documents], dtype=np.int64)
+    return Text(np.frombuffer(b"".join(documents), dtype=np.uint8), sizes, source)

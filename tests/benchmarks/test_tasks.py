@@ -1,0 +1,152 @@
+"""Tasks: what they promise of every sequence, that they repeat, and that evaluation never sees the training text."""
+
+import numpy as np
+import pytest
+import torch
+from mixerzoo.benchmarks.tasks import IGNORE, NeedleTask
+from mixerzoo.benchmarks.tasks.corpus import load_corpus
+
+TASKS = [NeedleTask(), NeedleTask(n_needles=3, asked=1)]
+
+
+def same(a, b):
+    return all(
+        torch.equal(torch.nan_to_num(x, -1), torch.nan_to_num(y, -1))
+        for x, y in zip(vars(a).values(), vars(b).values())
+    )
+
+
+@pytest.mark.parametrize("task", TASKS, ids=repr)
+def test_batches_are_a_function_of_their_arguments(task):
+    batch = task.train_batch(3, 4, 128, seed=5)
+    assert same(batch, task.train_batch(3, 4, 128, seed=5))
+    assert not same(batch, task.train_batch(4, 4, 128, seed=5))
+    assert not same(batch, task.train_batch(3, 4, 128, seed=6))
+    one_by_one = list(task.eval_batches(128, 5, seed=5, batch=1))
+    assert len(one_by_one) == 5
+    at_once = list(task.eval_batches(128, 5, seed=5, batch=4))
+    assert [len(b.tokens) for b in at_once] == [4, 1]
+    assert torch.equal(torch.cat([b.tokens for b in one_by_one]), torch.cat([b.tokens for b in at_once]))
+
+
+@pytest.mark.parametrize("task", TASKS, ids=repr)
+def test_shapes_ids_and_questions(task):
+    batch = task.train_batch(0, 6, 96, seed=0)
+    assert all(x.shape == (6, 96) for x in vars(batch).values())
+    assert batch.tokens.dtype == batch.targets.dtype == torch.int64
+    assert batch.tokens.min() >= 0 and batch.tokens.max() < task.vocab_size
+    asked = batch.targets != IGNORE
+    assert asked.any(dim=1).all()
+    assert torch.equal(asked, ~batch.depths.isnan())
+    assert torch.equal(asked, batch.distances > 0)
+    assert batch.depths[asked].min() >= 0 and batch.depths[asked].max() <= 1
+    # the answer stands where distances says, and its key before it
+    rows, questions = asked.nonzero(as_tuple=True)
+    answers = questions - batch.distances[asked]
+    assert torch.equal(batch.tokens[rows, answers], batch.targets[asked])
+    assert torch.equal(batch.tokens[rows, answers - 1], batch.tokens[asked])
+
+
+@pytest.mark.parametrize("task", TASKS, ids=repr)
+def test_a_length_that_is_too_short_is_refused(task):
+    shortest = task.min_length
+    assert task.train_batch(0, 2, shortest, seed=0).tokens.shape == (2, shortest)
+    with pytest.raises(ValueError, match=f"length >= {shortest}"):
+        task.train_batch(0, 2, shortest - 1, seed=0)
+
+
+def test_needles_stand_in_unbroken_text_and_are_asked_at_the_end():
+    task = NeedleTask(n_needles=4)
+    text = load_corpus().train.data.tobytes()
+    for tokens in task.train_batch(1, 8, 200, seed=0).tokens.numpy():
+        context, ask, questions = tokens[:191], tokens[191], tokens[192:]
+        assert ask == task.ask_id
+        haystack = context[context < 256]
+        assert len(haystack) == 191 - 8  # no needle overwrote another, nor text
+        assert haystack.astype(np.uint8).tobytes() in text
+        needles = context[context >= 256].reshape(4, 2)
+        keys, values = needles[:, 0], needles[:, 1]
+        assert len(set(keys)) == 4
+        assert ((keys >= task.first_key) & (keys < task.first_value)).all()
+        assert (values >= task.first_value).all()
+        assert {tuple(pair) for pair in needles} == {tuple(pair) for pair in questions.reshape(4, 2)}
+
+
+@pytest.mark.parametrize("length", [64, 1000])
+def test_evaluation_hides_as_many_needles_in_every_quarter(length):
+    batch = next(NeedleTask(n_needles=8).eval_batches(length, 16, seed=0, batch=16))
+    depths = batch.depths[batch.targets != IGNORE].reshape(16, 8)
+    for row in depths:
+        assert torch.histc(row, 4, 0, 1).tolist() == [2, 2, 2, 2]
+
+
+def test_evaluation_spreads_a_single_needle_over_the_quarters():
+    batch = next(NeedleTask(n_needles=1).eval_batches(256, 100, seed=0, batch=100))
+    counts = torch.histc(batch.depths[batch.targets != IGNORE], 4, 0, 1)
+    assert counts.min() > 10
+
+
+def test_asked_limits_the_questions_and_length_counts_everything():
+    batch = NeedleTask(n_needles=8, asked=2).train_batch(0, 3, 100, seed=0)
+    assert (batch.targets != IGNORE).sum(dim=1).tolist() == [2, 2, 2]
+    assert (batch.tokens[:, 95] == 256).all()  # ask, then two questions and their answers: the last five tokens
+
+
+@pytest.mark.parametrize("fields", [{"n_needles": 9, "n_keys": 8}, {"asked": 9}, {"asked": 0}, {"unknown": 1}])
+def test_parameters_that_cannot_be_are_refused(fields):
+    with pytest.raises(ValueError):
+        NeedleTask(**fields)
+
+
+def test_train_and_eval_text_share_no_file():
+    corpus = load_corpus()
+    documents = {}
+    for split in ("train", "eval"):
+        text = corpus.split(split)
+        assert text.sizes.sum() == text.data.size
+        documents[split] = {d.tobytes() for d in np.split(text.data, np.cumsum(text.sizes)[:-1])}
+        assert len(documents[split]) == len(text.sizes)
+    assert not documents["train"] & documents["eval"]
+    assert 0.05 < corpus.eval.data.size / (corpus.train.data.size + corpus.eval.data.size) < 0.2
+
+
+def test_train_and_eval_streams_differ():
+    task = NeedleTask()
+    train, evaluation = task._stream("train", 0, 128).random(8), task._stream("eval", 0, 128).random(8)
+    assert not np.intersect1d(train, evaluation).size
+
+
+def test_a_folder_of_text_files(tmp_path):
+    for i in range(6):
+        (tmp_path / f"{i}.txt").write_text(f"document {i} " * 40)
+    (tmp_path / "copy.txt").write_text("document 0 " * 40)
+    (tmp_path / "image.png").write_bytes(b"\0\1\2" * 999)
+    corpus = load_corpus(str(tmp_path))
+    assert len(corpus.train.sizes) + len(corpus.eval.sizes) == 6
+    task = NeedleTask(text_folder=str(tmp_path), n_needles=1)
+    tokens = next(task.eval_batches(64, 1, seed=0, batch=1)).tokens[0]
+    assert bytes(tokens[tokens < 256].tolist()) in corpus.eval.data.tobytes()
+    with pytest.raises(ValueError, match="window of 99996 bytes"):
+        task.train_batch(0, 1, 100_001, seed=0)
+
+
+def test_a_missing_or_empty_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere.*is not a folder"):
+        load_corpus(str(tmp_path / "nowhere"))
+    (tmp_path / "one.txt").write_text("alone")
+    with pytest.raises(ValueError, match="holds 1 different text files; at least two"):
+        load_corpus(str(tmp_path))
+
+
+def test_windows_stay_within_documents_unless_told():
+    from mixerzoo.benchmarks.tasks.corpus import Text
+
+    text = Text(np.array([1] * 5 + [2] * 3 + [3] * 9, dtype=np.uint8), np.array([5, 3, 9]), "three documents")
+    rng = np.random.default_rng(0)
+    windows = text.windows(rng, 400, 4)
+    assert windows.shape == (400, 4)
+    assert {tuple(w) for w in windows} == {(1,) * 4, (3,) * 4}
+    assert 0.15 < (windows[:, 0] == 1).mean() < 0.35  # 2 of the 8 windows
+    assert any(len(set(w)) > 1 for w in text.windows(rng, 100, 4, across=True).tolist())
+    with pytest.raises(ValueError, match="window of 10 bytes is asked for, but the longest is 9"):
+        text.windows(rng, 1, 10)
