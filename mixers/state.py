@@ -35,23 +35,35 @@ class StateValue:
         super().__init_subclass__(**kwargs)
         StateValue._types[cls.__name__] = cls
 
-    def map_tensors(self, fn: Callable[[Tensor, bool], Tensor], batched: bool = True) -> Any:
-        """A copy with `fn(tensor, batched)` in place of every tensor; `batched` is False for shared ones."""
-        changes = {
-            f.name: _map(getattr(self, f.name), fn, batched and not f.metadata.get("shared", False))
-            for f in dataclasses.fields(self)
-        }
-        return dataclasses.replace(self, **changes)
+    def map_tensors(self, fn: Callable[[Tensor], Tensor]) -> Any:
+        """A copy with `fn(tensor)` in place of every tensor."""
+        return self._rebuild(lambda value, _: _map(value, fn))
+
+    def pick(self, index: Tensor) -> Any:
+        """A copy that holds the sequences `index [rows]` only; subclasses that are not batch-first override it."""
+        return self._rebuild(lambda value, shared: value if shared else _pick(value, index))
+
+    def _rebuild(self, change: Callable[[Any, bool], Any]) -> Any:
+        fields = dataclasses.fields(self)
+        return dataclasses.replace(
+            self, **{f.name: change(getattr(self, f.name), f.metadata.get("shared", False)) for f in fields}
+        )
 
 
-def _map(value: Any, fn: Callable[[Tensor, bool], Tensor], batched: bool) -> Any:
+def _map(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return fn(value, batched)
+        return fn(value)
     if isinstance(value, StateValue):
-        return value.map_tensors(fn, batched)
-    if isinstance(value, tuple):
-        return tuple(_map(v, fn, batched) for v in value)
-    return value
+        return value.map_tensors(fn)
+    return tuple(_map(v, fn) for v in value) if isinstance(value, tuple) else value
+
+
+def _pick(value: Any, index: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value.index_select(0, index.to(value.device))
+    if isinstance(value, StateValue):
+        return value.pick(index)
+    return tuple(_pick(v, index) for v in value) if isinstance(value, tuple) else value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,8 +115,11 @@ class GrowableBuffer(StateValue):
             return GrowableBuffer.of(self.storage[:, start : self.end].clone())
         return GrowableBuffer(self.storage, start, self.end, self.written)
 
-    def map_tensors(self, fn: Callable[[Tensor, bool], Tensor], batched: bool = True) -> GrowableBuffer:
-        return GrowableBuffer.of(fn(self.values, batched))
+    def map_tensors(self, fn: Callable[[Tensor], Tensor]) -> GrowableBuffer:
+        return GrowableBuffer.of(fn(self.values))
+
+    def pick(self, index: Tensor) -> GrowableBuffer:
+        return GrowableBuffer.of(_pick(self.values, index))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,23 +147,25 @@ class MixerState(StateValue):
 
     def clone(self) -> Any:
         """A deep copy that shares no memory with this one."""
-        return self.map_tensors(lambda t, _: t.clone(memory_format=torch.contiguous_format))
+        return self.map_tensors(lambda t: t.clone(memory_format=torch.contiguous_format))
 
     def detach(self) -> Any:
         """The same values, cut off from the autograd graph (truncated backpropagation)."""
-        return self.map_tensors(lambda t, _: t.detach())
+        return self.map_tensors(lambda t: t.detach())
 
     def to(self, device: torch.device | str) -> Any:
         """The same values on `device`; dtypes stay, since fast weights must keep theirs."""
-        return self.map_tensors(lambda t, _: t.to(device))
+        return self.map_tensors(lambda t: t.to(device))
 
     def select(self, rows: Sequence[int] | Tensor) -> Any:
         """The state of the sequences `rows` (indices into the batch; repeats make copies, as for beam search)."""
         index = torch.as_tensor(rows, dtype=torch.long)
         if index.ndim != 1 or (index.numel() and not (index.min() >= 0 and index.max() < self.batch)):
             raise ValueError(f"rows must be a list of indices in 0..{self.batch - 1}, got {rows!r}")
-        picked = self.map_tensors(lambda t, batched: t.index_select(0, index.to(t.device)) if batched else t)
-        return _with_batch(picked, len(index))
+        return self.pick(index)
+
+    def pick(self, index: Tensor) -> Any:
+        return dataclasses.replace(super().pick(index), batch=len(index))
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file: tensors, and in the metadata how they hang together; no pickle."""
@@ -176,15 +193,6 @@ def held_tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, StateValue):
         for f in dataclasses.fields(value):
             yield from held_tensors(getattr(value, f.name))
-
-
-def _with_batch(value: Any, batch: int) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_with_batch(v, batch) for v in value)
-    if not isinstance(value, StateValue) or isinstance(value, GrowableBuffer):
-        return value
-    changes = {f.name: _with_batch(getattr(value, f.name), batch) for f in dataclasses.fields(value)}
-    return dataclasses.replace(value, **{**changes, "batch": batch} if isinstance(value, MixerState) else changes)
 
 
 def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
