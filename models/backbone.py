@@ -1,0 +1,198 @@
+"""The backbone that hosts any mixer: pre-norm residual blocks, RMSNorm, SwiGLU, tied embeddings.
+
+Fairness by construction: every module draws its initial parameters from a random stream of its own, seeded by the
+model's seed and the module's name. What a mixer draws changes nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..mixers import Mixer, MixerState, create_mixer
+from .config import ModelConfig
+from .layout import LayerSpec, Layout, MixerSpec, parse_layout
+
+INITIAL_STD = 0.02
+NORM_EPS = 1e-6
+
+BlockState = tuple[MixerState | None, MixerState | None, MixerState | None]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelState(MixerState):
+    """What a model carries from one call to the next: for every layer the states of its memory, mixer and feed-forward,
+    None where there is none."""
+
+    layers: tuple[BlockState, ...]
+
+
+class SwiGLU(nn.Module):
+    """Feed-forward `down(silu(gate(x)) * up(x))` of width d_ff, without biases (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, d_model: int, d_ff: int, n_layers: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(d_model, d_ff, bias=False)
+        self.up = nn.Linear(d_model, d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+        nn.init.normal_(self.gate.weight, std=INITIAL_STD)
+        nn.init.normal_(self.up.weight, std=INITIAL_STD)
+        # two residual branches a layer: the sum of all of them keeps its scale at any depth (GPT-2)
+        nn.init.normal_(self.down.weight, std=INITIAL_STD / math.sqrt(2 * n_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x [batch, time, d_model]` -> the same shape."""
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """One layer: [memory sublayer] -> mixer -> feed-forward, each on the normalised residual stream and added to it."""
+
+    def __init__(self, d_model: int, mixer: Mixer, feed_forward: SwiGLU | Mixer, memory: Mixer | None) -> None:
+        super().__init__()
+        self.memory_norm = nn.RMSNorm(d_model, eps=NORM_EPS) if memory is not None else None
+        self.memory = memory
+        self.mixer_norm = nn.RMSNorm(d_model, eps=NORM_EPS)
+        self.mixer = mixer
+        self.feed_forward_norm = nn.RMSNorm(d_model, eps=NORM_EPS)
+        self.feed_forward = feed_forward
+
+    def forward(self, x: Tensor, state: BlockState | None, return_state: bool) -> tuple[Tensor, BlockState]:
+        """`x [batch, time, d_model]` -> the same shape, and the states after it (None where there is none)."""
+        memory_state, mixer_state, feed_forward_state = state or (None, None, None)
+        if self.memory is not None and self.memory_norm is not None:
+            y, memory_state = self.memory(self.memory_norm(x), memory_state, return_state)
+            x = x + y.to(x.dtype)
+        y, mixer_state = self.mixer(self.mixer_norm(x), mixer_state, return_state)
+        x = x + y.to(x.dtype)
+        y = self.feed_forward_norm(x)
+        if isinstance(self.feed_forward, Mixer):
+            y, feed_forward_state = self.feed_forward(y, feed_forward_state, return_state)
+        else:
+            y = self.feed_forward(y)
+        return x + y.to(x.dtype), (memory_state, mixer_state, feed_forward_state)
+
+
+class Backbone(nn.Module):
+    """Embedding, blocks, final norm, and the embedding again as the output layer.
+
+    d_ff: width of the feed-forwards; `config.d_ff` and `config.match` are for `LanguageModel` to resolve.
+    Raises `LayoutError` if the layout names what cannot be built.
+    """
+
+    def __init__(self, config: ModelConfig, d_ff: int) -> None:
+        super().__init__()
+        self.config = config
+        self.d_ff = d_ff
+        layout = parse_layout(config.layout)
+        device = torch.get_default_device()
+        # initial values are drawn on the CPU, so that they do not depend on the device
+        with torch.device("meta" if device.type == "meta" else "cpu"):
+            with _random_stream(config.seed, "embedding"):
+                self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+                nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
+            places = layout.place(config.n_layers)
+            self.layers = nn.ModuleList(self._build_block(layout, i, place) for i, place in enumerate(places))
+            self.norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
+        self.to(device)
+        sizes = f"d_model={config.d_model}, d_ff={d_ff}, vocab_size={config.vocab_size}"
+        mixers = ", ".join(mixer.signature for mixer in self.mixers())
+        self.signature = f"LanguageModel({sizes}, mixers=[{mixers}])"
+
+    def _build_block(self, layout: Layout, i: int, place: LayerSpec) -> Block:
+        def build(kind: str, mixer: MixerSpec | None) -> Mixer | None:
+            return None if mixer is None else self._build_mixer(layout, f"layers.{i}.{kind}", mixer)
+
+        feed_forward = build("feed_forward", place.feed_forward)
+        if feed_forward is None:
+            with _random_stream(self.config.seed, f"layers.{i}.feed_forward"):
+                feed_forward = SwiGLU(self.config.d_model, self.d_ff, self.config.n_layers)
+        return Block(self.config.d_model, build("mixer", place.mixer), feed_forward, build("memory", place.memory))
+
+    def _build_mixer(self, layout: Layout, name: str, mixer: MixerSpec) -> Mixer:
+        options = {**self.config.mixer_defaults.get(mixer.name, {}), **mixer.options}
+        try:
+            with _random_stream(self.config.seed, name):
+                return create_mixer(mixer.name, self.config.d_model, **options)
+        except (ValueError, TypeError) as error:
+            raise layout.error(f"{mixer} cannot be built: {error}", mixer.column) from error
+
+    def mixers(self) -> Iterator[Mixer]:
+        """Every mixer, layer by layer, in the order in which they run."""
+        for block in self.layers:
+            for module in (block.memory, block.mixer, block.feed_forward):
+                if isinstance(module, Mixer):
+                    yield module
+
+    def features(
+        self, tokens: Tensor, state: ModelState | None = None, return_state: bool = False
+    ) -> tuple[Tensor, ModelState | None]:
+        """Everything but the output layer: `tokens [batch, time]` -> `[batch, time, d_model]` and the state."""
+        self.check_input(tokens, state)
+        x = self.embedding(tokens)
+        layers: list[Any] = []
+        for i, block in enumerate(self.layers):
+            x, block_state = block(x, state.layers[i] if state is not None else None, return_state)
+            layers.append(block_state)
+        x = self.norm(x)
+        if not return_state:
+            return x, None
+        position = (state.position if state is not None else 0) + tokens.shape[1]
+        return x, ModelState(self.signature, tokens.shape[0], position, tuple(layers))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits `[..., vocab_size]` of features `[..., d_model]`; the weight is the embedding's."""
+        return F.linear(features, self.embedding.weight)
+
+    def forward(
+        self, tokens: Tensor, state: ModelState | None = None, return_state: bool = False
+    ) -> tuple[Tensor, ModelState | None]:
+        """Logits `[batch, time, vocab_size]` of the tokens that follow `tokens [batch, time]` (int64).
+
+        state: what an earlier call returned; None starts fresh. return_state: also return the state after `tokens`.
+        Raises `ValueError` for a wrong shape or dtype, ids outside the vocabulary (found on the CPU only, where looking
+        costs nothing), or a state of another model or batch size.
+        """
+        x, state = self.features(tokens, state, return_state)
+        return self.head(x), state
+
+    def check_input(self, tokens: Tensor, state: ModelState | None) -> None:
+        """Raise `ValueError`, naming what was given and what was expected, before any work is done."""
+        if tokens.ndim != 2 or 0 in tokens.shape:
+            raise ValueError(f"a model expects tokens of shape [batch >= 1, time >= 1], got {list(tokens.shape)}")
+        if tokens.dtype != torch.int64:
+            raise ValueError(f"a model expects int64 tokens, got {tokens.dtype}")
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = (int(v) for v in torch.aminmax(tokens))
+            if low < 0 or high >= self.config.vocab_size:
+                raise ValueError(f"token ids must be in 0..{self.config.vocab_size - 1}, got {low}..{high}")
+        if state is None:
+            return
+        if not isinstance(state, ModelState):
+            raise ValueError(f"a model expects a ModelState or None as state, got {type(state).__name__}")
+        if state.signature != self.signature:
+            raise ValueError(f"the state was made by {state.signature}; it cannot be continued by {self.signature}")
+        if state.batch != tokens.shape[0]:
+            raise ValueError(
+                f"the state holds {state.batch} sequences but tokens has {tokens.shape[0]}; "
+                "state.select(rows) picks rows"
+            )
+        if state.device is not None and state.device != tokens.device:
+            raise ValueError(f"the state is on {state.device} but tokens on {tokens.device}; move it: state.to(device)")
+
+
+@contextlib.contextmanager
+def _random_stream(seed: int, name: str) -> Iterator[None]:
+    """Seed the CPU's generator from `seed` and `name`; afterwards it is as it was."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        yield

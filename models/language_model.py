@@ -1,0 +1,146 @@
+"""A language model of any layout: forward, states, streaming generation, saving and loading."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .backbone import Backbone
+from .config import ModelConfig
+from .counting import resolve_d_ff
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FORMAT = 1
+
+
+class LanguageModel(Backbone):
+    """A causal language model as `config` says; `d_ff` is the width of its feed-forwards after matching.
+
+    The initial parameters follow from `config.seed` alone. Works under `with torch.device("meta")`.
+    Raises `LayoutError` if the layout cannot be built, `ValueError` if `config.match` cannot be met.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, resolve_d_ff(config))
+
+    def generate(
+        self,
+        prompt: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
+        """Continue `prompt [batch, time]`; yields `max_new_tokens` tensors `[batch]`, each as soon as it is known.
+
+        temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature), from the
+        `top_k` likeliest if given, with `generator` (on the model's device) or torch's own.
+        Raises `ValueError` for bad arguments, at the call and not at the first token.
+        """
+        self.check_input(prompt, None)
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if not (temperature >= 0 and math.isfinite(temperature)):
+            raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {temperature}")
+        if top_k is not None and not 1 <= top_k <= self.config.vocab_size:
+            raise ValueError(f"top_k must be in 1..{self.config.vocab_size}, got {top_k}")
+        return self._generate(prompt, max_new_tokens, temperature, top_k, generator)
+
+    @torch.no_grad()
+    def _generate(
+        self, tokens: Tensor, count: int, temperature: float, top_k: int | None, generator: torch.Generator | None
+    ) -> Iterator[Tensor]:
+        state = None
+        for _ in range(count):
+            features, state = self.features(tokens, state, return_state=True)
+            token = sample(self.head(features[:, -1]), temperature, top_k, generator)
+            yield token
+            tokens = token[:, None]
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`, which is made if need be."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"format": FORMAT, "config": self.config.to_dict(), "d_ff": self.d_ff}
+        text = json.dumps(content, indent=2) + "\n"
+        # clones, since safetensors refuses tensors that share memory
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in self.state_dict().items()}
+        # replaced whole, so that an interrupted save leaves the earlier file
+        safetensors.torch.save_file(tensors, folder / f"{WEIGHTS_FILE}.tmp")
+        (folder / f"{CONFIG_FILE}.tmp").write_text(text)
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            os.replace(folder / f"{name}.tmp", folder / name)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> LanguageModel:
+        """Read what `save` wrote, dtypes included.
+
+        Raises `FileNotFoundError` for a missing file, `ValueError` for one that is corrupt or does not fit the other.
+        """
+        folder = Path(folder)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} holds no saved model: {name} is missing")
+        config, d_ff = _read_config(folder / CONFIG_FILE)
+        try:
+            tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+        except SafetensorError as error:
+            raise ValueError(f"{folder / WEIGHTS_FILE} is corrupt: {error}") from error
+        with torch.device("cpu"):
+            # the width was solved when the model was made; it must not change with the counting
+            model = cls(dataclasses.replace(config, d_ff=d_ff, match=None, match_layout=None))
+        model.config = config
+        model._load_tensors(tensors, folder)
+        return model.to(device)
+
+    def _load_tensors(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        own = self.state_dict()
+        problems = [f"{name} is missing" for name in own if name not in tensors]
+        problems += [f"{name} is unknown" for name in tensors if name not in own]
+        problems += [
+            f"{name} has shape {list(tensors[name].shape)} instead of {list(t.shape)}"
+            for name, t in own.items()
+            if name in tensors and tensors[name].shape != t.shape
+        ]
+        if problems:
+            shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+            raise ValueError(f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE}: {shown}")
+        for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
+            if name in tensors:
+                tensor.data = tensor.data.to(tensors[name].dtype)
+        self.load_state_dict(tensors)
+
+
+def sample(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
+    """Draw `[batch]` tokens from `logits [batch, vocab_size]`; see `LanguageModel.generate`."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    if top_k is not None:
+        logits, ids = logits.topk(top_k)
+        return ids.gather(1, torch.multinomial(logits.softmax(-1), 1, generator=generator)).squeeze(1)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, int]:
+    try:
+        content: Any = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is corrupt: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise ValueError(f"{path} is not a model of format {FORMAT} (its format is {found!r})")
+    if not (isinstance(content.get("config"), dict) and isinstance(content.get("d_ff"), int)):
+        raise ValueError(f"{path} lacks the model's config or d_ff")
+    return ModelConfig.from_dict(content["config"]), content["d_ff"]

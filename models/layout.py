@@ -1,0 +1,245 @@
+"""Layout lines: which mixer stands at which layer, e.g. `sliding_window_attention*3, gated_deltanet | fwpkm@2,10`.
+
+Left of `|`: mixers with their options, each repeated `*n` times, tiled over the layers. Right of it: what is inserted
+at which layers, counted from 0: as a residual sublayer before the mixer, or in place of the SwiGLU if the inserted
+mixer's card says that its role is feed-forward.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark.exceptions import VisitError
+
+from ..mixers import UnknownMixerError, mixer_card, mixer_options
+
+_GRAMMAR = r"""
+layout: pattern ["|" insertions]
+pattern: repeated ("," repeated)*
+repeated: mixer ["*" COUNT]
+insertions: insertion ("+" insertion)*
+insertion: mixer "@" COUNT ("," COUNT)*
+mixer: NAME ["(" [option ("," option)*] ")"]
+option: NAME "=" (NUMBER | STRING | NAME)
+
+NAME: /[A-Za-z_]\w*/
+COUNT: /[0-9]+/
+NUMBER: /[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?/
+STRING: /"([^"\\\n]|\\.)*"|'([^'\\\n]|\\.)*'/
+%ignore /\s+/
+"""
+_TERMINALS = {
+    "NAME": "a name",
+    "COUNT": "a whole number",
+    "NUMBER": "a number",
+    "STRING": "a quoted string",
+    "$END": "the end",
+    "VBAR": "'|'",
+    "COMMA": "','",
+    "STAR": "'*'",
+    "PLUS": "'+'",
+    "AT": "'@'",
+    "LPAR": "'('",
+    "RPAR": "')'",
+    "EQUAL": "'='",
+}
+_CONSTANTS = {"True": True, "true": True, "False": False, "false": False, "None": None, "none": None, "null": None}
+
+
+class LayoutError(ValueError):
+    """A layout line that cannot be used; the message shows the line and a caret under the offending character."""
+
+    def __init__(self, message: str, line: str, column: int) -> None:
+        shown = "".join(" " if c.isspace() else c for c in line)  # so that the caret stays under its character
+        super().__init__(f"{message}\n  {shown}\n  {' ' * column}^")
+        self.column = column
+
+
+@dataclass(frozen=True)
+class MixerSpec:
+    """A mixer of a layout line: its name, the options that the line gives, and where in the line they stand."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    column: int = field(default=0, compare=False, repr=False)
+    option_columns: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})" if self.options else self.name
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A mixer that stands at `times` layers in a row."""
+
+    mixer: MixerSpec
+    times: int = 1
+    column: int = field(default=0, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.mixer}*{self.times}" if self.times > 1 else str(self.mixer)
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """A mixer that is added at `layers`."""
+
+    mixer: MixerSpec
+    layers: tuple[int, ...]
+    columns: tuple[int, ...] = field(default=(), compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.mixer}@{','.join(map(str, self.layers))}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A parsed layout line; `str(layout)` is the canonical line, which parses to an equal layout."""
+
+    pattern: tuple[Repeated, ...]
+    insertions: tuple[Insertion, ...] = ()
+    line: str = field(default="", compare=False, repr=False)
+
+    def __str__(self) -> str:
+        pattern = ", ".join(map(str, self.pattern))
+        return f"{pattern} | {' + '.join(map(str, self.insertions))}" if self.insertions else pattern
+
+    def place(self, n_layers: int) -> list[LayerSpec]:
+        """What stands at each of `n_layers` layers.
+
+        Raises `LayoutError` for an unknown mixer or option, a layer that does not exist or is taken, or a pattern
+        longer than the model.
+        """
+        mixers: list[MixerSpec] = []
+        for repeated in self.pattern:
+            self._check_mixer(repeated.mixer)
+            if mixer_card(repeated.mixer.name).role == "feed_forward":
+                name = repeated.mixer.name
+                message = f"{name} is a feed-forward: insert it right of '|', as in '| {name}@0'"
+                raise self.error(message, repeated.mixer.column)
+            mixers += [repeated.mixer] * repeated.times
+            if len(mixers) > n_layers:
+                message = f"the pattern up to here has {len(mixers)} layers, the model has {n_layers}"
+                raise self.error(message, repeated.column)
+        layers = [LayerSpec(mixers[i % len(mixers)]) for i in range(n_layers)]
+        for insertion in self.insertions:
+            self._insert(insertion, layers)
+        return layers
+
+    def _insert(self, insertion: Insertion, layers: list[LayerSpec]) -> None:
+        self._check_mixer(insertion.mixer)
+        role = mixer_card(insertion.mixer.name).role
+        place = "feed_forward" if role == "feed_forward" else "memory"
+        columns = insertion.columns or (0,) * len(insertion.layers)
+        for layer, column in zip(insertion.layers, columns):
+            if layer >= len(layers):
+                last = len(layers) - 1
+                raise self.error(f"there is no layer {layer}: the model's layers are 0 to {last}", column)
+            taken = getattr(layers[layer], place)
+            if taken is not None:
+                what = "a feed-forward" if place == "feed_forward" else "a memory sublayer"
+                raise self.error(f"layer {layer} already has {what}, {taken.name}", column)
+            setattr(layers[layer], place, insertion.mixer)
+
+    def _check_mixer(self, mixer: MixerSpec) -> None:
+        try:
+            known = mixer_options(mixer.name)
+        except UnknownMixerError as error:
+            raise self.error(str(error), mixer.column) from error
+        for option in mixer.options:
+            if option not in known:
+                close = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+                hint = f"did you mean {close[0]}? " if close else ""
+                message = f"{mixer.name} has no option {option!r}; {hint}its options are {', '.join(known) or 'none'}"
+                raise self.error(message, mixer.option_columns.get(option, mixer.column))
+
+    def error(self, message: str, column: int) -> LayoutError:
+        """A `LayoutError` about the character at `column` of this layout's line."""
+        return LayoutError(message, self.line or str(self), column)
+
+
+@dataclass
+class LayerSpec:
+    """What a layout puts at one layer; `feed_forward` None leaves the SwiGLU."""
+
+    mixer: MixerSpec
+    memory: MixerSpec | None = None
+    feed_forward: MixerSpec | None = None
+
+
+def parse_layout(line: str) -> Layout:
+    """Parse a layout line. Raises `LayoutError`, which points at the character and says what was expected there."""
+    try:
+        tree = _parser().parse(line)
+    except UnexpectedInput as error:
+        if isinstance(error, UnexpectedCharacters):
+            found, column, expected = repr(line[error.pos_in_stream]), error.pos_in_stream, error.allowed
+        else:
+            assert isinstance(error, UnexpectedToken)
+            at_end = error.token.type == "$END"
+            found = "the end" if at_end else repr(str(error.token))
+            column, expected = len(line) if at_end else error.token.start_pos, error.accepts or error.expected
+        wanted = " or ".join(sorted(_TERMINALS[name] for name in expected or ()))
+        raise LayoutError(f"expected {wanted}, found {found}", line, column) from None
+    try:
+        return _Build(line).transform(tree)
+    except VisitError as error:
+        raise error.orig_exc from None
+
+
+@functools.cache
+def _parser() -> Lark:
+    return Lark(_GRAMMAR, start="layout", parser="lalr", maybe_placeholders=True)
+
+
+class _Build(Transformer):
+    """Parse tree -> Layout; what the grammar cannot say (a name given twice, a repeat of 0) is refused here."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__()
+        self.line = line
+
+    def layout(self, items: list[Any]) -> Layout:
+        pattern, insertions = items
+        return Layout(pattern, insertions or (), self.line)
+
+    def pattern(self, items: list[Repeated]) -> tuple[Repeated, ...]:
+        return tuple(items)
+
+    insertions = pattern
+
+    def repeated(self, items: list[Any]) -> Repeated:
+        mixer, count = items
+        if count is None:
+            return Repeated(mixer, 1, mixer.column)
+        if int(count) < 1:
+            raise LayoutError("a mixer is repeated at least once", self.line, count.start_pos)
+        return Repeated(mixer, int(count), count.start_pos)
+
+    def insertion(self, items: list[Any]) -> Insertion:
+        mixer, *layers = items
+        return Insertion(mixer, tuple(int(t) for t in layers), tuple(t.start_pos for t in layers))
+
+    def mixer(self, items: list[Any]) -> MixerSpec:
+        name, *options = items
+        given = [option for option in options if option is not None]
+        columns: dict[str, int] = {}
+        for key, _ in given:
+            if key in columns:
+                raise LayoutError(f"the option {str(key)!r} is given twice", self.line, key.start_pos)
+            columns[str(key)] = key.start_pos
+        return MixerSpec(str(name), {str(key): value for key, value in given}, name.start_pos, columns)
+
+    def option(self, items: list[Token]) -> tuple[Token, Any]:
+        key, value = items
+        if value.type == "NAME":
+            return key, _CONSTANTS.get(value, str(value))
+        if value.type == "NUMBER" and value.lstrip("+-").isdigit():
+            return key, int(value)
+        return key, ast.literal_eval(value)
