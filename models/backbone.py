@@ -22,7 +22,7 @@ from .config import ModelConfig
 from .layout import LayerSpec, Layout, MixerSpec, parse_layout
 
 INITIAL_STD = 0.02
-NORM_EPS = 1e-6
+NORM_EPS = 1e-5
 
 BlockState = tuple[MixerState | None, MixerState | None, MixerState | None]
 
@@ -108,14 +108,15 @@ class Backbone(nn.Module):
         self.signature = f"LanguageModel({sizes}, mixers=[{mixers}])"
 
     def _build_block(self, layout: Layout, i: int, place: LayerSpec) -> Block:
-        def build(kind: str, mixer: MixerSpec | None) -> Mixer | None:
-            return None if mixer is None else self._build_mixer(layout, f"layers.{i}.{kind}", mixer)
-
-        feed_forward = build("feed_forward", place.feed_forward)
-        if feed_forward is None:
+        feed_forward: SwiGLU | Mixer
+        if place.feed_forward is not None:
+            feed_forward = self._build_mixer(layout, f"layers.{i}.feed_forward", place.feed_forward)
+        else:
             with _random_stream(self.config.seed, f"layers.{i}.feed_forward"):
                 feed_forward = SwiGLU(self.config.d_model, self.d_ff, self.config.n_layers)
-        return Block(self.config.d_model, build("mixer", place.mixer), feed_forward, build("memory", place.memory))
+        mixer = self._build_mixer(layout, f"layers.{i}.mixer", place.mixer)
+        memory = self._build_mixer(layout, f"layers.{i}.memory", place.memory) if place.memory else None
+        return Block(self.config.d_model, mixer, feed_forward, memory)
 
     def _build_mixer(self, layout: Layout, name: str, mixer: MixerSpec) -> Mixer:
         options = {**self.config.mixer_defaults.get(mixer.name, {}), **mixer.options}
@@ -123,7 +124,8 @@ class Backbone(nn.Module):
             with _random_stream(self.config.seed, name):
                 return create_mixer(mixer.name, self.config.d_model, **options)
         except (ValueError, TypeError) as error:
-            raise layout.error(f"{mixer} cannot be built: {error}", mixer.column) from error
+            built = MixerSpec(mixer.name, options)
+            raise layout.error(f"{built} cannot be built: {error}", mixer.column) from error
 
     def mixers(self) -> Iterator[Mixer]:
         """Every mixer, layer by layer, in the order in which they run."""

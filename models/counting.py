@@ -61,8 +61,9 @@ def resolve_d_ff(config: ModelConfig) -> int:
     unit = "parameters" if config.match == "params" else "FLOPs"
     raise ValueError(
         f"the layout {config.layout!r} has {at_base:,} {unit} with feed-forwards of width {base}, "
-        f"{config.match_layout!r} has {target:,}: no width of at least {MINIMUM_D_FF} brings them within {MATCH_TOLERANCE:.0%} "
-        f"(it would take {exact:.1f}); change d_ff or the options of the mixers, or leave match out"
+        f"{config.match_layout!r} has {target:,}: no width of at least {MINIMUM_D_FF} brings them within "
+        f"{MATCH_TOLERANCE:.0%} (it would take {exact:.1f}); "
+        "change d_ff or the options of the mixers, or leave match out"
     )
 
 

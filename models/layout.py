@@ -10,11 +10,12 @@ from __future__ import annotations
 import ast
 import difflib
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedToken
 from lark.exceptions import VisitError
 
 from ..mixers import UnknownMixerError, mixer_card, mixer_options
@@ -29,7 +30,7 @@ mixer: NAME ["(" [option ("," option)*] ")"]
 option: NAME "=" (NUMBER | STRING | NAME)
 
 NAME: /[A-Za-z_]\w*/
-COUNT: /[0-9]+/
+COUNT: /[0-9]{1,9}/
 NUMBER: /[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?/
 STRING: /"([^"\\\n]|\\.)*"|'([^'\\\n]|\\.)*'/
 %ignore /\s+/
@@ -123,10 +124,10 @@ class Layout:
                 name = repeated.mixer.name
                 message = f"{name} is a feed-forward: insert it right of '|', as in '| {name}@0'"
                 raise self.error(message, repeated.mixer.column)
-            mixers += [repeated.mixer] * repeated.times
-            if len(mixers) > n_layers:
-                message = f"the pattern up to here has {len(mixers)} layers, the model has {n_layers}"
+            if len(mixers) + repeated.times > n_layers:
+                message = f"the pattern up to here has {len(mixers) + repeated.times} layers, the model has {n_layers}"
                 raise self.error(message, repeated.column)
+            mixers += [repeated.mixer] * repeated.times
         layers = [LayerSpec(mixers[i % len(mixers)]) for i in range(n_layers)]
         for insertion in self.insertions:
             self._insert(insertion, layers)
@@ -176,21 +177,22 @@ class LayerSpec:
 def parse_layout(line: str) -> Layout:
     """Parse a layout line. Raises `LayoutError`, which points at the character and says what was expected there."""
     try:
-        tree = _parser().parse(line)
-    except UnexpectedInput as error:
-        if isinstance(error, UnexpectedCharacters):
-            found, column, expected = repr(line[error.pos_in_stream]), error.pos_in_stream, error.allowed
-        else:
-            assert isinstance(error, UnexpectedToken)
-            at_end = error.token.type == "$END"
-            found = "the end" if at_end else repr(str(error.token))
-            column, expected = len(line) if at_end else error.token.start_pos, error.accepts or error.expected
-        wanted = " or ".join(sorted(_TERMINALS[name] for name in expected or ()))
-        raise LayoutError(f"expected {wanted}, found {found}", line, column) from None
-    try:
-        return _Build(line).transform(tree)
+        return _Build(line).transform(_parser().parse(line))
     except VisitError as error:
         raise error.orig_exc from None
+    except UnexpectedCharacters as error:
+        column, expected = error.pos_in_stream or 0, error.allowed or set()
+        found = repr(line[column])
+    except UnexpectedToken as error:
+        at_end = error.token.type == "$END"
+        found = "the end" if at_end else repr(str(error.token))
+        column, expected = len(line) if at_end else _column(error.token), error.accepts or error.expected
+    wanted = " or ".join(sorted(_TERMINALS[name] for name in expected))
+    raise LayoutError(f"expected {wanted}, found {found}", line, column)
+
+
+def _column(token: Token) -> int:
+    return token.start_pos or 0
 
 
 @functools.cache
@@ -219,12 +221,12 @@ class _Build(Transformer):
         if count is None:
             return Repeated(mixer, 1, mixer.column)
         if int(count) < 1:
-            raise LayoutError("a mixer is repeated at least once", self.line, count.start_pos)
-        return Repeated(mixer, int(count), count.start_pos)
+            raise LayoutError("a mixer is repeated at least once", self.line, _column(count))
+        return Repeated(mixer, int(count), _column(count))
 
     def insertion(self, items: list[Any]) -> Insertion:
         mixer, *layers = items
-        return Insertion(mixer, tuple(int(t) for t in layers), tuple(t.start_pos for t in layers))
+        return Insertion(mixer, tuple(int(t) for t in layers), tuple(_column(t) for t in layers))
 
     def mixer(self, items: list[Any]) -> MixerSpec:
         name, *options = items
@@ -232,14 +234,18 @@ class _Build(Transformer):
         columns: dict[str, int] = {}
         for key, _ in given:
             if key in columns:
-                raise LayoutError(f"the option {str(key)!r} is given twice", self.line, key.start_pos)
-            columns[str(key)] = key.start_pos
-        return MixerSpec(str(name), {str(key): value for key, value in given}, name.start_pos, columns)
+                raise LayoutError(f"the option {str(key)!r} is given twice", self.line, _column(key))
+            columns[str(key)] = _column(key)
+        return MixerSpec(str(name), {str(key): value for key, value in given}, _column(name), columns)
 
     def option(self, items: list[Token]) -> tuple[Token, Any]:
         key, value = items
         if value.type == "NAME":
             return key, _CONSTANTS.get(value, str(value))
-        if value.type == "NUMBER" and value.lstrip("+-").isdigit():
-            return key, int(value)
-        return key, ast.literal_eval(value)
+        try:
+            parsed = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            raise LayoutError("this value cannot be read", self.line, _column(value)) from None
+        if isinstance(parsed, float) and not math.isfinite(parsed):
+            raise LayoutError("this number is too large", self.line, _column(value))
+        return key, parsed
