@@ -45,6 +45,16 @@ class ShortConvolution(nn.Module):
         return f"{self.channels}, size={self.size}, activation={self.activation!r}"
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm over the last dimension that returns the dtype of its input, under autocast too."""
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__(size, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(x.dtype)
+
+
 def rotary_angles(position: int, time: int, d_head: int, theta: float, device: torch.device) -> Tensor:
     """Angles `[time, d_head / 2]` of rotary embeddings (Su et al. 2021, 2104.09864) from absolute `position` on.
 
