@@ -1,4 +1,4 @@
-"""Models by name: sizes that everybody uses, and the layouts of the FwPKM paper."""
+"""Models by name: sizes with fitting options for every mixer, and the layouts of the FwPKM paper."""
 
 from __future__ import annotations
 
@@ -9,9 +9,94 @@ from typing import Any
 from .config import ModelConfig
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "nano": {"d_model": 64, "n_layers": 2, "vocab_size": 512},
+    # for tests and for a CPU
+    "nano": {
+        "d_model": 64,
+        "n_layers": 2,
+        "vocab_size": 512,
+        "mixer_defaults": {
+            "softmax_attention": {"heads": 4},
+            "sliding_window_attention": {"heads": 4, "window": 32},
+            "linear_attention": {"heads": 4},
+            "gated_deltanet": {"heads": 4},
+            "ttt_linear": {"heads": 4},
+            "fwpkm": {"n_subkeys": 32, "d_k": 64, "d_v": 64, "top_k": 8, "chunk_size": 64},
+        },
+    },
+    "mini": {
+        "d_model": 256,
+        "n_layers": 4,
+        "vocab_size": 4096,
+        "mixer_defaults": {
+            "softmax_attention": {"heads": 4},
+            "sliding_window_attention": {"heads": 4, "window": 128},
+            "linear_attention": {"heads": 4},
+            "gated_deltanet": {"heads": 4},
+            "ttt_linear": {"heads": 4},
+            "fwpkm": {"n_subkeys": 128, "d_k": 256, "d_v": 256, "top_k": 8, "chunk_size": 128},
+        },
+    },
+    # Zhao & Jones 2026 (arXiv 2601.00671), table 2 and the released configurations; ours has no gate on the output of
+    # the attention, and RoPE turns all of a head instead of a quarter
+    "paper-112m": {
+        "d_model": 768,
+        "n_layers": 12,
+        "d_ff": 2304,
+        "vocab_size": 32000,
+        "mixer_defaults": {
+            "softmax_attention": {"heads": 12, "kv_heads": 4, "d_head": 64, "qk_norm": True},
+            "sliding_window_attention": {"heads": 12, "kv_heads": 4, "d_head": 64, "qk_norm": True, "window": 512},
+            "linear_attention": {"heads": 12},
+            "gated_deltanet": {"heads": 8, "d_head": 64, "conv_size": 4},
+            "ttt_linear": {"heads": 12},
+            "fwpkm": {"n_subkeys": 512, "d_k": 512, "d_v": 512, "heads": 1, "top_k": 8, "chunk_size": 512},
+            "pkm": {"n_subkeys": 512, "heads": 4, "top_k": 32},
+            "fwmlp": {"d_k": 512, "d_v": 512, "d_hidden": 2304, "learning_rate": 0.1, "chunk_size": 512},
+        },
+    },
 }
-PAPER_LAYOUTS: Mapping[str, str] = {}
+
+# The token mixers of the paper's main experiments: Gated DeltaNet, alone and with every fourth layer an attention, and
+# full attention. (Its "pSWA" models have the layouts `fa`: they restrict the attention in training only.)
+_PAPER_MIXERS = {
+    "gdn": "gated_deltanet",
+    "swa_interleave": "gated_deltanet*3, sliding_window_attention",
+    "fa_interleave": "gated_deltanet*3, softmax_attention",
+    "fa": "softmax_attention",
+}
+_PAPER_MEMORIES = {
+    "pkm2_6_10": "pkm@2,6,10",
+    "fwpkm2_6_10": "fwpkm@2,6,10",
+    "pkm6-fwpkm2_10": "pkm@6 + fwpkm@2,10",
+    "fwmlp2_6_10": "fwmlp@2,6,10",
+}
+# appendix D: one thing changed in the FwPKM layers of `swa_interleave-pkm6-fwpkm2_10`
+_PAPER_ABLATIONS = {
+    "h1k32": "top_k=32",
+    "h4k8": "heads=4",
+    "lahd0": "lookahead=0",
+    "no_addr_loss": "key_objective='memory'",
+    "nog": "gate=False",
+    "nowg": "gated_loss=False",
+    "notm": "value_norm='raw'",
+}
+
+PAPER_LAYOUTS: Mapping[str, str] = {
+    **_PAPER_MIXERS,
+    **{
+        f"{mixers}-{memories}": f"{_PAPER_MIXERS[mixers]} | {_PAPER_MEMORIES[memories]}"
+        for mixers in _PAPER_MIXERS
+        for memories in _PAPER_MEMORIES
+    },
+    **{
+        f"swa_interleave-pkm6-fwpkm2_10-{name}": f"{_PAPER_MIXERS['swa_interleave']} | pkm@6 + fwpkm({option})@2,10"
+        for name, option in _PAPER_ABLATIONS.items()
+    },
+    "lact-c512w2048": "lact(chunk_size=512, window=2048)",
+}
+"""Every main, baseline and ablation layout of the FwPKM paper, for `paper-112m`, under the names of the released
+configurations (`cfgs/model_config/` of SakanaAI/fast-weight-product-key-memory, without the prefix `l12-`). Some name
+mixers that a zoo need not have (`pkm`, `fwmlp`, `lact`): building them gives the unknown-mixer error."""
 
 
 def preset_config(name: str, layout: str, **changes: Any) -> ModelConfig:
@@ -25,7 +110,7 @@ def preset_config(name: str, layout: str, **changes: Any) -> ModelConfig:
         hint = f"did you mean {close[0]}? " if close else ""
         raise ValueError(f"unknown preset {name!r}; {hint}there are {', '.join(PRESETS)}")
     preset = dict(PRESETS[name])
-    defaults = {mixer: dict(options) for mixer, options in preset.pop("mixer_defaults", {}).items()}
+    defaults = {mixer: dict(options) for mixer, options in preset.pop("mixer_defaults").items()}
     for mixer, options in changes.pop("mixer_defaults", {}).items():
         defaults[mixer] = {**defaults.get(mixer, {}), **options}
     return ModelConfig.from_dict({**preset, "layout": layout, "mixer_defaults": defaults, **changes})
