@@ -1,5 +1,6 @@
 """Causal sequence mixers under one contract."""
 
+from .contract import CheckReport, CheckResult, ContractError, check_mixer, small_options
 from .interface import Mixer, MixerCard
 from .registry import (
     UnknownMixerError,
@@ -14,11 +15,15 @@ from .registry import (
 from .state import GrowableBuffer, MixerState, shared_field
 
 __all__ = [
+    "CheckReport",
+    "CheckResult",
+    "ContractError",
     "GrowableBuffer",
     "Mixer",
     "MixerCard",
     "MixerState",
     "UnknownMixerError",
+    "check_mixer",
     "create_mixer",
     "list_mixers",
     "mixer_card",
@@ -27,4 +32,5 @@ __all__ = [
     "plugin_errors",
     "register_mixer",
     "shared_field",
+    "small_options",
 ]
