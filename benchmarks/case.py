@@ -1,0 +1,55 @@
+"""A case: one layout, one measure at one size, one seed, on one kind of device."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from .runs import SCHEMA_VERSION
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What one process runs, and one line of the results.
+
+    label: the layout's name in the suite. layout_line: the layout itself. model: the model's configuration as a dict.
+    measure: name of the measure. parameters: those of the measure, `measure` itself left out.
+    device: `cpu` or `cuda`. exclusive: nothing else may run beside it.
+    """
+
+    label: str
+    layout_line: str
+    model: dict[str, Any]
+    measure: str
+    parameters: dict[str, Any]
+    seed: int
+    device: str
+    exclusive: bool
+
+    @property
+    def id(self) -> str:
+        """12 hex digits that depend on what the case means, not on its label, its suite, or what runs beside it."""
+        meaning = {
+            "schema_version": SCHEMA_VERSION,
+            "model": self.model,
+            "measure": self.measure,
+            "parameters": self.parameters,
+            "seed": self.seed,
+            "device": self.device,
+        }
+        canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def sizes(self) -> str:
+        """The modes and lengths, for people."""
+        values = [self.parameters.get(name) for name in ("modes", "lengths", "length")]
+        lists = [value if isinstance(value, list) else [value] for value in values if value is not None]
+        return " ".join(",".join(map(str, items)) for items in lists)
+
+    @property
+    def title(self) -> str:
+        """One short line for people."""
+        return " ".join(part for part in (self.label, self.measure, self.sizes, f"seed {self.seed}") if part)

@@ -1,0 +1,303 @@
+"""The runner: every case in a process of its own, and every end of a process a result with a status."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, Protocol
+
+import psutil
+
+from .case import Case
+from .environment import collect_environment, differences, usable_cores
+from .runs import ResultLine, Run, RunError, RunLock, Status
+
+WORKER = (sys.executable, "-m", "mixerzoo.benchmarks.worker")
+# What may change between two starts of one run: it decides how the cases are run, not what they mean.
+FREE_TO_CHANGE = ("description", "jobs", "time_limit_seconds", "memory_limit_bytes")
+_POLL_SECONDS = 0.5  # rare enough not to disturb what is measured
+_STDERR_BYTES = 4000
+
+
+class Reporter(Protocol):
+    """Who is told how a run goes."""
+
+    def begin(self, cases: int, done: int) -> None: ...
+    def started(self, case: Case) -> None: ...
+    def progress(self, case: Case, fraction: float, message: str) -> None: ...
+    def finished(self, case: Case, result: ResultLine) -> None: ...
+    def end(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """jobs: cases at a time, None to choose. time_limit_seconds, memory_limit_bytes (resident): of one case."""
+
+    jobs: int | None = None
+    time_limit_seconds: float = 3600.0
+    memory_limit_bytes: int | None = None
+
+    def choose_jobs(self, device: str, cases: int) -> int:
+        """As many as there are cores, since a small model gains little from several; one on a GPU."""
+        return self.jobs or (1 if device == "cuda" else max(1, min(usable_cores(), cases)))
+
+
+def execute(
+    cases: Sequence[Case],
+    run: Run,
+    suite: dict[str, Any],
+    limits: Limits,
+    reporter: Reporter,
+    *,
+    device: str,
+    retry_failed: bool = False,
+    command: Sequence[str] = WORKER,
+) -> list[ResultLine]:
+    """Run those of `cases` that `run` has no result of (with `retry_failed`, no `ok` result), and return the
+    results of all `cases` in their order.
+
+    suite: the resolved suite, kept in the run's folder. Raises `RunError` if the folder belongs to another suite or
+    device, or another runner is at work in it. A `KeyboardInterrupt` leaves a run that can be resumed.
+    """
+    check_folder(run, suite, device)
+    with run.locked() as store:
+        check_folder(run, suite, device)
+        run.write_suite(suite)
+        jobs = limits.choose_jobs(device, sum(not case.exclusive for case in cases))
+        pending = missing(cases, run, retry_failed)
+        if pending:
+            _write_environment(run, device, jobs)
+        reporter.begin(len(cases), len(cases) - len(pending))
+        try:
+            pool = _Pool(run, store, limits, reporter, command)
+            threads = max(1, usable_cores() // jobs)
+            pool.work([case for case in pending if not case.exclusive], jobs, threads)
+            pool.work([case for case in pending if case.exclusive], 1, usable_cores())
+        finally:
+            reporter.end()
+    results = {result.case: result for result in run.results()}
+    return [results[case.id] for case in cases]
+
+
+def missing(cases: Iterable[Case], run: Run, retry_failed: bool = False) -> list[Case]:
+    """The cases that `run` has no result of; with `retry_failed`, also those whose result is not `ok`."""
+    results = run.results() if run.exists else []
+    done = {r.case for r in results if r.status == "ok" or not retry_failed}
+    return [case for case in cases if case.id not in done]
+
+
+def check_folder(run: Run, suite: dict[str, Any], device: str) -> None:
+    """Raise `RunError` unless `run` is a new folder, or one of this suite and this device."""
+    if not run.exists:
+        # a run killed in its first moments leaves its lock and empty results
+        if run.folder.is_file() or any(p != run.results_path and p.name[0] != "." for p in run.folder.glob("*")):
+            raise RunError(f"{run.folder} is not empty and holds no run; choose another folder with --out")
+        return
+    changes = suite_differences(run.suite(), suite)
+    if changes:
+        shown = "\n  ".join(changes[:10]) + (f"\n  and {len(changes) - 10} more" if len(changes) > 10 else "")
+        raise RunError(f"{run.folder} was made with another suite; choose another folder with --out\n  {shown}")
+    if run.environment_path.is_file() and run.environment()["device"] != device:
+        was = run.environment()["device"]
+        raise RunError(f"{run.folder} was made on {was}, not {device}; use --device {was} or another folder with --out")
+
+
+def suite_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line for every setting that differs and changes what is measured."""
+    before, after = (_flat({k: v for k, v in s.items() if k not in FREE_TO_CHANGE}) for s in (old, new))
+    return [
+        f"{name}: {json.dumps(before.get(name))} there, {json.dumps(after.get(name))} here"
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        items = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = [(f"{path}[{i}]", item) for i, item in enumerate(value)]
+    else:
+        return {path: value}
+    return {name: leaf for key, item in items for name, leaf in _flat(item, key).items()}
+
+
+def _write_environment(run: Run, device: str, jobs: int) -> None:
+    """Where this start runs; a later start of the same run is added with whatever differs from the first."""
+    now = collect_environment(device=device, jobs=jobs, threads=usable_cores())
+    if not run.environment_path.is_file():
+        run.write_environment({**now, "resumed": []})
+        return
+    first = run.environment()
+    again = {"started": now["started"], "command": now["command"], "jobs": jobs, "differs": differences(first, now)}
+    run.write_environment({**first, "resumed": [*first["resumed"], again]})
+
+
+@dataclass
+class _Worker:
+    """A case at work in its process."""
+
+    case: Case
+    process: subprocess.Popen[bytes]
+    stderr: IO[bytes]
+    threads: int
+    started: float = field(default_factory=time.monotonic)
+    received: bytes = b""
+    outcome: dict[str, Any] | None = None
+    resident_bytes: int = 0
+    killed: tuple[Status, str] | None = None
+
+
+class _Pool:
+    """Runs cases, several at a time, and stores their results; in one thread, since children die with their thread."""
+
+    def __init__(self, run: Run, store: RunLock, limits: Limits, reporter: Reporter, command: Sequence[str]) -> None:
+        self.run, self.store, self.limits, self.reporter, self.command = run, store, limits, reporter, command
+
+    def work(self, cases: Sequence[Case], jobs: int, threads: int) -> None:
+        """Run `cases`, at most `jobs` at a time, each with `threads` threads."""
+        waiting = deque(cases)
+        workers: list[_Worker] = []
+        with selectors.DefaultSelector() as selector:
+            try:
+                while waiting or workers:
+                    while waiting and len(workers) < jobs:
+                        worker = self._start(waiting.popleft(), threads)
+                        workers.append(worker)
+                        assert worker.process.stdout is not None
+                        selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+                    for key, _ in selector.select(_POLL_SECONDS):
+                        if not self._receive(key.data):
+                            selector.unregister(key.fileobj)
+                            workers.remove(key.data)
+                            self._finish(key.data)
+                    for worker in workers:
+                        self._enforce_limits(worker)
+            finally:
+                for worker in workers:
+                    _end(worker.process)
+
+    def _start(self, case: Case, threads: int) -> _Worker:
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with its worker
+        process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,  # a group of its own: Ctrl-C goes to the runner alone, a kill to all of the case
+            pass_fds=(self.store.fileno,),  # no other runner starts here before the last worker is gone
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+        )
+        job = {
+            "model": case.model,
+            "measure": case.measure,
+            "parameters": case.parameters,
+            "seed": case.seed,
+            "device": case.device,
+            "threads": threads,
+            "folder": str(self.run.checkpoint_folder(case.id).resolve()),
+        }
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once; its exit is read like any other
+            process.stdin.write(json.dumps(job).encode() + b"\n")
+            process.stdin.flush()  # and left open: its end tells the worker that the runner is gone
+        self.reporter.started(case)
+        return _Worker(case, process, stderr, threads)
+
+    def _receive(self, worker: _Worker) -> bool:
+        """Read what a worker says; False when it has nothing more to say."""
+        assert worker.process.stdout is not None
+        data = os.read(worker.process.stdout.fileno(), 1 << 16)
+        *lines, worker.received = (worker.received + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "outcome" in message:
+                worker.outcome = message["outcome"]
+            else:
+                self.reporter.progress(worker.case, message["progress"], message["message"])
+        return bool(data) and worker.outcome is None
+
+    def _enforce_limits(self, worker: _Worker) -> None:
+        if worker.killed is not None:
+            return
+        if worker.process.poll() is not None:
+            _kill_group(worker.process)  # its children may hold its stdout open
+            return
+        try:
+            worker.resident_bytes = psutil.Process(worker.process.pid).memory_info().rss
+        except psutil.NoSuchProcess:
+            return
+        time_limit, memory_limit = self.limits.time_limit_seconds, self.limits.memory_limit_bytes
+        if time.monotonic() - worker.started > time_limit:
+            worker.killed = "timeout", f"stopped after the suite's time limit of {time_limit:g} s"
+        elif memory_limit is not None and worker.resident_bytes > memory_limit:
+            held = f"{worker.resident_bytes / 1e9:.2f} GB"
+            worker.killed = "out_of_memory", f"held {held}, the suite's limit is {memory_limit / 1e9:.2f} GB"
+        if worker.killed is not None:
+            _kill_group(worker.process)
+
+    def _finish(self, worker: _Worker) -> None:
+        case, seconds = worker.case, time.monotonic() - worker.started
+        if worker.outcome is None:
+            worker.process.wait()
+        _end(worker.process)  # after an outcome nothing of the case may stay, its children included
+        outcome = worker.outcome or _unreported_end(worker)
+        worker.stderr.close()
+        result = ResultLine(
+            case=case.id,
+            layout=case.label,
+            measure=case.measure,
+            parameters={
+                **case.parameters,
+                "model": case.model,
+                "layout_line": case.layout_line,
+                "device": case.device,
+                "threads": worker.threads,
+            },
+            seed=case.seed,
+            seconds=round(seconds, 3),
+            **outcome,
+        )
+        self.store.append(result)
+        self.reporter.finished(case, result)
+
+
+def _unreported_end(worker: _Worker) -> dict[str, Any]:
+    """Status and error of a case whose process ended without a word."""
+    if worker.killed is not None:
+        status, error = worker.killed
+        return {"status": status, "error": error}
+    code = worker.process.returncode
+    if code == -signal.SIGKILL:
+        held = f"last seen with {worker.resident_bytes / 1e9:.2f} GB" if worker.resident_bytes else "early"
+        error = f"killed by SIGKILL, which the runner did not send: the system ran out of memory ({held})"
+        return {"status": "out_of_memory", "error": error}
+    how = f"killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exited with code {code}"
+    worker.stderr.seek(max(0, worker.stderr.seek(0, os.SEEK_END) - _STDERR_BYTES))
+    tail = worker.stderr.read().decode(errors="replace").strip()
+    return {"status": "crashed", "error": f"{how}\n{tail}".strip()}
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # all gone already
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a case's processes, and let go of them."""
+    _kill_group(process)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(BrokenPipeError):
+            if pipe is not None:
+                pipe.close()

@@ -1,0 +1,284 @@
+"""Suites: a YAML file that says what to compare, and the grid of cases that it stands for.
+
+layouts x measures x sizes x seeds; every mistake in the file is found before any case runs, and named with its line.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ..mixers import UnknownMixerError, mixer_options
+from ..models import Layout, LayoutError, ModelConfig, count_parameters, parse_layout, preset_config
+from . import measures
+from .case import Case
+from .yamlfile import SuiteError, YamlFile, suggestion
+
+Seed = Annotated[int, Field(ge=0)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(_Settings):
+    """The backbone that hosts every layout: a preset, and what differs from it; see `ModelConfig`.
+
+    match_layout: a label of the suite or a layout line.
+    """
+
+    preset: str = "nano"
+    d_model: int | None = None
+    n_layers: int | None = None
+    d_ff: int | None = None
+    vocab_size: int | None = None
+    mixer_defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    match: Literal["params", "flops"] | None = None
+    match_layout: str | None = None
+    match_time: int | None = None
+
+    def config(self, layout: str, seed: int) -> ModelConfig:
+        """The model for a layout line, with the mixer defaults that the layout uses and no others."""
+        changes = {k: v for k, v in self.model_dump(exclude={"preset"}).items() if v is not None}
+        config = preset_config(self.preset, layout, seed=seed, **changes).to_dict()
+        used = mixer_names(parse_layout(layout))
+        if self.match_layout is not None:
+            used |= mixer_names(parse_layout(self.match_layout))
+        config["mixer_defaults"] = {name: o for name, o in config["mixer_defaults"].items() if name in used}
+        return ModelConfig.from_dict(config)
+
+
+class MeasureSettings(BaseModel):
+    """One entry under `measures`; all other settings are the measure's own.
+
+    layouts: labels, default all. seeds: default those of the suite.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    measure: str
+    layouts: tuple[str, ...] | None = Field(default=None, min_length=1)
+    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1)
+
+
+class SuiteSettings(_Settings):
+    """What a suite's file says."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    description: str = ""
+    model: ModelSettings = ModelSettings()
+    layouts: dict[str, str] = Field(min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
+    measures: tuple[MeasureSettings, ...] = Field(min_length=1)
+    time_limit_seconds: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
+    memory_limit_bytes: int | None = Field(default=None, gt=0)
+    jobs: int | None = Field(default=None, ge=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("the seeds must differ")
+        return seeds
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checked entry under `measures`: what to measure, on which layouts, with which seeds."""
+
+    measure: measures.Measure
+    labels: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A checked suite; layouts are canonical lines by label."""
+
+    settings: SuiteSettings
+    layouts: Mapping[str, str]
+    entries: tuple[Entry, ...]
+
+    def cases(self, device: str) -> list[Case]:
+        """The grid, in the file's order, on a kind of device (`cpu` or `cuda`).
+
+        Entries whose sizes overlap share the cases that they have in common.
+        """
+        cases = {case.id: case for entry in self.entries for case in self._entry_cases(entry, device)}
+        return list(cases.values())
+
+    def resolved(self) -> dict[str, Any]:
+        """The suite with every default written out, as YAML can hold it; loading it gives the same cases."""
+        first = next(iter(self.layouts.values()))
+        model = self.settings.model.config(first, 0).to_dict()
+        used = set().union(*(mixer_names(parse_layout(line)) for line in self.layouts.values()))
+        model["mixer_defaults"] = {
+            name: options
+            for line in self.layouts.values()
+            for name, options in self.settings.model.config(line, 0).to_dict()["mixer_defaults"].items()
+            if name in used
+        }
+        settings = self.settings.model_dump(mode="json")
+        kept = {k: v for k, v in model.items() if k not in ("layout", "seed")}
+        return {
+            **settings,
+            "model": {"preset": self.settings.model.preset, **kept},
+            "layouts": dict(self.layouts),
+            "measures": [
+                {
+                    **entry.measure.model_dump(mode="json"),
+                    "layouts": list(entry.labels),
+                    "seeds": list(entry.seeds),
+                }
+                for entry in self.entries
+            ],
+        }
+
+    def _entry_cases(self, entry: Entry, device: str) -> Iterator[Case]:
+        for label in entry.labels:
+            for measure in entry.measure.cases():
+                parameters = measure.model_dump(mode="json")
+                name = parameters.pop("measure")
+                for seed in entry.seeds:
+                    line = self.layouts[label]
+                    model = self.settings.model.config(line, seed).to_dict()
+                    yield Case(label, line, model, name, parameters, seed, device, type(measure).exclusive)
+
+
+def bundled_suites() -> dict[str, str]:
+    """The suites that come with mixerzoo: name -> YAML text."""
+    folder = importlib.resources.files(f"{__package__}.suites")
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return {file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for file in files}
+
+
+def load_suite(source: str | Path) -> Suite:
+    """Load a bundled suite by name, or a YAML file by path.
+
+    Raises `SuiteError`, which lists every mistake in the file with its line; `FileNotFoundError` if there is none.
+    """
+    bundled = bundled_suites()
+    if str(source) in bundled:
+        return parse_suite(bundled[str(source)], f"{source}.yaml")
+    path = Path(source)
+    if not path.is_file():
+        hint = suggestion(str(source), bundled)
+        raise FileNotFoundError(f"no suite {str(source)!r}: it is neither a bundled suite nor a file{hint}")
+    return parse_suite(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_suite(text: str, source: str) -> Suite:
+    """Load a suite from YAML `text`; `source` is its name in messages. Raises `SuiteError`."""
+    file = YamlFile.parse(text, source)
+    try:
+        settings = SuiteSettings.model_validate(file.data)
+    except ValidationError as error:
+        file.complain_all(error, known=SuiteSettings.model_fields)
+        raise SuiteError(file.source, file.problems) from None
+    layouts = _check_layouts(file, settings)
+    settings = _resolve_match_layout(settings, layouts)
+    entries = [_check_measure(file, i, entry, settings) for i, entry in enumerate(settings.measures)]
+    _check_models(file, settings, layouts)
+    file.raise_problems()
+    suite = Suite(settings, layouts, tuple(entry for entry in entries if entry is not None))
+    _check_vocabulary(file, suite)
+    file.raise_problems()
+    return suite
+
+
+def parse_measure(data: Mapping[str, Any]) -> measures.Measure:
+    """The measure that `data["measure"]` names, with the rest of `data` as parameters.
+
+    Raises `ValueError` for an unknown name or parameter (pydantic's `ValidationError` is one).
+    """
+    name = data.get("measure")
+    if name not in measures.MEASURES:
+        raise ValueError(f"unknown measure {name!r}{suggestion(str(name), measures.MEASURES)}")
+    return measures.MEASURES[name].model_validate(data)
+
+
+def mixer_names(layout: Layout) -> set[str]:
+    """The mixers of a layout."""
+    return {part.mixer.name for part in (*layout.pattern, *layout.insertions)}
+
+
+def _check_layouts(file: YamlFile, settings: SuiteSettings) -> dict[str, str]:
+    """Canonical layout lines by label, of those that can be read; complains of the others and of equal ones."""
+    lines: dict[str, str] = {}
+    for label, line in settings.layouts.items():
+        try:
+            canonical = str(parse_layout(line))
+        except LayoutError as error:
+            file.complain(["layouts", label], str(error))
+            continue
+        twin = next((other for other, known in lines.items() if known == canonical), None)
+        if twin is not None:
+            file.complain(["layouts", label], f"is the same layout as {twin!r}; remove one")
+        lines[label] = canonical
+    return lines
+
+
+def _resolve_match_layout(settings: SuiteSettings, layouts: Mapping[str, str]) -> SuiteSettings:
+    line = settings.model.match_layout
+    if line not in layouts:
+        return settings
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"match_layout": layouts[line]})})
+
+
+def _check_measure(file: YamlFile, index: int, entry: MeasureSettings, settings: SuiteSettings) -> Entry | None:
+    where = ["measures", index]
+    labels = entry.layouts or tuple(settings.layouts)
+    for i, label in enumerate(labels):
+        if label not in settings.layouts:
+            file.complain([*where, "layouts", i], f"unknown layout {label!r}{suggestion(label, settings.layouts)}")
+    try:
+        measure = parse_measure({"measure": entry.measure, **(entry.model_extra or {})})
+    except ValidationError as error:
+        known = [*measures.MEASURES[entry.measure].model_fields, "layouts", "seeds"]
+        file.complain_all(error, where, known)
+        return None
+    except ValueError as error:
+        file.complain([*where, "measure"], str(error))
+        return None
+    return Entry(measure, labels, entry.seeds or settings.seeds)
+
+
+def _check_models(file: YamlFile, settings: SuiteSettings, layouts: Mapping[str, str]) -> None:
+    """Complain of mixer defaults that no mixer has, and of layouts that no model can be built of."""
+    for name, options in settings.model.mixer_defaults.items():
+        where = ["model", "mixer_defaults", name]
+        try:
+            known = mixer_options(name)
+        except UnknownMixerError as error:
+            file.complain(where, str(error), key=True)
+            continue
+        for option in options:
+            if option not in known:
+                file.complain([*where, option], f"{name} has no such option{suggestion(option, known)}", key=True)
+    if file.problems:
+        return  # what follows would complain of the same again
+    try:
+        settings.model.config("softmax_attention", 0)
+    except ValueError as error:
+        file.complain(["model"], str(error))
+        return
+    for label, line in layouts.items():
+        try:
+            count_parameters(settings.model.config(line, 0))  # builds the model, without memory
+        except ValueError as error:
+            file.complain(["layouts", label], str(error))
+
+
+def _check_vocabulary(file: YamlFile, suite: Suite) -> None:
+    """Complain of tasks with more token ids than the model has."""
+    model = suite.settings.model.config(next(iter(suite.layouts.values())), 0)
+    for i, entry in enumerate(suite.entries):
+        task = getattr(entry.measure, "task", None)
+        if task is not None and task.vocab_size > model.vocab_size:
+            needed = f"the task uses {task.vocab_size} token ids, the model has vocab_size {model.vocab_size}"
+            file.complain(["measures", i, "task"], needed)

@@ -1,0 +1,298 @@
+"""The runner with fake cases: every end of a process is a status; a kill at any moment loses and doubles nothing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from mixerzoo.benchmarks.case import Case
+from mixerzoo.benchmarks.environment import collect_environment, differences
+from mixerzoo.benchmarks.runner import Limits, execute, missing, suite_differences
+from mixerzoo.benchmarks.runs import ResultLine, Run, RunError
+
+# A worker that speaks the real protocol and does what its case's parameters say, without torch.
+FAKE_WORKER = """
+import ctypes, os, signal, subprocess, sys, time
+from mixerzoo.benchmarks.errors import NotFiniteError
+from mixerzoo.benchmarks.worker import serve
+
+def run_case(job, channel):
+    parameters = job["parameters"]
+    with open(parameters["log"], "a") as log:
+        log.write(f"{job['seed']} start {time.monotonic()} {os.getpid()} {os.environ['OMP_NUM_THREADS']}\\n")
+    channel.progress(0.5, "half way")
+    print("noise on stdout")
+    act = parameters.get("act")
+    if act == "memory": raise MemoryError("no room")
+    if act == "nan": raise NotFiniteError("loss is nan at step 3")
+    if act == "nan metric": return {"rows": [{"x": float("inf")}]}
+    if act == "value": raise ValueError("d_model must be even")
+    if act == "error": raise TypeError("a bug")
+    if act == "segfault": ctypes.string_at(0)
+    if act == "exit": sys.stderr.write("last words"); sys.stderr.flush(); os._exit(3)
+    if act == "sigkill": os.kill(os.getpid(), signal.SIGKILL)
+    if act == "hold": held = bytearray(300_000_000)
+    while act == "meet" and open(parameters["log"]).read().count("start") < 2: time.sleep(0.01)
+    if act == "child": subprocess.Popen(["sleep", "60"])
+    time.sleep(parameters.get("sleep", 0))
+    with open(parameters["log"], "a") as log:
+        log.write(f"{job['seed']} end {time.monotonic()} {os.getpid()} {job['threads']}\\n")
+    channel.backends = {"fake_op": {"torch"}}
+    return {"answer": 42 + job["seed"]}
+
+serve(run_case)
+"""
+
+
+class Silent:
+    """A reporter that counts what it is told."""
+
+    def __init__(self):
+        self.told = Counter()
+
+    def begin(self, cases, done):
+        self.told.update(begin=cases, done=done)
+
+    def started(self, case):
+        self.told["started"] += 1
+
+    def progress(self, case, fraction, message):
+        assert (fraction, message) == (0.5, "half way")
+        self.told["progress"] += 1
+
+    def finished(self, case, result):
+        self.told[result.status] += 1
+
+    def end(self):
+        self.told["end"] += 1
+
+
+SUITE = {"name": "fake", "layouts": {"a": "x"}, "measures": [{"measure": "fake", "sizes": [1, 2]}]}
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path)
+
+
+class Bench:
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.log = folder / "log.txt"
+        self.worker = folder / "fake_worker.py"
+        self.worker.write_text(FAKE_WORKER)
+        self.run = Run(folder / "run")
+        self.reporter = Silent()
+
+    def case(self, seed=0, exclusive=False, **parameters) -> Case:
+        parameters = {"log": str(self.log), **parameters}
+        return Case("label", "line", {"layout": "line"}, "fake", parameters, seed, "cpu", exclusive)
+
+    def execute(self, cases, suite=SUITE, device="cpu", retry_failed=False, **limits) -> list[ResultLine]:
+        return execute(
+            cases,
+            self.run,
+            suite,
+            Limits(**limits),
+            self.reporter,
+            device=device,
+            retry_failed=retry_failed,
+            command=(sys.executable, str(self.worker)),
+        )
+
+    def spans(self) -> dict[str, tuple[float, float]]:
+        """Seed -> start and end of every case that ended by itself."""
+        events = [line.split() for line in self.log.read_text().splitlines()]
+        starts = {e[0]: float(e[2]) for e in events if e[1] == "start"}
+        return {e[0]: (starts[e[0]], float(e[2])) for e in events if e[1] == "end"}
+
+
+def test_ok_case_has_everything_in_its_line(bench):
+    case = bench.case(seed=5)
+    (result,) = bench.execute([case])
+    assert result.status == "ok" and result.metrics == {"answer": 47} and result.error is None
+    assert result.case == case.id and result.layout == "label" and result.measure == "fake" and result.seed == 5
+    assert result.parameters["model"] == {"layout": "line"} and result.parameters["layout_line"] == "line"
+    assert result.parameters["device"] == "cpu" and result.parameters["log"] == str(bench.log)
+    assert result.backends == {"fake_op": ["torch"]} and result.seconds > 0
+    assert bench.reporter.told == Counter(begin=1, started=1, progress=1, ok=1, end=1)
+    assert Run(bench.run.folder).results() == [result] and bench.run.suite() == SUITE
+
+
+@pytest.mark.parametrize(
+    ("act", "status", "error"),
+    [
+        ("memory", "out_of_memory", "MemoryError: no room"),
+        ("sigkill", "out_of_memory", "killed by SIGKILL, which the runner did not send"),
+        ("nan", "not_finite", "NotFiniteError: loss is nan at step 3"),
+        ("nan metric", "not_finite", "the metric rows.0.x is not a finite number"),
+        ("value", "invalid", "ValueError: d_model must be even"),
+        ("error", "crashed", "TypeError: a bug\nTraceback"),
+        ("segfault", "crashed", "killed by signal 11"),
+        ("exit", "crashed", "exited with code 3\nnoise on stdout\nlast words"),
+    ],
+)
+def test_every_end_of_a_case_is_a_status_and_the_run_goes_on(bench, act, status, error):
+    failed, fine = bench.execute([bench.case(0, act=act), bench.case(1)], jobs=1)
+    assert failed.status == status and failed.metrics is None
+    assert failed.error is not None and failed.error.startswith(error)
+    assert fine.status == "ok"
+
+
+def test_time_limit_and_memory_limit_stop_a_case(bench):
+    slow = bench.case(0, sleep=60)
+    (result,) = bench.execute([slow], time_limit_seconds=1.0)
+    assert result.status == "timeout" and "time limit of 1 s" in str(result.error)
+    big = bench.case(1, act="hold", sleep=60)
+    (result,) = bench.execute([big], memory_limit_bytes=200_000_000)
+    assert result.status == "out_of_memory" and "the suite's limit is 0.20 GB" in str(result.error)
+
+
+def test_children_of_a_case_go_with_it(bench):
+    bench.execute([bench.case(act="child")])
+    ((pid, _),) = {(e.split()[3], 0) for e in bench.log.read_text().splitlines()}
+    deadline = time.monotonic() + 10
+    while any(p.info["name"] == "sleep" and os.getpgid(p.pid) == int(pid) for p in alive(["name"])):
+        assert time.monotonic() < deadline, "the child of a finished case is still there"
+        time.sleep(0.05)
+
+
+def alive(attributes):
+    return [p for p in psutil.process_iter([*attributes, "status"]) if p.info["status"] != psutil.STATUS_ZOMBIE]
+
+
+def test_exclusive_cases_run_alone_after_the_others(bench):
+    cases = [bench.case(0, exclusive=True, sleep=0.2), bench.case(1, act="meet"), bench.case(2, act="meet")]
+    cases.append(bench.case(3, exclusive=True, sleep=0.2))
+    # two cases that wait for one another end only if they run side by side
+    assert {r.status for r in bench.execute(cases, jobs=2, time_limit_seconds=60)} == {"ok"}
+    spans = bench.spans()
+    assert spans["0"][0] > max(spans["1"][1], spans["2"][1]) and spans["3"][0] > spans["0"][1]
+
+
+def test_running_again_runs_what_is_missing_and_failed_ones_on_request(bench):
+    good, bad, new = bench.case(0), bench.case(1, act="error"), bench.case(2)
+    bench.execute([good, bad])
+    assert [c.seed for c in missing([good, bad, new], bench.run)] == [2]
+    assert [c.seed for c in missing([good, bad, new], bench.run, retry_failed=True)] == [1, 2]
+    assert [r.status for r in bench.execute([good, bad, new])] == ["ok", "crashed", "ok"]
+    bench.worker.write_text(FAKE_WORKER.replace('raise TypeError("a bug")', "pass"))
+    assert [r.status for r in bench.execute([good, bad, new], retry_failed=True)] == ["ok", "ok", "ok"]
+    starts = Counter(line.split()[0] for line in bench.log.read_text().splitlines() if " start " in line)
+    assert starts == {"0": 1, "1": 2, "2": 1}
+    assert len(bench.run.environment()["resumed"]) == 2
+
+
+def test_a_folder_of_another_suite_device_or_purpose_is_refused(bench):
+    bench.execute([bench.case()])
+    other = {**SUITE, "measures": [{"measure": "fake", "sizes": [1, 3]}]}
+    with pytest.raises(RunError, match=r"another suite.*--out\n  measures\[0\].sizes: \[1, 2\] there, \[1, 3\] here"):
+        bench.execute([bench.case()], suite=other)
+    with pytest.raises(RunError, match="was made on cpu, not cuda"):
+        bench.execute([bench.case()], device="cuda")
+    assert bench.execute([bench.case()], suite={**SUITE, "jobs": 2, "description": "new"})[0].status == "ok"
+    bench.run = Run(bench.folder)
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        bench.execute([bench.case()])
+
+
+def test_suite_differences_name_each_setting():
+    assert suite_differences(SUITE, SUITE) == []
+    changed = suite_differences(SUITE, {**SUITE, "layouts": {"a": "x", "b": "y"}, "time_limit_seconds": 5})
+    assert changed == ['layouts.b: null there, "y" here']
+
+
+def test_case_ids_depend_on_meaning_alone(bench):
+    case = bench.case()
+    assert len(case.id) == 12 and int(case.id, 16) >= 0
+    case, parameters = bench.case(size=1), {"size": 1, "log": str(bench.log)}
+    assert Case("other", "other", case.model, "fake", parameters, 0, "cpu", True).id == case.id
+    others = [bench.case(seed=1), bench.case(size=2), bench.case(log="elsewhere")]
+    others.append(Case("label", "line", {"layout": "z"}, "fake", case.parameters, 0, "cpu", False))
+    others.append(Case("label", "line", case.model, "fake", case.parameters, 0, "cuda", False))
+    assert len({c.id for c in [case, *others]}) == 6
+
+
+RUNNER = """
+import json, sys
+from mixerzoo.benchmarks.case import Case
+from mixerzoo.benchmarks.runner import Limits, execute
+from mixerzoo.benchmarks.runs import Run
+folder, worker, log, count = sys.argv[1:]
+parameters = {"log": log, "sleep": 0.05}
+cases = [Case("label", "line", {}, "fake", parameters, seed, "cpu", seed % 3 == 0) for seed in range(int(count))]
+class Silent:
+    def begin(self, *_): pass
+    started = progress = finished = begin
+    def end(self): pass
+execute(cases, Run(folder), {"name": "fake"}, Limits(jobs=2), Silent(), device="cpu", command=(sys.executable, worker))
+"""
+
+
+def start_runner(bench, count) -> subprocess.Popen:
+    arguments = [str(bench.run.folder), str(bench.worker), str(bench.log), str(count)]
+    return subprocess.Popen([sys.executable, "-c", RUNNER, *arguments], stderr=subprocess.PIPE)
+
+
+def test_killed_at_random_moments_no_case_is_lost_or_doubled(bench):
+    count, generator, progress = 12, random.Random(0), []
+    for _ in range(6):
+        runner = start_runner(bench, count)
+        time.sleep(generator.uniform(0.3, 1.0))
+        runner.send_signal(signal.SIGKILL)
+        runner.communicate()
+        progress.append(len(bench.run.results()) if bench.run.exists else 0)
+    runner = start_runner(bench, count)
+    _, errors = runner.communicate(timeout=120)
+    assert runner.returncode == 0, errors.decode()
+    assert progress == sorted(progress), "a finished case was lost"
+    lines = [json.loads(line) for line in bench.run.results_path.read_text().splitlines()]
+    assert sorted(line["seed"] for line in lines) == list(range(count))
+    assert {line["status"] for line in lines} == {"ok"}
+    assert len(bench.run.results()) == count
+
+
+def test_no_worker_outlives_a_killed_runner(bench):
+    bench.worker.write_text(FAKE_WORKER.replace('parameters.get("sleep", 0)', "60"))
+    runner = start_runner(bench, 2)
+    deadline = time.monotonic() + 30
+    while not (bench.log.exists() and len(bench.log.read_text().splitlines()) == 1):
+        assert time.monotonic() < deadline, "the worker never started"
+        time.sleep(0.02)
+    pid = int(bench.log.read_text().split()[3])
+    runner.kill()
+    runner.communicate()
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the worker outlived its runner"
+        time.sleep(0.02)
+
+
+def test_interrupt_stops_cleanly_and_can_be_resumed(bench):
+    class Impatient(Silent):
+        def progress(self, case, fraction, message):
+            if case.seed == 1:
+                raise KeyboardInterrupt
+
+    bench.reporter = Impatient()
+    with pytest.raises(KeyboardInterrupt):
+        bench.execute([bench.case(0), bench.case(1, sleep=60)], jobs=1)
+    assert [r.seed for r in bench.run.results()] == [0] and bench.reporter.told["end"] == 1
+    bench.reporter = Silent()
+    assert [r.seed for r in bench.execute([bench.case(0), bench.case(2)])] == [0, 2]
+
+
+def test_environment_names_machine_software_and_source():
+    environment = collect_environment(device="cpu", jobs=1, threads=2, command=["mixerzoo", "run", "a b"])
+    assert environment["command"] == "mixerzoo run 'a b'" and environment["packages"]["torch"]
+    assert environment["machine"]["usable_cores"] >= 1 and environment["machine"]["memory_bytes"] > 1e8
+    json.dumps(environment, allow_nan=False)
+    assert differences(environment, {**environment, "started": "later"}) == {}
+    faster = {**environment["machine"], "cpu": "another"}
+    assert list(differences(environment, {**environment, "machine": faster})) == ["machine"]
