@@ -90,11 +90,11 @@ def _part(model: Backbone, name: str) -> str:
 def _count_flops(config: ModelConfig, d_ff: int, time: int) -> int:
     if time < 1:
         raise ValueError(f"time must be at least 1, got {time}")
-    with torch.device("cpu"):
+    counter = FlopCounterMode(display=False)
+    with torch.device("cpu"), torch.no_grad():
         model = Backbone(config, d_ff)
         tokens = torch.zeros(1, time, dtype=torch.long)
-    counter = FlopCounterMode(display=False)
-    # plain matrix products, since not every torch counts its fused attention on the CPU
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        model(tokens)
+        # plain matrix products, since not every torch counts its fused attention on the CPU
+        with sdpa_kernel(SDPBackend.MATH), counter:
+            model(tokens)
     return counter.get_total_flops()

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -94,6 +95,34 @@ def test_gradients_reach_every_parameter(tokens):
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+def test_it_learns_a_batch_by_heart(tokens):
+    model = LanguageModel(config())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        logits = model(tokens[:, :-1])[0]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    # at first it knows nothing: the uniform distribution over 50 tokens
+    assert losses[0] == pytest.approx(math.log(50), rel=0.05) and losses[-1] < 0.3
+
+
+def test_compiled_models_give_the_same(tokens):
+    model = LanguageModel(config())
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(tokens)[0], model(tokens)[0])
+
+
+def test_initial_parameters_do_not_depend_on_the_default_device():
+    with torch.device("meta"):
+        assert all(t.is_meta for t in LanguageModel(config()).state_dict().values())
+        assert torch.get_default_device().type == "meta"
+    assert not any(t.is_meta for t in LanguageModel(config()).state_dict().values())
+
+
 def test_autocast_and_mixers_of_another_dtype(tokens):
     expected = LanguageModel(config())(tokens)[0]
     with torch.autocast("cpu", torch.bfloat16):
@@ -180,7 +209,7 @@ def test_loading_keeps_the_saved_width_without_counting_again(tmp_path, monkeypa
 
 
 def test_what_is_wrong_with_saved_files_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         LanguageModel.load(tmp_path)
     model = LanguageModel(config())
     model.save(tmp_path)
@@ -201,10 +230,10 @@ def test_what_is_wrong_with_saved_files_is_said(tmp_path):
     (tmp_path / "config.json").write_text(good)
     weights = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[:-10])
-    with pytest.raises(ValueError, match="model.safetensors is corrupt"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is corrupt"):
         LanguageModel.load(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="model.safetensors is missing"):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
         LanguageModel.load(tmp_path)
 
 
