@@ -20,6 +20,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
 
     `total` is the sum of `embedding` (also the output layer), `mixers`, `memories` (all that a layout inserts,
     feed-forwards included), `feed_forward` (the SwiGLUs) and `norms` (of the backbone; a mixer's own count as mixer).
+    A memory's initial content counts only where it is learned.
     """
     return _count_parameters(config, resolve_d_ff(config))
 

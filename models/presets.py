@@ -36,8 +36,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "fwpkm": {"n_subkeys": 128, "d_k": 256, "d_v": 256, "top_k": 8, "chunk_size": 128},
         },
     },
-    # Zhao & Jones 2026 (arXiv 2601.00671), table 2 and the released configurations; ours has no gate on the output of
-    # the attention, and RoPE turns all of a head instead of a quarter
+    # Zhao & Jones 2026 (arXiv 2601.00671), table 2 and the released configurations. Not theirs: no gate on the output
+    # of the attention, RoPE turns all of a head instead of a quarter, and every sequence has a memory of its own
+    # (theirs trained with scope="batch", boundary="drop")
     "paper-112m": {
         "d_model": 768,
         "n_layers": 12,
