@@ -1,8 +1,14 @@
 """What models are trained and tested on."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from .base import IGNORE, Batch, Task
+from .mqar import MqarTask
 from .needle import NeedleTask
+from .text import TextTask
 
-AnyTask = NeedleTask
+RecallTask = Annotated[NeedleTask | MqarTask, Field(discriminator="task")]  # those that ask for what was read
 
-__all__ = ["IGNORE", "AnyTask", "Batch", "NeedleTask", "Task"]
+__all__ = ["IGNORE", "Batch", "MqarTask", "NeedleTask", "RecallTask", "Task", "TextTask"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -66,6 +66,20 @@ class Task(BaseModel):
     def chance(self) -> float:
         """Accuracy of a guess by somebody who knows the task but has not read the sequence."""
         raise NotImplementedError
+
+    @property
+    def min_length(self) -> int:
+        """Tokens of the shortest sequence that holds the task."""
+        raise NotImplementedError
+
+    def check_length(self, length: int) -> None:
+        """Raise `ValueError` if a sequence of `length` tokens is too short for the task."""
+        if length < self.min_length:
+            raise ValueError(f"{self!r} needs length >= {self.min_length}, got {length}")
+
+    def describe_text(self) -> dict[str, Any] | None:
+        """Where its text comes from (JSON-able); None for a task without text."""
+        return None
 
     def sample(self, rng: np.random.Generator, split: Split, batch: int, length: int) -> Batch:
         """Draw `batch` sequences of `length` tokens. Raises `ValueError` for a length that is too short."""

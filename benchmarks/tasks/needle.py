@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -71,11 +71,7 @@ class NeedleTask(Task):
         return 2 * self.n_needles + 2 + 2 * self.n_asked
 
     def sample(self, rng: np.random.Generator, split: Split, batch: int, length: int) -> Batch:
-        if length < self.min_length:
-            raise ValueError(
-                f"{self.n_needles} needles, {self.n_asked} of them asked for, need length >= {self.min_length}, "
-                f"got {length}"
-            )
+        self.check_length(length)
         context = length - 1 - 2 * self.n_asked
         n_text = context - 2 * self.n_needles
         rows = np.arange(batch)[:, None]
@@ -105,6 +101,9 @@ class NeedleTask(Task):
         result.depths[:, questions] = torch.from_numpy((found_at / (context - 2)).astype(np.float32))
         result.distances[:, questions] = torch.from_numpy(questions - found_at - 1)
         return result
+
+    def describe_text(self) -> dict[str, Any]:
+        return load_corpus(self.text_folder).describe()
 
     def _depths(self, rng: np.random.Generator, split: Split, batch: int) -> np.ndarray:
         """Wished depths in [0, 1), `[batch, n_needles]`; for evaluation dealt evenly over the depth buckets."""

@@ -3,17 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from mixerzoo.benchmarks.tasks import IGNORE, NeedleTask
-from mixerzoo.benchmarks.tasks.corpus import load_corpus
+from mixerzoo.benchmarks.tasks import IGNORE, MqarTask, NeedleTask, TextTask
+from mixerzoo.benchmarks.tasks.corpus import Text, load_corpus
 
-TASKS = [NeedleTask(), NeedleTask(n_needles=3, asked=1)]
+RECALL_TASKS = [NeedleTask(), NeedleTask(n_needles=3, asked=1), MqarTask(), MqarTask(n_pairs=1, alpha=0.5)]
+TASKS = [*RECALL_TASKS, TextTask()]
 
 
 def same(a, b):
-    return all(
-        torch.equal(torch.nan_to_num(x, -1), torch.nan_to_num(y, -1))
-        for x, y in zip(vars(a).values(), vars(b).values())
-    )
+    pairs = zip(vars(a).values(), vars(b).values(), strict=True)
+    return all(torch.equal(torch.nan_to_num(x, -1), torch.nan_to_num(y, -1)) for x, y in pairs)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=repr)
@@ -29,7 +28,7 @@ def test_batches_are_a_function_of_their_arguments(task):
     assert torch.equal(torch.cat([b.tokens for b in one_by_one]), torch.cat([b.tokens for b in at_once]))
 
 
-@pytest.mark.parametrize("task", TASKS, ids=repr)
+@pytest.mark.parametrize("task", RECALL_TASKS, ids=repr)
 def test_shapes_ids_and_questions(task):
     batch = task.train_batch(0, 6, 96, seed=0)
     assert all(x.shape == (6, 96) for x in vars(batch).values())
@@ -47,7 +46,7 @@ def test_shapes_ids_and_questions(task):
     assert torch.equal(batch.tokens[rows, answers - 1], batch.tokens[asked])
 
 
-@pytest.mark.parametrize("task", TASKS, ids=repr)
+@pytest.mark.parametrize("task", RECALL_TASKS, ids=repr)
 def test_a_length_that_is_too_short_is_refused(task):
     shortest = task.min_length
     assert task.train_batch(0, 2, shortest, seed=0).tokens.shape == (2, shortest)
@@ -139,8 +138,6 @@ def test_a_missing_or_empty_folder_is_named(tmp_path):
 
 
 def test_windows_stay_within_documents_unless_told():
-    from mixerzoo.benchmarks.tasks.corpus import Text
-
     text = Text(np.array([1] * 5 + [2] * 3 + [3] * 9, dtype=np.uint8), np.array([5, 3, 9]), "three documents")
     rng = np.random.default_rng(0)
     windows = text.windows(rng, 400, 4)
@@ -150,3 +147,41 @@ def test_windows_stay_within_documents_unless_told():
     assert any(len(set(w)) > 1 for w in text.windows(rng, 100, 4, across=True).tolist())
     with pytest.raises(ValueError, match="window of 10 bytes is asked for, but the longest is 9"):
         text.windows(rng, 1, 10)
+
+
+def test_text_is_scored_everywhere_within_one_document():
+    batch = TextTask().train_batch(0, 4, 300, seed=0)
+    text = load_corpus().train.data.tobytes()
+    assert torch.equal(batch.tokens[:, 1:], batch.targets[:, :-1])
+    for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
+        assert bytes([*tokens, targets[-1]]) in text
+    assert batch.depths.isnan().all() and not batch.distances.any()
+
+
+def test_mqar_filler_never_repeats_a_pair():
+    task = MqarTask(n_pairs=6)
+    batch = task.train_batch(0, 16, 64, seed=0)
+    for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist(), strict=True):
+        keys, values = tokens[0:12:2], tokens[1:12:2]
+        assert len(set(keys)) == len(set(values)) == 6
+        assert max(keys) < task.first_value <= min(values) and max(values) < task.first_filler
+        queries = [i for i, target in enumerate(targets) if target != IGNORE]
+        assert {tokens[i]: targets[i] for i in queries} == dict(zip(keys, values, strict=True))
+        assert min(queries) >= 12 and all(i % 2 == 0 for i in queries)
+        filler = [token for i, token in enumerate(tokens) if i >= 12 and i not in queries]
+        assert len(filler) == 64 - 18 and min(filler) >= task.first_filler
+
+
+def test_mqar_queries_follow_a_power_law():
+    task = MqarTask(n_pairs=1, alpha=0.5)
+    batch = task.train_batch(0, 2000, 42, seed=0)
+    slots = ((batch.targets != IGNORE).int().argmax(1) - 2) // 2
+    shares = torch.bincount(slots, minlength=20) / 2000
+    weights = torch.arange(1, 21) ** -0.5
+    torch.testing.assert_close(shares, weights / weights.sum(), atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize("fields", [{"n_pairs": 9, "n_keys": 8}, {"n_pairs": 9, "n_values": 8}, {"n_fillers": 0}])
+def test_mqar_parameters_that_cannot_be_are_refused(fields):
+    with pytest.raises(ValueError):
+        MqarTask(**fields)

@@ -1,0 +1,70 @@
+"""What a measure is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import Self
+
+from ...models import ModelConfig
+from ..tasks import Task
+from ..training import Progress
+
+Size = Annotated[int, Field(ge=1)]
+
+
+class Measure(BaseModel):
+    """A measure; its fields are its parameters in a suite. Subclasses add `measure: Literal[name]`, write `run`.
+
+    exclusive: nothing else may run on the machine beside it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    exclusive: ClassVar[bool] = False
+
+    def cases(self) -> list[Self]:
+        """One measure for each case that this one stands for; those that measure a grid of sizes split it up."""
+        return [self]
+
+    def run(
+        self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
+    ) -> dict[str, Any]:
+        """Measure the model `config`; returns metrics, fit for JSON.
+
+        seed: of the parameters and the data. folder: may keep files, for a later run of the same case to use.
+        Raises `ValueError` if the model cannot do the task, `NotFiniteError` if numbers stop being finite.
+        """
+        raise NotImplementedError
+
+
+def check_vocabulary(config: ModelConfig, task: Task) -> None:
+    """Raise `ValueError` if the model has fewer token ids than the task uses."""
+    if config.vocab_size < task.vocab_size:
+        raise ValueError(
+            f"the task uses {task.vocab_size} token ids but the model has vocab_size={config.vocab_size}; "
+            "raise vocab_size, or give the task fewer keys and values"
+        )
+
+
+def part_of(progress: Progress, start: float, end: float) -> Progress:
+    """Progress of a piece of work that is the stretch `start..end` of the whole."""
+    return lambda fraction, text: progress(start + fraction * (end - start), text)
+
+
+def split_grid(measure: Any) -> list[Any]:
+    """Copies of a measure with one of its `modes` and one of its `lengths` each."""
+    return [
+        measure.model_copy(update={"modes": (mode,), "lengths": (length,)})
+        for length in measure.lengths
+        for mode in measure.modes
+    ]
+
+
+def single(values: tuple[Any, ...], name: str) -> Any:
+    """The only one of `values`. Raises `ValueError` if there are more: a grid is to be split with `cases()` first."""
+    if len(values) != 1:
+        raise ValueError(f"a case has one of its {name}, got {list(values)}; run the measures that cases() returns")
+    return values[0]

@@ -1,0 +1,84 @@
+"""Memory: bytes allocated at the peak, by activations, and by the state."""
+
+from __future__ import annotations
+
+import contextvars
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from typing_extensions import Self
+
+from ...models import LanguageModel, ModelConfig, count_flops, count_parameters
+from ..training import Precision, Progress
+from .base import Measure, Size, single, split_grid
+from .meter import measure_memory
+from .workload import Workload
+
+
+class Memory(Measure):
+    """Bytes that a freshly initialised model allocates on random tokens, one case for each mode and length.
+
+    modes: `forward` (logits of every position), `train` (forward, backward, AdamW step). batch: sequences at once.
+    """
+
+    exclusive: ClassVar[bool] = True
+    measure: Literal["memory"] = "memory"
+    modes: tuple[Literal["forward", "train"], ...] = Field(default=("forward", "train"), min_length=1)
+    lengths: tuple[Size, ...] = Field(default=(256, 512, 1024, 2048, 4096, 8192), min_length=1)
+    batch: int = Field(default=1, ge=1)
+    precision: Precision = "float32"
+
+    def cases(self) -> list[Self]:
+        return split_grid(self)
+
+    def run(
+        self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
+    ) -> dict[str, Any]:
+        """See `Measure.run`; metrics, bytes unless said otherwise:
+
+        peak_bytes: the most allocated above what is resident: the model, and in mode train AdamW's moments; gradients
+        count. model_bytes: parameters and buffers. optimizer_bytes: AdamW's moments (0 in mode forward).
+        state_bytes: of all `batch` sequences, after reading the context. activation_bytes_per_token: in mode train what
+        the forward pass keeps for the backward pass, in mode forward the peak; divided by batch * length.
+        method: how bytes were read. parameters: number. flops: of a forward call over one sequence.
+        """
+        mode, length = single(self.modes, "modes"), single(self.lengths, "lengths")
+        work = Workload(config, batch=self.batch, length=length, seed=seed, device=device, precision=self.precision)
+        progress(0.0, "warm-up")  # allocates what stays: AdamW's moments, workspaces
+        if mode == "train":
+            work.train_step()
+            work.optimizer.zero_grad()
+            progress(0.3, "forward pass")
+            activation_bytes = measure_memory(work.loss, device).held_bytes
+            progress(0.5, "training step")
+            reading = measure_memory(work.train_step, device)
+        else:
+            work.forward()
+            progress(0.5, "forward pass")
+            reading = measure_memory(work.forward, device)
+            activation_bytes = reading.peak_bytes
+        progress(0.8, "state")
+        _, state = work.prefill()
+        # counting runs a model of its own on the CPU; in an empty context, its backends are not recorded as ours
+        flops = contextvars.Context().run(count_flops, config, length)
+        return {
+            "peak_bytes": reading.peak_bytes,
+            "model_bytes": model_bytes(work.model),
+            "optimizer_bytes": _optimizer_bytes(work.optimizer),
+            "state_bytes": state.nbytes,
+            "activation_bytes_per_token": activation_bytes / (self.batch * length),
+            "method": reading.method,
+            "parameters": count_parameters(config)["total"],
+            "flops": flops,
+        }
+
+
+def model_bytes(model: LanguageModel) -> int:
+    """Bytes of the parameters and buffers."""
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+
+
+def _optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    return sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor))

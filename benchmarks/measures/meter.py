@@ -1,0 +1,155 @@
+"""The meters: seconds that a piece of work takes, and bytes that it allocates."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+MEMORY_EVENT = "[memory]"  # the profiler's name for an allocation or a release
+
+MAX_WARMUP_ROUNDS = 10
+MAX_ROUNDS = 100
+STABLE = 0.1  # warm-up ends when two rounds in a row differ by less than this share
+MIN_ROUND_SECONDS = 0.01  # shorter work is repeated within a round, beyond the clock's and the scheduler's noise
+
+
+@dataclass(frozen=True)
+class MemoryReading:
+    """Bytes above what was allocated before.
+
+    peak_bytes: the most at any time. held_bytes: at the end, while the result is alive. method: how it was read.
+    """
+
+    peak_bytes: int
+    held_bytes: int
+    method: str
+
+
+def time_rounds(
+    work: Callable[[Any], object],
+    device: torch.device,
+    *,
+    rounds: int,
+    budget_seconds: float,
+    prepare: Callable[[], Any] | None = None,
+    progress: Callable[[float, str], None] = lambda fraction, text: None,
+) -> list[float]:
+    """Seconds of `work(prepare())`, `prepare` not counted: one number a round, once rounds have come to agree.
+
+    At least `rounds` rounds, and more (at most 100) while they fit in `budget_seconds`. CUDA work is timed by device
+    events, CPU work by `time.perf_counter`.
+    """
+    clock = _round_clock(device)
+
+    def run(calls: int) -> float:
+        prepared = prepare() if prepare is not None else None
+        return clock(lambda: _repeat(work, prepared, calls)) / calls
+
+    warmup = [run(1)]
+    start = time.perf_counter()
+    while len(warmup) < MAX_WARMUP_ROUNDS and time.perf_counter() - start < budget_seconds:
+        progress(0.0, f"warm-up, round {len(warmup) + 1}")
+        warmup.append(run(1))
+        if abs(warmup[-1] - warmup[-2]) < STABLE * warmup[-2]:
+            break
+    # what is prepared serves one call only
+    calls = 1 if prepare is not None else max(1, math.ceil(MIN_ROUND_SECONDS / max(warmup[-1], 1e-7)))
+
+    samples: list[float] = []
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        while len(samples) < rounds or (len(samples) < MAX_ROUNDS and time.perf_counter() - start < budget_seconds):
+            progress(min(1.0, len(samples) / rounds), f"round {len(samples) + 1}")
+            samples.append(run(calls))
+    finally:
+        gc.enable()
+    return samples
+
+
+def _repeat(work: Callable[[Any], object], prepared: Any, calls: int) -> object:
+    for _ in range(calls - 1):
+        work(prepared)
+    return work(prepared)
+
+
+def quartiles(samples: list[float]) -> dict[str, float]:
+    """`median`, `q1` and `q3` of `samples`."""
+    q1, median, q3 = np.percentile(samples, [25, 50, 75]).tolist()
+    return {"median": median, "q1": q1, "q3": q3}
+
+
+def measure_memory(work: Callable[[], object], device: torch.device) -> MemoryReading:
+    """Run `work` once and read what it allocates on `device`.
+
+    CUDA: the statistics of torch's caching allocator. CPU: every allocation and release of torch's CPU allocator, as
+    the profiler records them; exact for tensors, blind to scratch memory that a library gets from elsewhere.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        return _cuda_memory(work, device)
+    if device.type == "cpu":
+        return _cpu_memory(work)
+    raise ValueError(f"memory cannot be measured on {device}; use cpu or cuda")
+
+
+def _cuda_memory(work: Callable[[], object], device: torch.device) -> MemoryReading:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    result = work()
+    torch.cuda.synchronize(device)
+    held = torch.cuda.memory_allocated(device) - before
+    peak = torch.cuda.max_memory_allocated(device) - before
+    del result
+    return MemoryReading(peak, held, "torch.cuda allocator statistics")
+
+
+def _cpu_memory(work: Callable[[], object]) -> MemoryReading:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes to stderr
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
+        result = work()
+    assert recording.profiler is not None
+    events = [event for event in recording.profiler.kineto_results.events() if event.name() == MEMORY_EVENT]
+    events.sort(key=lambda event: event.start_ns())
+    allocated = np.cumsum([0, *(event.nbytes() for event in events)])
+    del result
+    return MemoryReading(int(allocated.max()), int(allocated[-1]), "torch.profiler CPU allocator events")
+
+
+def _round_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
+    if device.type == "cuda":
+        return lambda work: _cuda_seconds(work, device)
+    if device.type == "cpu":
+        return _cpu_seconds
+    raise ValueError(f"time cannot be measured on {device}; use cpu or cuda")
+
+
+def _cpu_seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - start
+    del result  # alive until here, so that releasing it is not timed
+    return seconds
+
+
+def _cuda_seconds(work: Callable[[], object], device: torch.device) -> float:
+    with torch.cuda.device(device):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        result = work()
+        end.record()
+        end.synchronize()
+    del result
+    return start.elapsed_time(end) / 1000

@@ -1,0 +1,72 @@
+"""Speed: seconds and tokens per second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from typing_extensions import Self
+
+from ...models import ModelConfig
+from ..training import Precision, Progress
+from .base import Measure, Size, single, split_grid
+from .meter import quartiles, time_rounds
+from .workload import Workload
+
+Mode = Literal["forward", "train", "prefill", "decode"]
+
+
+class Speed(Measure):
+    """Time of a freshly initialised model on random tokens, one case for each mode and length.
+
+    modes: `forward` (logits of every position), `train` (forward, backward, AdamW step), `prefill` (read a context and
+    keep the state, logits at its end), `decode` (one token at a time after a context of that length). batch: sequences
+    at once. rounds: at least so many; more while they fit in budget_seconds. new_tokens: decoded in a round.
+    """
+
+    exclusive: ClassVar[bool] = True
+    measure: Literal["speed"] = "speed"
+    modes: tuple[Mode, ...] = Field(default=("forward", "train", "prefill", "decode"), min_length=1)
+    lengths: tuple[Size, ...] = Field(default=(256, 512, 1024, 2048, 4096, 8192), min_length=1)
+    batch: int = Field(default=1, ge=1)
+    rounds: int = Field(default=7, ge=3)
+    budget_seconds: float = Field(default=2.0, ge=0)
+    new_tokens: int = Field(default=16, ge=1)
+    precision: Precision = "float32"
+
+    def cases(self) -> list[Self]:
+        return split_grid(self)
+
+    def run(
+        self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
+    ) -> dict[str, Any]:
+        """See `Measure.run`; metrics are `seconds` and `tokens_per_second` (`median`, `q1`, `q3`), `rounds`, `samples`.
+
+        Seconds are of one call, in mode decode of one token of every sequence; samples are the seconds of each round.
+        """
+        mode, length = single(self.modes, "modes"), single(self.lengths, "lengths")
+        work = Workload(config, batch=self.batch, length=length, seed=seed, device=device, precision=self.precision)
+        options: dict[str, Any] = {"rounds": self.rounds, "budget_seconds": self.budget_seconds, "progress": progress}
+        if mode == "decode":
+            samples = self._time_decoding(work, device, options)
+        else:
+            call = {"forward": work.forward, "train": work.train_step, "prefill": work.prefill}[mode]
+            samples = time_rounds(lambda _: call(), device, **options)
+        tokens = self.batch * (1 if mode == "decode" else length)
+        return {
+            "seconds": quartiles(samples),
+            "tokens_per_second": quartiles([tokens / seconds for seconds in samples]),
+            "rounds": len(samples),
+            "samples": samples,
+        }
+
+    def _time_decoding(self, work: Workload, device: torch.device, options: dict[str, Any]) -> list[float]:
+        context = work.prefill()
+        # Every round continues the same context. Its first token is not timed: continuing a state a second time may
+        # copy a buffer, which decoding on and on never does.
+        seconds = time_rounds(
+            lambda start: work.decode(start, self.new_tokens), device, prepare=lambda: work.read(*context), **options
+        )
+        return [s / self.new_tokens for s in seconds]

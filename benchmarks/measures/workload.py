@@ -1,0 +1,64 @@
+"""The pieces of work that speed and memory measure, on random tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...models import LanguageModel, ModelConfig, ModelState
+from ..training import Precision, autocast, make_optimizer
+
+
+class Workload:
+    """A fresh model and `batch` sequences of `length` random tokens, on `device`."""
+
+    def __init__(
+        self, config: ModelConfig, *, batch: int, length: int, seed: int, device: torch.device, precision: Precision
+    ) -> None:
+        self.device, self.precision = device, precision
+        self.model = LanguageModel(dataclasses.replace(config, seed=seed)).to(device).eval()
+        self.optimizer = make_optimizer(self.model, learning_rate=1e-4, weight_decay=0.1)
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randint(config.vocab_size, (batch, length + 1), generator=generator).to(device)
+        self.tokens, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    @torch.no_grad()
+    def forward(self) -> Tensor:
+        """Logits of every position."""
+        with autocast(self.device, self.precision):
+            return self.model(self.tokens)[0]
+
+    def loss(self) -> Tensor:
+        """The forward half of a training step: next-token cross-entropy over every position."""
+        with autocast(self.device, self.precision):
+            logits, _ = self.model(self.tokens)
+        return F.cross_entropy(logits.flatten(0, 1).float(), self.targets.flatten())
+
+    def train_step(self) -> None:
+        """Forward, backward and an AdamW step."""
+        self.optimizer.zero_grad()
+        self.loss().backward()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
+        """Read `tokens [batch, time]` on from `state`; returns the likeliest next token `[batch, 1]` and the state."""
+        with autocast(self.device, self.precision):
+            features, state = self.model.features(tokens, state, return_state=True)
+            next_token = self.model.head(features[:, -1:]).argmax(-1)
+        assert state is not None
+        return next_token, state
+
+    def prefill(self) -> tuple[Tensor, ModelState]:
+        """Read the whole context; logits at its end only."""
+        return self.read(self.tokens)
+
+    def decode(self, start: tuple[Tensor, ModelState], count: int) -> Tensor:
+        """`count` tokens one at a time, each the likeliest, from what `read` returned."""
+        token, state = start
+        for _ in range(count):
+            token, state = self.read(token, state)
+        return token

@@ -1,0 +1,84 @@
+"""Multi-query associative recall: key-value pairs, then the keys again."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from .base import Batch, Split, Task
+
+
+class MqarTask(Task):
+    """Multi-query associative recall (Arora et al. 2023, "Zoology", arXiv 2312.04927, section 4 and appendix D).
+
+    A sequence starts with `n_pairs` pairs `[key][value]`. Later every key comes once more, `2 g` tokens after the last
+    pair, where the slots g are drawn without replacement with probability proportional to `(g + 1) ** (alpha - 1)`;
+    at those positions the key's value is to be predicted. All else is random filler. In the published generator filler
+    comes from the whole vocabulary, so it can repeat a key with another "value" after it; here its ids are its own.
+    Ids: `n_keys` keys, `n_values` values, `n_fillers` fillers. Keys and values are distinct within a sequence.
+    """
+
+    task: Literal["mqar"] = "mqar"
+    n_pairs: int = Field(default=8, ge=1)
+    n_keys: int = Field(default=192, ge=1)
+    n_values: int = Field(default=192, ge=2)
+    n_fillers: int = Field(default=128, ge=1)
+    alpha: float = Field(default=0.01, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> MqarTask:
+        if min(self.n_keys, self.n_values) < self.n_pairs:
+            raise ValueError(f"n_keys and n_values must be at least n_pairs={self.n_pairs}, all of them being distinct")
+        return self
+
+    @property
+    def first_value(self) -> int:
+        return self.n_keys
+
+    @property
+    def first_filler(self) -> int:
+        return self.n_keys + self.n_values
+
+    @property
+    def vocab_size(self) -> int:
+        return self.first_filler + self.n_fillers
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.n_values
+
+    @property
+    def min_length(self) -> int:
+        return 4 * self.n_pairs
+
+    def sample(self, rng: np.random.Generator, split: Split, batch: int, length: int) -> Batch:
+        self.check_length(length)
+        context = 2 * self.n_pairs
+        keys = _draw_distinct(rng, batch, self.n_keys, self.n_pairs)
+        values = self.first_value + _draw_distinct(rng, batch, self.n_values, self.n_pairs)
+        queries = context + 2 * self._draw_slots(rng, batch, (length - context) // 2)
+
+        tokens = rng.integers(self.first_filler, self.vocab_size, size=(batch, length))
+        tokens[:, 0:context:2], tokens[:, 1:context:2] = keys, values
+        np.put_along_axis(tokens, queries, keys, axis=1)
+
+        result = Batch.of(tokens)
+        positions, pairs = torch.from_numpy(queries), torch.arange(self.n_pairs).expand(batch, -1)
+        result.targets.scatter_(1, positions, torch.from_numpy(values))
+        result.depths.scatter_(1, positions, pairs / max(1, self.n_pairs - 1))
+        result.distances.scatter_(1, positions, positions - (2 * pairs + 1))
+        return result
+
+    def _draw_slots(self, rng: np.random.Generator, batch: int, n_slots: int) -> np.ndarray:
+        """Slots of the queries, `[batch, n_pairs]`, distinct in a row."""
+        log_weights = (self.alpha - 1) * np.log(np.arange(1, n_slots + 1))
+        # the largest of log-weight plus Gumbel noise are a weighted draw without replacement
+        order = np.argsort(-(log_weights + rng.gumbel(size=(batch, n_slots))), axis=1)
+        return order[:, : self.n_pairs]
+
+
+def _draw_distinct(rng: np.random.Generator, batch: int, n: int, count: int) -> np.ndarray:
+    return rng.permuted(np.tile(np.arange(n), (batch, 1)), axis=1)[:, :count]

@@ -1,0 +1,176 @@
+"""Recall and perplexity: what they score, and the form of what they report."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mixerzoo.benchmarks.errors import NotFiniteError
+from mixerzoo.benchmarks.measures import MEASURES, AnyMeasure, Perplexity, Recall
+from mixerzoo.benchmarks.tasks import MqarTask, NeedleTask, TextTask
+from mixerzoo.benchmarks.training import TrainingSettings
+from mixerzoo.mixers.ops.dispatch import record_backends
+from mixerzoo.models import ModelConfig
+from pydantic import TypeAdapter
+from torch import nn
+from torch.nn import functional as F
+
+CPU = torch.device("cpu")
+CONFIG = ModelConfig("sliding_window_attention(heads=2, window=8)", d_model=16, n_layers=1)
+BRIEF = TrainingSettings(steps=2, batch=2, length=64)
+
+
+class Lookup(nn.Module):
+    """Answers with the token that followed when the present one was last read, if that is within `reach` tokens."""
+
+    def __init__(self, vocab_size, reach=10**9):
+        super().__init__()
+        self.config = SimpleNamespace(vocab_size=vocab_size)
+        self.reach = reach
+
+    def features(self, tokens, state=None, return_state=False):
+        answers = torch.zeros_like(tokens)
+        for row, ids in enumerate(tokens.tolist()):
+            seen = {}
+            for i, token in enumerate(ids):
+                if i - seen.get(token, -self.reach) < self.reach:
+                    answers[row, i] = ids[seen[token]]
+                seen[token] = i + 1
+        state = SimpleNamespace(nbytes=tokens.numel()) if return_state else None
+        return F.one_hot(answers, self.config.vocab_size).float(), state
+
+    def head(self, features):
+        return features
+
+
+def rows_of(recall, model, length):
+    return recall._rows(model, length, 0, CPU, lambda *_: None)
+
+
+@pytest.mark.parametrize("task", [NeedleTask(), NeedleTask(n_needles=5, asked=2), MqarTask()], ids=repr)
+def test_a_model_that_looks_up_is_always_right(task):
+    rows = rows_of(Recall(task=task, training=BRIEF, examples=6), Lookup(task.vocab_size), 256)
+    assert all(row["correct"] == row["total"] > 0 for row in rows)
+    asked = sum(row["total"] for row in rows)
+    assert asked == 6 * {"needle": getattr(task, "n_asked", 0), "mqar": 8}[task.task]
+
+
+def test_recent_needles_and_depths_are_told_apart():
+    task = NeedleTask()
+    recall = Recall(task=task, training=BRIEF, examples=40, recent=100)
+    rows = rows_of(recall, Lookup(task.vocab_size, reach=100), 400)
+    for row in rows:
+        assert row["correct"] == (row["total"] if row["recent"] else 0)
+        assert row["chance"] == 1 / 64 and row["length"] == 400 and row["passes"] == 1
+    far = {row["depth"]: row["total"] for row in rows if not row["recent"]}
+    near = {row["depth"]: row["total"] for row in rows if row["recent"]}
+    assert set(far) == {0.0, 0.25, 0.5, 0.75}
+    assert set(near) == {0.75}  # 100 tokens back of 400, questions included, is the last quarter
+    assert far[0.75] + near[0.75] == far[0.0] == 80
+
+
+def test_a_model_that_knows_nothing_is_at_chance():
+    task = NeedleTask(n_values=2)
+    model = Lookup(task.vocab_size, reach=0)
+    model.head = lambda features: features + 2 * F.one_hot(torch.tensor(task.first_value), task.vocab_size)
+    rows = rows_of(Recall(task=task, training=BRIEF, examples=64), model, 128)
+    share = sum(row["correct"] for row in rows) / sum(row["total"] for row in rows)
+    assert share == pytest.approx(task.chance, abs=0.1)  # 512 answers
+
+
+def test_logits_that_are_not_finite_are_no_answer():
+    model = Lookup(NeedleTask().vocab_size)
+    model.head = lambda features: features * torch.nan
+    with pytest.raises(NotFiniteError, match="after reading 128 tokens"):
+        rows_of(Recall(training=BRIEF, examples=1), model, 128)
+
+
+def test_recall_reports_everything(tmp_path):
+    recall = Recall(training=BRIEF, lengths=(64, 256), examples=3, eval_batch=2)
+    said = []
+    with record_backends() as backends:
+        metrics = recall.run(CONFIG, seed=3, device=CPU, folder=tmp_path, progress=lambda *args: said.append(args))
+    assert set(metrics) == {"rows", "training", "parameters", "flops_per_token", "state_bytes", "text"}
+    assert metrics == json.loads(json.dumps(metrics))
+    for length in (64, 256):
+        rows = [row for row in metrics["rows"] if row["length"] == length]
+        assert sum(row["total"] for row in rows) == 3 * 8
+        assert all(set(r) == {"length", "depth", "passes", "correct", "total", "chance", "recent"} for r in rows)
+        assert sum(row["correct"] for row in rows) < 12
+    assert metrics["training"]["tokens"] == 2 * 2 * 64 and len(metrics["training"]["curve"]) == 2
+    assert metrics["parameters"] > 512 * 16 and metrics["flops_per_token"] > 2 * 512 * 16
+    assert set(metrics["state_bytes"]) == {"64", "256"}
+    assert 0 < metrics["state_bytes"]["256"] <= 4 * metrics["state_bytes"]["64"]
+    assert len(metrics["text"]["sha256"]) == 64 and backends
+    fractions = [fraction for fraction, _ in said]
+    assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(1.0)
+    again = recall.run(CONFIG, seed=3, device=CPU, folder=tmp_path, progress=lambda *_: None)
+    assert again == metrics  # from the checkpoint, seconds of the training included
+
+
+def test_perplexity_reports_every_position(tmp_path):
+    measure = Perplexity(training=BRIEF, length=200, examples=3, eval_batch=2, first_bucket=16)
+    metrics = measure.run(CONFIG, seed=0, device=CPU, folder=tmp_path, progress=lambda *_: None)
+    rows = metrics["rows"]
+    assert [(row["start"], row["end"]) for row in rows] == [(0, 16), (16, 32), (32, 64), (64, 128), (128, 200)]
+    assert [row["tokens"] for row in rows] == [48, 48, 96, 192, 216]
+    assert all(row["nats"] == pytest.approx(math.log(512), abs=1.0) for row in rows)  # it has not learned much yet
+    assert metrics["training"]["steps"] == 2 and metrics["parameters"] > 0
+    assert metrics == json.loads(json.dumps(metrics))
+
+
+def test_nats_stand_at_their_position():
+    class Certain(nn.Module):
+        """Knows each next byte up to position 10, and nothing after."""
+
+        def forward(self, tokens):
+            logits = 50.0 * F.one_hot(tokens.roll(-1, dims=1), 256).float()
+            logits[:, 10:] = 0
+            return logits, None
+
+    measure = Perplexity(training=BRIEF, length=40, examples=5, eval_batch=2, first_bucket=10)
+    totals = measure._totals(Certain(), 0, CPU, lambda *_: None)
+    assert totals[:10].max() < 1e-6
+    torch.testing.assert_close(totals[10:], torch.full((30,), 5 * math.log(256)).double())
+
+
+@pytest.mark.parametrize(
+    "length, edges", [(64, [0, 64]), (10, [0, 10]), (128, [0, 64, 128]), (300, [0, 64, 128, 256, 300])]
+)
+def test_bucket_edges(length, edges):
+    assert Perplexity(length=length).edges == edges
+
+
+def test_a_vocabulary_that_is_too_small_is_refused_before_any_work(tmp_path):
+    config = ModelConfig("sliding_window_attention", d_model=16, n_layers=1, vocab_size=128)
+    for measure, needed in ((Recall(), 385), (Perplexity(), 256)):
+        with pytest.raises(ValueError, match=f"uses {needed} token ids but the model has vocab_size=128"):
+            measure.run(config, seed=0, device=CPU, folder=tmp_path, progress=lambda *_: None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"passes": (1, 2)}, r"passes must be \[1\]"),
+        ({"lengths": (32,)}, "needs length >= 34, got 32"),
+        ({"training": {"length": 30}}, "needs length >= 34, got 30"),
+        ({"task": {"task": "text"}}, "does not match any of the expected tags"),
+        ({"example": 3}, "Extra inputs are not permitted"),
+    ],
+)
+def test_recall_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Recall(**fields)
+
+
+def test_measures_are_found_by_name_and_survive_yaml():
+    for name, kind in MEASURES.items():
+        measure = TypeAdapter(AnyMeasure).validate_python({"measure": name})
+        assert type(measure) is kind
+        assert TypeAdapter(AnyMeasure).validate_python(json.loads(measure.model_dump_json())) == measure
+        assert len(kind().cases()) == {"speed": 24, "memory": 12, "recall": 1, "perplexity": 1}[name]
+    recall = TypeAdapter(AnyMeasure).validate_python({"measure": "recall", "task": {"task": "mqar", "n_pairs": 4}})
+    assert recall.task == MqarTask(n_pairs=4)
+    assert Perplexity().task == TextTask()

@@ -1,0 +1,166 @@
+"""The meter itself: what takes a known time and holds known bytes must be reported so."""
+
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+from mixerzoo.benchmarks.measures import Memory, Speed
+from mixerzoo.benchmarks.measures.meter import measure_memory, quartiles, time_rounds
+from mixerzoo.mixers import Mixer, MixerCard, MixerState, registry
+from mixerzoo.models import ModelConfig
+from torch import Tensor, nn
+
+CPU = torch.device("cpu")
+SECONDS = 0.02
+TEMPORARY_BYTES, STATE_BYTES, KEPT_BYTES = 64 * 2**20, 3 * 2**20, 1000 * 4
+LENGTH = 100
+
+
+@dataclass(frozen=True, eq=False)
+class KnownState(MixerState):
+    held: Tensor
+
+
+class Known(Mixer):
+    """Sleeps, allocates for a moment, keeps some bytes for each token for the backward pass, holds a known state."""
+
+    card = MixerCard("known", "test", "costs that are known", "none", None, 2026, "constant")
+
+    def __init__(self, d_model: int, seconds: float = 0.0, temporary_bytes: int = 0) -> None:
+        super().__init__(d_model, seconds=seconds, temporary_bytes=temporary_bytes)
+        self.seconds, self.temporary_bytes = seconds, temporary_bytes
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def mix(self, x: Tensor, state: KnownState | None, return_state: bool) -> tuple[Tensor, KnownState]:
+        time.sleep(self.seconds)
+        torch.empty(self.temporary_bytes, dtype=torch.uint8)
+        kept = torch.ones(*x.shape[:2], KEPT_BYTES // 4)
+        y = x * (self.scale * kept).mean()
+        position = x.shape[1] + (state.position if state else 0)
+        return y, KnownState(self.signature, x.shape[0], position, torch.zeros(x.shape[0], STATE_BYTES // 4))
+
+
+@pytest.fixture
+def known(monkeypatch):
+    monkeypatch.setitem(registry._mixers, "known", Known)
+
+    def config(**options):
+        return ModelConfig("known", d_model=16, n_layers=1, vocab_size=16, mixer_defaults={"known": options})
+
+    return config
+
+
+def run(measure, config, tmp_path):
+    said = []
+    metrics = measure.run(config, seed=0, device=CPU, folder=tmp_path, progress=lambda *args: said.append(args))
+    assert said and all(0 <= fraction <= 1 for fraction, _ in said)
+    return metrics
+
+
+@pytest.mark.parametrize("mode", ["forward", "train", "prefill", "decode"])
+def test_known_seconds_are_reported(known, tmp_path, mode):
+    speed = Speed(modes=(mode,), lengths=(LENGTH,), rounds=3, budget_seconds=0, new_tokens=2, batch=2)
+    metrics = run(speed, known(seconds=SECONDS), tmp_path)
+    assert metrics["rounds"] == len(metrics["samples"]) == 3
+    seconds, rate = metrics["seconds"], metrics["tokens_per_second"]
+    assert SECONDS <= min(metrics["samples"]) <= seconds["q1"] <= seconds["median"] <= seconds["q3"]
+    assert seconds["median"] < 20 * SECONDS  # not two tokens' time, nor a sum over rounds and warm-up of a busy machine
+    tokens = 2 * (1 if mode == "decode" else LENGTH)
+    assert rate["median"] == pytest.approx(tokens / seconds["median"])
+    assert rate["q1"] <= rate["median"] <= rate["q3"] <= tokens / SECONDS
+
+
+def test_known_bytes_are_reported_in_the_forward_pass(known, tmp_path):
+    memory = Memory(modes=("forward",), lengths=(LENGTH,))
+    small, large = (run(memory, known(temporary_bytes=n), tmp_path) for n in (0, TEMPORARY_BYTES))
+    assert TEMPORARY_BYTES <= large["peak_bytes"] < TEMPORARY_BYTES + small["peak_bytes"]
+    assert large["activation_bytes_per_token"] == large["peak_bytes"] / LENGTH
+    assert large["state_bytes"] == STATE_BYTES
+    assert large["model_bytes"] == 4 * large["parameters"] and large["optimizer_bytes"] == 0
+    assert large["method"] and large["flops"] > 2 * LENGTH * 16 * 16
+
+
+def test_known_bytes_are_reported_in_a_training_step(known, tmp_path):
+    memory = Memory(modes=("train",), lengths=(LENGTH,), batch=2)
+    metrics = run(memory, known(temporary_bytes=TEMPORARY_BYTES), tmp_path)
+    assert TEMPORARY_BYTES < metrics["peak_bytes"] < 1.1 * TEMPORARY_BYTES
+    # the temporary bytes are gone by the end of the forward pass; what autograd keeps is there
+    assert KEPT_BYTES < metrics["activation_bytes_per_token"] < 3 * KEPT_BYTES
+    assert metrics["state_bytes"] == 2 * STATE_BYTES
+    # two moments, and a step count for each parameter
+    assert 2 * metrics["model_bytes"] < metrics["optimizer_bytes"] < 2.1 * metrics["model_bytes"]
+
+
+def test_memory_meter_follows_every_allocation():
+    def work():
+        first = torch.empty(1000, dtype=torch.uint8)
+        second = torch.empty(5000, dtype=torch.uint8)
+        del first
+        third = torch.empty(3000, dtype=torch.uint8)
+        del second
+        return third
+
+    for _ in range(2):
+        reading = measure_memory(work, CPU)
+        assert (reading.peak_bytes, reading.held_bytes) == (8000, 3000)
+    kept = []
+    measure_memory(lambda: kept.append(torch.empty(10, dtype=torch.uint8)), CPU)
+    assert measure_memory(lambda: None, CPU).peak_bytes == 0
+
+
+def test_what_is_prepared_is_not_timed_and_short_work_is_repeated():
+    calls = []
+    samples = time_rounds(
+        lambda prepared: calls.append(prepared),
+        CPU,
+        rounds=3,
+        budget_seconds=0,
+        prepare=lambda: time.sleep(SECONDS) or len(calls),
+    )
+    assert calls == [0, 1, 2, 3]  # one round of warm-up, since there is no budget, then three
+    assert min(samples) < SECONDS
+    calls.clear()
+    assert len(time_rounds(lambda _: calls.append(0), CPU, rounds=3, budget_seconds=0)) == 3
+    assert len(calls) > 100
+
+
+def test_rounds_go_on_while_the_budget_lasts():
+    samples = time_rounds(lambda _: time.sleep(0.02), CPU, rounds=3, budget_seconds=0.5)
+    assert 3 < len(samples) <= 25
+
+
+def test_quartiles():
+    assert quartiles([5.0, 1.0, 2.0, 4.0, 3.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0}
+
+
+@pytest.mark.parametrize(
+    "meter", [lambda d: measure_memory(dict, d), lambda d: time_rounds(dict, d, rounds=3, budget_seconds=0)]
+)
+def test_a_device_without_a_meter_is_refused(meter):
+    with pytest.raises(ValueError, match="cannot be measured on meta; use cpu or cuda"):
+        meter(torch.device("meta"))
+
+
+def test_grids_are_split_into_cases(known, tmp_path):
+    speed = Speed(modes=("forward", "decode"), lengths=(8, 16), batch=3)
+    cases = speed.cases()
+    assert [(c.lengths, c.modes) for c in cases] == [
+        ((8,), ("forward",)),
+        ((8,), ("decode",)),
+        ((16,), ("forward",)),
+        ((16,), ("decode",)),
+    ]
+    assert {c.batch for c in cases} == {3} and cases[0].cases() == [cases[0]]
+    assert len(Memory(lengths=(8,)).cases()) == 2
+    assert Speed.exclusive and Memory.exclusive
+    with pytest.raises(ValueError, match=r"one of its modes, got \['forward', 'decode'\]"):
+        run(speed, known(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"modes": ()}, {"modes": ("backward",)}, {"lengths": (0,)}, {"rounds": 1}, {"size": 3}]
+)
+def test_parameters_that_cannot_be_measured_are_refused(fields):
+    with pytest.raises(ValueError):
+        Speed(**fields)

@@ -1,0 +1,127 @@
+"""The training loop: the same data and the same result for a seed, a schedule as documented, and loud failures."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from mixerzoo.benchmarks.errors import NotFiniteError
+from mixerzoo.benchmarks.tasks import MqarTask, NeedleTask, TextTask
+from mixerzoo.benchmarks.training import TrainingSettings, batch_loss, make_optimizer, train, train_or_load
+from mixerzoo.models import LanguageModel, ModelConfig
+from torch.nn import functional as F
+
+CPU = torch.device("cpu")
+CONFIG = ModelConfig("softmax_attention(heads=2)", d_model=16, n_layers=1)
+EASY = MqarTask(n_pairs=1, n_keys=2, n_values=2, n_fillers=1)  # half of it can be guessed: the loss must fall at once
+SHORT = TrainingSettings(steps=6, batch=4, length=32)
+
+
+def test_the_loss_falls_and_the_curve_says_so():
+    settings = TrainingSettings(steps=30, batch=8, length=16, learning_rate=1e-2)
+    said = []
+    model = LanguageModel(CONFIG)
+    result = train(model, EASY, settings, seed=0, device=CPU, progress=lambda *args: said.append(args))
+    assert (result["steps"], result["tokens"]) == (30, 30 * 8 * 16)
+    assert [step for step, _ in result["curve"]] == list(range(1, 31))
+    assert result["curve"][0][1] == pytest.approx(math.log(512), rel=0.1)
+    assert result["curve"][-1][1] < 3.0
+    assert [fraction for fraction, _ in said] == pytest.approx([(i + 1) / 30 for i in range(30)])
+    assert said[-1][1] == f"training: step 30/30, loss {result['curve'][-1][1]:.3f}"
+    assert not model.training
+
+
+def test_a_seed_decides_everything():
+    def curve(seed):
+        return train(LanguageModel(CONFIG), EASY, SHORT, seed=seed, device=CPU)["curve"]
+
+    assert curve(0) == curve(0)
+    assert curve(0) != curve(1)
+
+
+@pytest.mark.parametrize("task", [NeedleTask(n_needles=2), TextTask()], ids=repr)
+def test_loss_is_the_cross_entropy_of_the_scored_positions(task):
+    model = LanguageModel(CONFIG)
+    batch = task.train_batch(0, 3, 40, seed=0)
+    logits, _ = model(batch.tokens)
+    expected = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
+    torch.testing.assert_close(batch_loss(model, batch, CPU), expected)
+
+
+def test_learning_rate_warms_up_and_decays_to_zero():
+    settings = TrainingSettings(steps=100, learning_rate=2.0, warmup=0.1)
+    rates = [settings.rate_at(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[55] == pytest.approx(1.0)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert 0 < rates[-1] < 0.01
+    assert TrainingSettings(steps=1, warmup=0).rate_at(0) == 1e-3
+
+
+def test_weight_decay_is_for_matrices_only():
+    model = LanguageModel(CONFIG)
+    decay = {id(p): g["weight_decay"] for g in make_optimizer(model, 1e-3, 0.5).param_groups for p in g["params"]}
+    assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
+        name: 0.5 if p.ndim >= 2 else 0.0 for name, p in model.named_parameters()
+    }
+    assert set(decay.values()) == {0.0, 0.5}
+
+
+def test_a_loss_that_is_not_finite_stops_training():
+    model = LanguageModel(CONFIG)
+    with torch.no_grad():
+        model.norm.weight[0] = torch.inf
+    with pytest.raises(NotFiniteError, match="by training step 1 the loss is"):
+        train(model, EASY, SHORT, seed=0, device=CPU)
+
+
+def test_bfloat16_trains_float32_parameters():
+    model = LanguageModel(CONFIG)
+    result = train(model, EASY, SHORT.model_copy(update={"precision": "bfloat16"}), seed=0, device=CPU)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    full = train(LanguageModel(CONFIG), EASY, SHORT, seed=0, device=CPU)
+    assert result["curve"] != full["curve"]
+    assert result["curve"][-1][1] == pytest.approx(full["curve"][-1][1], rel=0.05)
+
+
+def test_a_finished_checkpoint_is_used_and_only_for_the_same_recipe(tmp_path):
+    def run(seed=0, settings=SHORT):
+        said = []
+        model, training = train_or_load(
+            CONFIG, EASY, settings, seed=seed, device=CPU, folder=tmp_path, progress=lambda *args: said.append(args[1])
+        )
+        return model, training, said
+
+    model, training, said = run()
+    assert len(said) == SHORT.steps
+    loaded, again, said = run()
+    assert said == ["trained already"] and again == training and not loaded.training
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    assert len(run(seed=1)[2]) == SHORT.steps
+    assert len(run(seed=1, settings=TrainingSettings(steps=3, batch=4, length=32))[2]) == 3
+    # without the record, which is written last, the model beside it does not count as finished
+    record = tmp_path / "training.json"
+    assert json.loads(record.read_text())["training"]["steps"] == 3
+    record.unlink()
+    assert len(run()[2]) == SHORT.steps
+
+
+def test_the_seed_decides_the_initial_parameters(tmp_path):
+    settings = TrainingSettings(steps=1, batch=1, length=32, learning_rate=1e-12)
+
+    def embedding(seed):
+        model, _ = train_or_load(
+            CONFIG, EASY, settings, seed=seed, device=CPU, folder=tmp_path / str(seed), progress=lambda *_: None
+        )
+        return model.embedding.weight
+
+    assert not torch.allclose(embedding(0), embedding(1), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"steps": 0}, {"learning_rate": 0}, {"warmup": 1.5}, {"precision": "int8"}, {"lr": 1}]
+)
+def test_settings_that_cannot_be_are_refused(fields):
+    with pytest.raises(ValueError):
+        TrainingSettings(**fields)
