@@ -260,16 +260,16 @@ def _check_models(file: YamlFile, settings: SuiteSettings, layouts: Mapping[str,
         for option in options:
             if option not in known:
                 file.complain([*where, option], f"{name} has no such option{suggestion(option, known)}", key=True)
-    if file.problems:
-        return  # what follows would complain of the same again
     try:
-        settings.model.config("softmax_attention", 0)
+        n_layers = settings.model.config("softmax_attention", 0).n_layers
     except ValueError as error:
         file.complain(["model"], str(error))
         return
     for label, line in layouts.items():
         try:
-            count_parameters(settings.model.config(line, 0))  # builds the model, without memory
+            parse_layout(line).place(n_layers)
+            if not file.problems:  # else this would complain of the same again
+                count_parameters(settings.model.config(line, 0))  # builds the model, without memory
         except ValueError as error:
             file.complain(["layouts", label], str(error))
 

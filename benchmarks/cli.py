@@ -1,0 +1,187 @@
+"""The command `mixerzoo`. Exit codes: 0 all well, 1 some case or check is not ok, 2 a mistake in what was asked,
+130 interrupted.
+
+What takes long to import is imported by the command that needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from . import cli_mixers
+
+if TYPE_CHECKING:
+    from .case import Case
+    from .runs import Run
+
+COMMAND_GROUP = "mixerzoo.commands"
+INTERRUPTED = 130
+
+
+def build_app() -> typer.Typer:
+    """The application: the commands of this room, and those that installed packages announce as `mixerzoo.commands`."""
+    app = typer.Typer(
+        help="A zoo of causal sequence mixers under one contract, and a laboratory that compares them.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback()(_global_options)
+    app.command("list")(cli_mixers.list_command)
+    app.command("show")(cli_mixers.show_command)
+    app.command("check")(cli_mixers.check_command)
+    app.command("suites")(suites_command)
+    app.command("run")(run_command)
+    for entry in entry_points(group=COMMAND_GROUP):
+        try:
+            app.command(entry.name)(entry.load())
+        except Exception as error:  # somebody else's code: whatever it raises must not take the other commands away
+            _complain(f"the command {entry.name!r} ({entry.value}) could not be loaded: {error}", style="yellow")
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line (default `sys.argv`) and exit. A user's mistake is one red message, never a traceback."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        build_app()(arguments)
+    except (ValueError, OSError) as error:
+        if "--traceback" in arguments:
+            raise
+        _complain(str(error) or type(error).__name__)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(INTERRUPTED)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        Console().print(f"mixerzoo {version('mixerzoo')}", highlight=False)
+        raise typer.Exit
+
+
+def _global_options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")] = False,
+) -> None:
+    """Options before the command; `--traceback` is read by `main`."""
+
+
+def suites_command() -> None:
+    """The bundled suites."""
+    from .device import choose_device
+    from .suite import bundled_suites, load_suite
+
+    cli_mixers.load_plugins()
+    device = choose_device("auto")
+    table = Table("name", "cases", "description")
+    for name in bundled_suites():
+        suite = load_suite(name)
+        table.add_row(name, str(len(suite.cases(device))), escape(suite.settings.description))
+    Console().print(table)
+
+
+def run_command(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A bundled suite, or a YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/SUITE-TIME.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only layouts or measures that match this pattern; may be repeated.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cases at a time; speed and memory run alone.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cases and run nothing.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what did not end ok.")] = False,
+) -> None:
+    """Run a suite; running it again with the same --out runs only what is missing."""
+    from .device import choose_device
+    from .progress import reporter_for
+    from .runner import Limits, check_folder, execute
+    from .runs import Run
+    from .suite import load_suite
+
+    cli_mixers.load_plugins()
+    loaded, kind, console = load_suite(suite), choose_device(device), Console()
+    cases, resolved, settings = select_cases(loaded.cases(kind), only), loaded.resolved(), loaded.settings
+    run = Run(out or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    if dry_run:
+        check_folder(run, resolved, kind)
+        console.print(_case_table(cases, run))
+        return
+    limits = Limits(jobs or settings.jobs, settings.time_limit_seconds, settings.memory_limit_bytes)
+    reporter = reporter_for(console)
+    try:
+        results = execute(cases, run, resolved, limits, reporter, device=kind, retry_failed=retry_failed)
+    except KeyboardInterrupt:
+        again = shlex.join(["mixerzoo", "run", suite, "--out", str(run.folder)])
+        _complain(f"interrupted; finished cases are kept, run the others with: {again}", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
+    failed = _print_results(console, results, run)
+    raise typer.Exit(1 if failed else 0)
+
+
+def select_cases(cases: Sequence[Case], patterns: Sequence[str] | None) -> list[Case]:
+    """The cases whose label or measure matches one of the shell `patterns`, all without any.
+
+    Raises `ValueError` for a pattern that matches nothing.
+    """
+    names = sorted({case.label for case in cases}), sorted({case.measure for case in cases})
+    for pattern in patterns or ():
+        if not fnmatch.filter([*names[0], *names[1]], pattern):
+            labels, measures = (", ".join(some) for some in names)
+            raise ValueError(f"--only {pattern!r} matches nothing; layouts are {labels}; measures are {measures}")
+    return [
+        case
+        for case in cases
+        if not patterns or any(fnmatch.fnmatchcase(n, p) for p in patterns for n in (case.label, case.measure))
+    ]
+
+
+def _case_table(cases: Sequence[Case], run: Run) -> Table:
+    from .progress import status_text
+
+    done = {r.case: r.status for r in run.results()} if run.exists else {}
+    table = Table("case", "layout", "measure", "sizes", "seed", "status", title=f"{len(cases)} cases")
+    for case in cases:
+        status = status_text(done[case.id]) if case.id in done else "to run"
+        table.add_row(case.id, escape(case.label), case.measure, case.sizes, str(case.seed), status)
+    return table
+
+
+def _print_results(console: Console, results: Sequence, run: Run) -> int:
+    """The tables that end a run; returns how many cases are not ok."""
+    from .summary import failure_table, summary_tables
+
+    for table in summary_tables(results):
+        console.print(table)
+    failures = failure_table(results)
+    if failures is not None:
+        console.print(failures)
+    failed = sum(r.status != "ok" for r in results)
+    kept = f", {failed} not ok" if failed else ""
+    console.print(f"{len(results)} cases{kept}; the run is in {escape(str(run.folder) + os.sep)}", soft_wrap=True)
+    return failed
+
+
+def _complain(message: str, style: str = "red") -> None:
+    Console(stderr=True).print(f"[{style}]{escape(message)}[/]", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

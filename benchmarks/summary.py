@@ -1,0 +1,106 @@
+"""The tables that end a run on the terminal; `reports` makes the full ones."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from statistics import median
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from .progress import status_text
+from .runs import ResultLine
+
+# What a result adds to the tables: title, column (they are sorted), value.
+Entry = tuple[str, Any, float]
+Format = Callable[[list[float]], str]
+
+
+def summary_tables(results: Iterable[ResultLine]) -> list[Table]:
+    """One table a quantity, layouts by sizes, of the `ok` results; the values of several seeds are put together."""
+    values: dict[str, dict[str, dict[Any, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    formats: dict[str, Format] = {}
+    for result in results:
+        if result.status == "ok" and result.measure in _READERS:
+            reader, formatter = _READERS[result.measure]
+            for title, column, value in reader(result):
+                values[title][result.layout][column].append(value)
+                formats[title] = formatter
+    return [_table(title, rows, formats[title]) for title, rows in values.items()]
+
+
+def failure_table(results: Iterable[ResultLine]) -> Table | None:
+    """The results that are not `ok`, with the first line of what went wrong; None if all are."""
+    failures = [r for r in results if r.status != "ok"]
+    if not failures:
+        return None
+    table = Table("case", "layout", "measure", "seed", "status", "error", title="not ok", title_justify="left")
+    for r in failures:
+        error = escape((r.error or "").split("\n", 1)[0])
+        table.add_row(r.case, escape(r.layout), r.measure, str(r.seed), status_text(r.status), error)
+    return table
+
+
+def _table(title: str, rows: dict[str, dict[Any, list[float]]], formatter: Format) -> Table:
+    columns = sorted({column for cells in rows.values() for column in cells})
+    table = Table(title=title, title_justify="left")
+    table.add_column("layout")
+    for column in columns:
+        table.add_column("–".join(map(str, column)) if isinstance(column, tuple) else str(column), justify="right")
+    for label, cells in rows.items():
+        table.add_row(escape(label), *(formatter(cells[c]) if c in cells else "" for c in columns))
+    return table
+
+
+def _speed(result: ResultLine) -> Iterator[Entry]:
+    metrics, (mode, length) = result.metrics or {}, _mode_and_length(result)
+    yield f"speed, {mode}: tokens/s (median) by length", length, metrics["tokens_per_second"]["median"]
+
+
+def _memory(result: ResultLine) -> Iterator[Entry]:
+    metrics, (mode, length) = result.metrics or {}, _mode_and_length(result)
+    yield f"memory, {mode}: peak MB above what is resident, by length", length, metrics["peak_bytes"] / 1e6
+    yield f"memory, {mode}: state MB by length", length, metrics["state_bytes"] / 1e6
+
+
+def _recall(result: ResultLine) -> Iterator[Entry]:
+    title = "recall: % right by length, needles of the last {} tokens apart"
+    for length in sorted({row["length"] for row in (result.metrics or {})["rows"]}):
+        rows = [r for r in (result.metrics or {})["rows"] if r["length"] == length and not r["recent"]]
+        total = sum(row["total"] for row in rows)
+        if total:
+            percent = 100 * sum(row["correct"] for row in rows) / total
+            yield title.format(result.parameters["recent"]), length, percent
+
+
+def _perplexity(result: ResultLine) -> Iterator[Entry]:
+    for row in (result.metrics or {})["rows"]:
+        yield "perplexity per token by position", (row["start"], row["end"]), row["nats"]
+
+
+def _mode_and_length(result: ResultLine) -> tuple[str, int]:
+    return result.parameters["modes"][0], result.parameters["lengths"][0]
+
+
+def _three_digits(values: list[float]) -> str:
+    value = median(values)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _percent(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.1f}"
+
+
+def _exponential(values: list[float]) -> str:
+    return f"{math.exp(sum(values) / len(values)):.2f}"
+
+
+_READERS: dict[str, tuple[Callable[[ResultLine], Iterator[Entry]], Format]] = {
+    "speed": (_speed, _three_digits),
+    "memory": (_memory, _three_digits),
+    "recall": (_recall, _percent),
+    "perplexity": (_perplexity, _exponential),
+}
