@@ -1,0 +1,185 @@
+"""What all charts share: the look of a layout, curves with bands, panels, axes with units, the files of a figure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import vl_convert
+
+VEGALITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+
+# Okabe and Ito's colours for all kinds of colour vision, those that vanish on white replaced; with a shape and a dash
+# of its own every layout is told apart in grey as well.
+_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#B5539C", "#E69F00", "#3FA7E0", "#4D4D4D", "#8A6D1F"]
+_SHAPES = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left"]
+_DASHES = [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [1, 0], [5, 2], [3, 4]]
+WIDTH, HEIGHT = 640, 340
+PERCENT = "format(100 * datum.value, 'd') + ' %'"
+BYTES = "replace(format(datum.value, '.3~s'), regexp('([kMGTP])?$'), ' $1B')"
+COUNT = "replace(format(datum.value, '.3~s'), regexp('([kMGTP])$'), ' $1')"
+MUTED = "#5f6368"
+
+Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart and what is said of it. name: stem of its files; section: where on the page; alt: for who cannot see."""
+
+    name: str
+    section: str
+    title: str
+    caption: str
+    alt: str
+    chart: Chart
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The Vega-Lite specification with its data."""
+        with alt.data_transformers.enable("default", max_rows=None):
+            return {**self.chart.to_dict(), "description": f"{self.title}. {self.alt}"}
+
+    @property
+    def spec_json(self) -> str:
+        """`spec` as JSON that may stand inside a script element."""
+        return json.dumps(self.spec, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
+
+    @cached_property
+    def svg(self) -> str:
+        return vl_convert.vegalite_to_svg(self.spec, vl_version=VEGALITE)
+
+    @property
+    def png(self) -> bytes:
+        return vl_convert.vegalite_to_png(self.spec, vl_version=VEGALITE, scale=2)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.name}.svg").write_text(self.svg, encoding="utf-8")
+        (folder / f"{self.name}.png").write_bytes(self.png)
+
+
+class Style:
+    """The look of every layout, the same in all charts of a report; legend False: direct labels stand in for it."""
+
+    def __init__(self, layouts: list[str], legend: bool = True) -> None:
+        self.layouts = layouts
+        self.legend = alt.Legend(orient="bottom", columns=4, labelLimit=200, symbolOpacity=1) if legend else None
+        self.select = alt.selection_point(name="chosen", fields=["layout"], **{"bind": "legend"} if legend else {})
+        self.emphasis = alt.condition(self.select, alt.value(1.0), alt.value(0.12))
+        self.faint = alt.condition(self.select, alt.value(0.14), alt.value(0.02))
+
+    def _pick(self, values: list) -> list:
+        return [values[i % len(values)] for i in range(len(self.layouts))]
+
+    def colour(self) -> alt.Color:
+        scale = alt.Scale(domain=self.layouts, range=self._pick(_COLOURS))
+        return alt.Color("layout:N", scale=scale, title=None, legend=self.legend)
+
+    def shape(self) -> alt.Shape:
+        scale = alt.Scale(domain=self.layouts, range=self._pick(_SHAPES))
+        return alt.Shape("layout:N", scale=scale, title=None, legend=self.legend)
+
+    def dash(self, legend: bool = False) -> alt.StrokeDash:
+        scale = alt.Scale(domain=self.layouts, range=self._pick(_DASHES))
+        return alt.StrokeDash("layout:N", scale=scale, title=None, legend=self.legend if legend else None)
+
+    def curves(self, frame: pd.DataFrame, x: alt.X, y: alt.Y, tooltip: list[alt.Tooltip]) -> list[Any]:
+        """Line, points and band of every layout; fields `low` and `high` bound the band."""
+        base = alt.Chart(frame).encode(x=x, color=self.colour())
+        bounds = {"y": alongside(y, "low"), "y2": "high:Q"}
+        band = base.mark_area().encode(**bounds, opacity=self.faint)
+        whisker = base.mark_rule(strokeWidth=1.5).encode(**bounds, opacity=self.emphasis)
+        line = base.mark_line(strokeWidth=2).encode(y=y, strokeDash=self.dash(), opacity=self.emphasis)
+        point = base.mark_point(filled=True, size=55).encode(
+            y=y, shape=self.shape(), opacity=self.emphasis, tooltip=tooltip
+        )
+        return [band, whisker, line, point.add_params(self.select)]
+
+
+def finish(chart: Any, title: str, subtitle: str) -> Any:
+    font = "Helvetica, Arial, sans-serif"
+    return (
+        chart.properties(
+            title=alt.TitleParams(title, subtitle=subtitle, anchor="start", frame="bounds", offset=14),
+            background="white",
+            padding=12,
+            autosize=alt.AutoSizeParams(type="pad"),
+        )
+        .configure(font=font)
+        .configure_view(stroke=None)
+        .configure_axis(
+            gridColor="#ececec",
+            domainColor="#9aa0a6",
+            tickColor="#9aa0a6",
+            labelColor="#3c4043",
+            titleColor="#3c4043",
+            titleFontWeight="normal",
+            labelFontSize=11,
+            titleFontSize=12,
+            titlePadding=8,
+        )
+        .configure_axisY(labelFlush=True)
+        .configure_title(fontSize=16, subtitleFontSize=12, subtitleColor=MUTED, subtitlePadding=5, color="#202124")
+        .configure_legend(labelFontSize=12, titleFontSize=12, symbolSize=80, symbolStrokeWidth=2, rowPadding=4)
+        .configure_header(
+            labelFontSize=13, labelFontWeight="bold", labelAnchor="start", labelColor="#202124", title=None
+        )
+    )
+
+
+def alongside(channel: Any, field: str) -> Any:
+    """The same channel, axis and scale, for another field."""
+    other = channel.copy()
+    other.shorthand = f"{field}:Q"
+    return other
+
+
+def lengths_axis(lengths: list[int], title: str = "Length of the context (tokens)") -> alt.X:
+    values = sorted({int(n) for n in lengths})
+    axis = alt.Axis(values=values, format=",d", labelAngle=-40 if len(values) > 8 else 0, grid=True)
+    domain = [values[0], values[-1]] if len(values) > 1 else [values[0] / 2, values[0] * 2]
+    return alt.X("length:Q", scale=alt.Scale(type="log", base=2, domain=domain, nice=False), axis=axis, title=title)
+
+
+def share_axis(field: str, title: str) -> alt.Y:
+    scale = alt.Scale(domain=[0, 1], clamp=True)
+    return alt.Y(
+        f"{field}:Q",
+        scale=scale,
+        axis=alt.Axis(labelExpr=PERCENT, tickCount=5),
+        title=title,
+    )
+
+
+def logarithmic_axis(field: str, labels: str, title: str) -> alt.Y:
+    axis = alt.Axis(labelExpr=labels, tickCount=5)
+    return alt.Y(f"{field}:Q", scale=alt.Scale(type="log", nice=False, padding=14), axis=axis, title=title)
+
+
+def tooltips(*fields: tuple[str, str]) -> list[alt.Tooltip]:
+    return [alt.Tooltip("layout:N", title="layout"), *(alt.Tooltip(f"{f}:N", title=t) for f, t in fields)]
+
+
+def numbered(stem: str, number: int) -> str:
+    return stem if number == 0 else f"{stem}-{number + 1}"
+
+
+def titled(title: str, variant: str) -> str:
+    return f"{title} ({variant})" if variant else title
+
+
+def panels(
+    curves: list[Any], frame: pd.DataFrame, names: list[str], columns: int, width: int, height: int, free: bool = False
+) -> Any:
+    """One panel for each value of the column `panel`; free: each with a y axis of its own."""
+    for layer in curves:
+        layer.data = alt.Undefined  # a facet hands its own data down
+    facet = alt.Facet("panel:N", sort=names, title=None)
+    chart = alt.layer(*curves, data=frame).properties(width=width, height=height).facet(facet, columns=columns)
+    return chart.resolve_scale(y="independent") if free else chart

@@ -1,0 +1,398 @@
+"""The charts. One Altair specification gives the interactive one on the page and, through vl-convert, SVG and PNG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from . import formats
+from .charts import (
+    BYTES,
+    COUNT,
+    HEIGHT,
+    MUTED,
+    WIDTH,
+    Figure,
+    Style,
+    alongside,
+    finish,
+    lengths_axis,
+    logarithmic_axis,
+    numbered,
+    panels,
+    share_axis,
+    titled,
+    tooltips,
+)
+from .labels import beside_points, spread
+from .statistics import Interval, pool_perplexity, pool_recall, pool_speed
+from .tables import RunData
+from .verdict import common_length, headline_recall, mode_name
+
+
+def figures(run: RunData) -> list[Figure]:
+    """Every chart that the run has data for."""
+    makers = (_recall, _recall_depth, _recall_passes, _speed, _peak_memory, _state, _trade_off, _perplexity, _training)
+    return [figure for make in makers for figure in make(run)]
+
+
+# --- Recall ---
+
+
+def _accuracy_texts(pooled: pd.DataFrame) -> pd.DataFrame:
+    intervals = [Interval(r.accuracy, r.low, r.high) for r in pooled.itertuples()]
+    return pooled.assign(
+        shown=[formats.percent_interval(i) for i in intervals],
+        counts=[f"{r.correct:,} of {r.total:,}" for r in pooled.itertuples()],
+        seeds_shown=[
+            f"{r.seeds} ({formats.percent(r.seed_low)} to {formats.percent(r.seed_high)})" for r in pooled.itertuples()
+        ],
+    )
+
+
+_ACCURACY_TIPS = (("shown", "accuracy [95 %]"), ("counts", "correct"), ("seeds_shown", "seeds"), ("length", "length"))
+
+
+def _origin(rows: pd.DataFrame) -> str:
+    """`trained on 256 tokens, 2 seeds pooled`: what stands under the title of a recall chart."""
+    trained = sorted({int(n) for n in rows["trained_on"].dropna()})
+    parts = [f"trained on {formats.listing([formats.whole(n) for n in trained])} tokens"] if trained else []
+    seeds = rows["seed"].nunique()
+    return ", ".join([*parts, "one seed" if seeds == 1 else f"{seeds} seeds pooled", "bands: 95 % Wilson intervals"])
+
+
+def _recall(run: RunData) -> Iterator[Figure]:
+    style = Style(run.layouts, legend=False)
+    for number, (variant, rows) in enumerate(headline_recall(run.recall).groupby("variant", sort=False)):
+        pooled = _accuracy_texts(pool_recall(rows, ["layout", "length"])).sort_values("length", kind="stable")
+        x, y = lengths_axis(pooled["length"].tolist()), share_axis("accuracy", "Needles recalled")
+        chance = pooled.groupby("length", as_index=False)["chance"].mean().dropna()
+        guess = alt.Chart(chance).mark_line(strokeDash=[3, 3], color=MUTED, strokeWidth=1.2)
+        layers = [*_trained_marks(rows, x), guess.encode(x=x, y=alt.Y("chance:Q"))]
+        layers += [*style.curves(pooled, x, y, tooltips(*_ACCURACY_TIPS)), _end_labels(pooled, style)]
+        chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+        title = titled("How far back each layout recalls", str(variant))
+        last = pooled[pooled["length"] == pooled["length"].max()]
+        text = f"Accuracy at the longest length, {formats.whole(last['length'].max())} tokens: "
+        text += "; ".join(f"{r.layout} {r.shown}" for r in last.itertuples()) + "."
+        caption = "Share of the needles named correctly, against the length of the context they are hidden in. "
+        caption += "Recent needles are left out. Click a name to single out its curve, shift-click for several."
+        subtitle = f"{_origin(rows)}; dotted: chance"
+        yield Figure(numbered("recall", number), "recall", title, caption, text, finish(chart, title, subtitle))
+
+
+def _trained_marks(rows: pd.DataFrame, x: alt.X) -> list[Any]:
+    trained = pd.DataFrame({"length": sorted({int(n) for n in rows["trained_on"].dropna()})})
+    trained = trained[trained["length"].between(rows["length"].min(), rows["length"].max())]
+    if not len(trained):
+        return []
+    base = alt.Chart(trained.assign(text="training length")).encode(x=x)
+    rule = base.mark_rule(color="#9aa0a6", strokeDash=[2, 3])
+    text = base.mark_text(align="left", baseline="bottom", dx=-1, dy=-4, color=MUTED, fontSize=11)
+    return [rule, text.encode(y=alt.value(0), text="text:N")]
+
+
+def _end_labels(pooled: pd.DataFrame, style: Style) -> Any:
+    """Names at the right end of the curves, moved apart where they would overlap."""
+    ends = pooled.loc[pooled.groupby("layout", sort=False)["length"].idxmax()]
+    pixels = spread([(1 - v) * HEIGHT for v in ends["accuracy"].fillna(0)], gap=16, low=0, high=HEIGHT)
+    names = [f"{formats.shorten(r.layout, 32)}\u2002{formats.percent(r.accuracy)}" for r in ends.itertuples()]
+    # the plot's own scale, so that one axis serves the curves and the labels
+    ends = ends.assign(label=names, label_y=[1 - p / HEIGHT for p in pixels])
+    labels = alt.Chart(ends).mark_text(align="left", dx=10, fontSize=12, cursor="pointer")
+    return labels.encode(
+        x=alt.value(WIDTH), y="label_y:Q", text="label:N", color=style.colour(), opacity=style.emphasis
+    )
+
+
+def _recall_depth(run: RunData) -> Iterator[Figure]:
+    style = Style(run.layouts)
+    for number, (variant, rows) in enumerate(
+        headline_recall(run.recall).dropna(subset=["depth"]).groupby("variant", sort=False)
+    ):
+        lengths = sorted(rows["length"].unique())[-6:]
+        pooled = _accuracy_texts(pool_recall(rows[rows["length"].isin(lengths)], ["layout", "length", "depth"]))
+        edges = [*sorted(pooled["depth"].unique()), 1.0]
+        buckets = {low: f"{100 * low:.0f}–{100 * high:.0f} %" for low, high in pairwise(edges)}
+        pooled = pooled.sort_values(["length", "depth"], kind="stable")
+        pooled["bucket"] = pooled["depth"].map(buckets)
+        pooled["panel"] = [f"{n:,} tokens" for n in pooled["length"]]
+        x = alt.X("bucket:O", sort=list(buckets.values()), title="Depth", axis=alt.Axis(labelAngle=0))
+        curves = style.curves(
+            pooled,
+            x,
+            share_axis("accuracy", "Needles recalled"),
+            tooltips(("panel", "length"), ("bucket", "depth"), *_ACCURACY_TIPS[:3]),
+        )
+        chart = panels(curves, pooled, [f"{n:,} tokens" for n in lengths], columns=3, width=236, height=170)
+        title = titled("Recall by depth", str(variant))
+        caption = "Where in the context the needle lay: 0 % is its beginning, 100 % right before the questions. "
+        caption += "Click a name in the legend to single out its curve."
+        text = (
+            f"Small multiples by length, {formats.listing([f'{n:,}' for n in lengths])} tokens; numbers in the tables."
+        )
+        yield Figure(
+            numbered("recall-depth", number), "recall", title, caption, text, finish(chart, title, _origin(rows))
+        )
+
+
+def _recall_passes(run: RunData) -> Iterator[Figure]:
+    style = Style(run.layouts)
+    rows = run.recall[~run.recall["recent"].astype(bool)]
+    for number, (variant, own) in enumerate(rows.groupby("variant", sort=False)):
+        length = common_length(own)
+        own = own[own["length"] == length]
+        if own["passes"].nunique() < 2:
+            continue
+        pooled = _accuracy_texts(pool_recall(own, ["layout", "passes"])).sort_values("passes", kind="stable")
+        x = alt.X("passes:O", title="Passes over the context", axis=alt.Axis(labelAngle=0))
+        curves = style.curves(
+            pooled, x, share_axis("accuracy", "Needles recalled"), tooltips(("passes", "passes"), *_ACCURACY_TIPS[:3])
+        )
+        chart = alt.layer(*curves).properties(width=WIDTH, height=HEIGHT)
+        title = titled(f"Recall by passes over the context, at {formats.whole(length)} tokens", str(variant))
+        caption = "How much reading the context again helps."
+        yield Figure(
+            numbered("recall-passes", number), "recall", title, caption, caption, finish(chart, title, _origin(own))
+        )
+
+
+# --- Speed and memory ---
+
+
+# --- Speed and memory ---
+
+
+def _speed(run: RunData) -> Iterator[Figure]:
+    style = Style(run.layouts)
+    for number, (variant, rows) in enumerate(run.speed.groupby("variant", sort=False)):
+        pooled = pool_speed(rows, ["layout", "mode", "length"])
+        pooled["panel"] = [mode_name(m).capitalize() for m in pooled["mode"]]
+        rates = [Interval(r.tokens_per_second, r.low, r.high) for r in pooled.itertuples()]
+        pooled["shown"] = [formats.rate_interval(i) for i in rates]
+        pooled["time"] = [formats.seconds(s) for s in pooled["seconds"]]
+        x = lengths_axis(pooled["length"].tolist(), "Length (tokens)")
+        y = logarithmic_axis("tokens_per_second", COUNT, "Tokens per second")
+        tips = tooltips(
+            ("shown", "speed [quartiles]"), ("time", "time of a round"), ("rounds", "rounds"), ("length", "length")
+        )
+        names = list(dict.fromkeys(pooled["panel"]))
+        chart = panels(style.curves(pooled, x, y, tips), pooled, names, columns=2, width=358, height=220, free=True)
+        title = titled("Speed by length", str(variant))
+        caption = "Median over the rounds, bands from the first to the third quartile; both axes logarithmic."
+        text = f"Small multiples: {formats.listing(names)}; numbers in the tables."
+        subtitle = "tokens per second, median and quartiles"
+        yield Figure(numbered("speed", number), "speed", title, caption, text, finish(chart, title, subtitle))
+
+
+def _peak_memory(run: RunData) -> Iterator[Figure]:
+    style = Style(run.layouts)
+    for number, (variant, rows) in enumerate(run.memory.groupby("variant", sort=False)):
+        positive = rows[rows["peak_bytes"] > 0]
+        if not len(positive):
+            continue
+        pooled = positive.groupby(["layout", "mode", "length"], sort=False, as_index=False)["peak_bytes"].median()
+        pooled = pooled.assign(
+            low=pooled["peak_bytes"], high=pooled["peak_bytes"], shown=pooled["peak_bytes"].map(formats.bytes_)
+        )
+        pooled["panel"] = [mode_name(m).capitalize() for m in pooled["mode"]]
+        x = lengths_axis(pooled["length"].tolist(), "Length (tokens)")
+        y = logarithmic_axis("peak_bytes", BYTES, "Peak bytes above the model")
+        names = list(dict.fromkeys(pooled["panel"]))
+        curves = style.curves(pooled, x, y, tooltips(("shown", "peak"), ("length", "length")))
+        size = (WIDTH + 116, HEIGHT - 60) if len(names) == 1 else (358, 220)
+        chart = panels(curves, pooled, names, columns=2, width=size[0], height=size[1], free=True)
+        title = titled("Peak memory by length", str(variant))
+        caption = "Peak of the memory allocated above the resident model; both axes logarithmic."
+        caption += _left_out(len(rows) - len(positive))
+        text = f"Small multiples: {formats.listing(names)}; numbers in the tables."
+        yield Figure(
+            numbered("memory", number), "memory", title, caption, text, finish(chart, title, "lower is better")
+        )
+
+
+def _state(run: RunData) -> Iterator[Figure]:
+    positive = run.states[run.states["state_bytes"] > 0]
+    if not len(positive):
+        return
+    style = Style(run.layouts)
+    states = positive.assign(
+        low=positive["state_bytes"], high=positive["state_bytes"], shown=positive["state_bytes"].map(formats.bytes_)
+    )
+    x = lengths_axis(states["length"].tolist(), "Tokens read")
+    curves = style.curves(
+        states,
+        x,
+        logarithmic_axis("state_bytes", BYTES, "State (bytes)"),
+        tooltips(("shown", "state"), ("length", "tokens read")),
+    )
+    chart = alt.layer(*curves).properties(width=WIDTH + 116, height=HEIGHT - 60)
+    title = "What a sequence has to keep"
+    caption = "Bytes of the state of one sequence after so many tokens; both axes logarithmic."
+    caption += _left_out(len(run.states) - len(positive))
+    last = states[states["length"] == states["length"].max()]
+    text = "At the longest length: " + "; ".join(f"{r.layout} {r.shown}" for r in last.itertuples()) + "."
+    yield Figure(
+        "state", "memory", title, caption, text, finish(chart, title, "state bytes of one sequence, lower is better")
+    )
+
+
+def _left_out(count: int) -> str:
+    return f" {count} values of 0 bytes do not fit on a logarithmic axis and are left out." if count else ""
+
+
+# --- Recall against speed ---
+
+
+def trade_off_table(run: RunData) -> tuple[pd.DataFrame, str, int, int]:
+    """Recall at its longest common length beside speed at its own; also the mode and the two lengths.
+
+    Speed is that of the training step, or of the forward pass where no training step was measured.
+    """
+    recall, speed = headline_recall(run.recall), run.speed
+    recall = recall[recall["variant"] == recall["variant"].iloc[0]] if len(recall) else recall
+    modes = {mode_name(m): m for m in speed["mode"].unique()}
+    mode = next((name for name in ("training step", "forward pass") if name in modes), next(iter(modes), ""))
+    speed = speed[speed["mode"] == modes.get(mode)]
+    speed = speed[speed["variant"] == speed["variant"].iloc[0]] if len(speed) else speed
+    recalled, timed = common_length(recall) or 0, common_length(speed) or 0
+    accuracy = pool_recall(recall[recall["length"] == recalled], ["layout"])
+    rates = pool_speed(speed[speed["length"] == timed], ["layout"]).rename(columns={"low": "slow", "high": "fast"})
+    states = run.states[run.states["length"] == recalled][["layout", "state_bytes"]]
+    table = accuracy.merge(rates.drop(columns="seeds"), on="layout").merge(states, on="layout", how="left")
+    return table, mode, recalled, timed
+
+
+def _trade_off(run: RunData) -> Iterator[Figure]:
+    table, mode, recalled, timed = trade_off_table(run)
+    if not len(table):
+        return
+    style = Style(run.layouts, legend=False)
+    table = _accuracy_texts(table)
+    table["speed"] = [formats.rate_interval(Interval(r.tokens_per_second, r.slow, r.fast)) for r in table.itertuples()]
+    table["state"] = table["state_bytes"].map(formats.bytes_)
+    low, high = table["slow"].min() / 1.35, table["fast"].max() * 1.35
+    width, height = WIDTH + 60, HEIGHT + 20
+    points = [
+        (math.log(r.tokens_per_second / low) / math.log(high / low) * width, (1 - r.accuracy) * height)
+        for r in table.itertuples()
+    ]
+    names = [formats.shorten(name, 32) for name in table["layout"]]
+    x = alt.X(
+        "tokens_per_second:Q",
+        scale=alt.Scale(type="log", domain=[low, high], nice=False),
+        title=f"Tokens per second, {mode} at {formats.whole(timed)} tokens",
+        axis=alt.Axis(labelExpr=COUNT, tickCount=6),
+    )
+    y = share_axis("accuracy", f"Needles recalled at {formats.whole(recalled)} tokens")
+    extremes = sorted(set(table["state_bytes"].dropna().agg(["min", "max"]).dropna()))
+    size = alt.Size(
+        "state_bytes:Q",
+        scale=alt.Scale(type="sqrt", range=[60, 1100]),
+        title=f"State after {formats.whole(recalled)} tokens",
+        legend=alt.Legend(orient="bottom", labelExpr=BYTES, symbolType="circle", values=extremes),
+    )
+    base = alt.Chart(table).encode(color=style.colour())
+    layers = [
+        base.mark_rule().encode(x=x, y=alongside(y, "low"), y2="high:Q", opacity=style.emphasis),
+        base.mark_rule().encode(x=alongside(x, "slow"), x2="fast:Q", y=y, opacity=style.emphasis),
+        base.mark_point(filled=True, cursor="pointer")
+        .encode(
+            x=x,
+            y=y,
+            size=size,
+            opacity=alt.condition(style.select, alt.value(0.75), alt.value(0.12)),
+            tooltip=tooltips(("shown", "accuracy [95 %]"), ("speed", "speed [quartiles]"), ("state", "state")),
+        )
+        .add_params(style.select),
+    ]
+    for place, row, name in zip(beside_points(points, names, reach=15, width=width), table.to_dict("records"), names):
+        label = alt.Chart(pd.DataFrame([{**row, "label": name}])).mark_text(
+            dx=place.dx, dy=place.dy, align=place.align, fontSize=12
+        )
+        layers.append(label.encode(x=x, y=y, text="label:N", color=style.colour(), opacity=style.emphasis))
+    chart = alt.layer(*layers).properties(width=width, height=height)
+    title = "Recall against speed"
+    caption = f"Bubble: bytes of the state after {formats.whole(recalled)} tokens. "
+    caption += "Bars: 95 % Wilson interval of the recall, quartiles of the speed."
+    text = "; ".join(f"{r.layout} {r.shown} at {r.speed}, state {r.state}" for r in table.itertuples()) + "."
+    yield Figure(
+        "trade-off",
+        "trade-off",
+        title,
+        caption,
+        text,
+        finish(chart, title, "up and to the right is better; bubble: state bytes"),
+    )
+
+
+# --- Text and training ---
+
+
+def _perplexity(run: RunData) -> Iterator[Figure]:
+    style = Style(run.layouts)
+    for number, (variant, rows) in enumerate(run.perplexity.groupby("variant", sort=False)):
+        pooled = pool_perplexity(rows, ["layout", "start", "end"]).rename(
+            columns={"seed_low": "low", "seed_high": "high"}
+        )
+        pooled = pooled.dropna(subset=["bits_per_byte"]).sort_values("end", kind="stable")
+        pooled["shown"] = [f"{v:.3f}" for v in pooled["bits_per_byte"]]
+        pooled["range"] = [f"{low:.3f} to {high:.3f}" for low, high in zip(pooled["low"], pooled["high"])]
+        pooled["length"] = pooled["end"]
+        x = lengths_axis(pooled["end"].tolist(), "Position in the text, up to (bytes)")
+        y = alt.Y("bits_per_byte:Q", scale=alt.Scale(zero=False), title="Bits per byte")
+        curves = style.curves(
+            pooled,
+            x,
+            y,
+            tooltips(("shown", "bits per byte"), ("range", "over seeds"), ("start", "from"), ("end", "to")),
+        )
+        chart = alt.layer(*curves).properties(width=WIDTH + 116, height=HEIGHT - 40)
+        title = titled("Perplexity by position", str(variant))
+        seeds = rows["seed"].nunique()
+        subtitle = (
+            "lower is better; one seed"
+            if seeds == 1
+            else f"lower is better; bands: least and greatest of {seeds} seeds"
+        )
+        caption = "Bits needed for each byte of real text, by how far into the text it stands: "
+        caption += "whoever makes use of the context falls to the right."
+        text = "Curves over the position; numbers in the tables."
+        yield Figure(numbered("perplexity", number), "perplexity", title, caption, text, finish(chart, title, subtitle))
+
+
+def _training(run: RunData) -> Iterator[Figure]:
+    if not len(run.curves):
+        return
+    style = Style(run.layouts)
+    curves = run.curves.dropna(subset=["loss"])
+    curves = curves.assign(panel=[titled(m.capitalize(), v) for m, v in zip(curves["measure"], curves["variant"])])
+    names = list(dict.fromkeys(curves["panel"]))
+    base = alt.Chart().encode(x=alt.X("step:Q", title="Training step"), y=alt.Y("loss:Q", title="Loss (nats)"))
+    tips = tooltips(("seed", "seed"), ("step", "step"))
+    line = base.mark_line(strokeWidth=1.5).encode(
+        color=style.colour(),
+        strokeDash=style.dash(legend=True),
+        opacity=style.emphasis,
+        detail="seed:N",
+        tooltip=[*tips, alt.Tooltip("loss:Q", format=".3f")],
+    )
+    size = (WIDTH + 116, HEIGHT - 60) if len(names) == 1 else (358, 220)
+    chart = panels([line.add_params(style.select)], curves, names, columns=2, width=size[0], height=size[1], free=True)
+    title, caption = (
+        "Training curves",
+        "Loss of the training batches in nats per scored token, one curve for each seed.",
+    )
+    yield Figure(
+        "training",
+        "training",
+        title,
+        caption,
+        caption,
+        finish(chart, title, "loss of the training batches, one curve for each seed"),
+    )

@@ -1,0 +1,73 @@
+"""Where the names of points and curves go, in pixels, so that they do not lie on top of each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_CHARACTER, _LINE = 6.6, 14.0  # pixels, of 12-pixel sans-serif text
+
+
+def spread(positions: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Move positions apart until neighbours keep `gap`, as little as that takes, within `low..high` if they fit."""
+    order = sorted(range(len(positions)), key=positions.__getitem__)
+    clusters: list[tuple[float, list[int]]] = []  # the centre and the members of runs that touch
+    for index in order:
+        centre, members = positions[index], [index]
+        while clusters:
+            before, others = clusters[-1]
+            if centre - before >= gap * (len(members) + len(others)) / 2:
+                break
+            clusters.pop()
+            members = [*others, *members]
+            centre = sum(positions[i] for i in members) / len(members)
+            half = gap * (len(members) - 1) / 2
+            centre = max(low + half, min(high - half, centre))
+        clusters.append((centre, members))
+    result = list(positions)
+    for centre, members in clusters:
+        for rank, index in enumerate(members):
+            result[index] = centre + gap * (rank - (len(members) - 1) / 2)
+    return result
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Offset of a label from its point, and which of its ends lies there."""
+
+    dx: float
+    dy: float
+    align: str
+
+
+def beside_points(points: list[tuple[float, float]], texts: list[str], reach: float, width: float) -> list[Placement]:
+    """For every point the first of some places around it where its label covers no point and no earlier label.
+
+    points: x to the right and y downwards. reach: pixels from a point's centre to its label.
+    width: of the plot; labels that would leave it go to the left.
+    """
+    steps = [0.0] + [sign * _LINE * n for n in range(1, 7) for sign in (-1, 1)]
+    boxes = [(x - reach, y - reach, x + reach, y + reach) for x, y in points]
+    placements = []
+    for number, ((x, y), text) in enumerate(zip(points, texts)):
+        size = len(text) * _CHARACTER
+        candidates = [Placement(reach + 3, dy, "left") for dy in steps] + [
+            Placement(-reach - 3, dy, "right") for dy in steps
+        ]
+        if x + reach + size > width:
+            candidates = candidates[len(steps) :] + candidates[: len(steps)]
+        others = boxes[:number] + boxes[number + 1 :]
+
+        def cost(place: Placement, x: float = x, y: float = y, size: float = size, others: list = others) -> tuple:
+            left = x + place.dx if place.align == "left" else x + place.dx - size
+            box = (left, y + place.dy - _LINE / 2, left + size, y + place.dy + _LINE / 2)
+            return sum(_overlap(box, other) for other in others)
+
+        best = min(candidates, key=cost)
+        placements.append(best)
+        left = x + best.dx if best.align == "left" else x + best.dx - size
+        boxes.append((left, y + best.dy - _LINE / 2, left + size, y + best.dy + _LINE / 2))
+    return placements
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

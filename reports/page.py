@@ -1,0 +1,203 @@
+"""A run folder's report: one self-contained HTML page, Markdown, CSV and the charts as files."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+import vl_convert
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from . import formats
+from .charts import VEGALITE, Figure
+from .figures import figures
+from .summary import Table, page_tables, summary
+from .tables import RunData, read_run
+from .verdict import findings, training_statement
+
+_ERROR_LENGTH = 300  # characters of an error in Markdown; the page has all of it
+SECTIONS = {
+    "recall": "Recall",
+    "speed": "Speed",
+    "memory": "Memory and state",
+    "trade-off": "Recall against speed",
+    "perplexity": "Perplexity",
+    "training": "Training",
+    "models": "Models and backends",
+}
+_MEASURES = {"recall": "recall", "speed": "speed", "memory": "memory", "perplexity": "perplexity"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of measurements: charts, tables, and what to say if there is nothing."""
+
+    name: str
+    title: str
+    figures: list[Figure]
+    tables: list[Table]
+    nothing: str
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `report.html`, `report.md`, `summary.csv`, `tables/*.csv` and `figures/*` into a run folder.
+
+    Returns the page's absolute path. Raises `RunError` if the folder holds no run that can be read.
+    """
+    run = read_run(folder)
+    drawn, tables = figures(run), page_tables(run)
+    _clear(run.folder / "figures", "*.svg", "*.png")
+    _clear(run.folder / "tables", "*.csv")
+    for figure in drawn:
+        figure.save(run.folder / "figures")
+    summary(run).to_csv(run.folder / "summary.csv", index=False)
+    for name, table in run.tables().items():
+        _without_samples(table).to_csv(run.folder / "tables" / f"{name}.csv", index=False)
+    content = _content(run, drawn, tables)
+    environment = _environment()
+    page = run.folder / "report.html"
+    bundle = vl_convert.javascript_bundle(vl_version=VEGALITE) if drawn else ""
+    html = environment.get_template("report.html.j2").render(**content, bundle=Markup(_in_script(bundle)))
+    page.write_text(html, encoding="utf-8")
+    markdown = environment.get_template("report.md.j2").render(**content)
+    (run.folder / "report.md").write_text(markdown, encoding="utf-8")
+    return page.resolve()
+
+
+def _content(run: RunData, drawn: list[Figure], tables: list[Table]) -> dict[str, Any]:
+    """What both templates show."""
+    source = run.environment.get("source") or {}
+    return {
+        "run": run,
+        "name": run.suite.get("name") or run.folder.resolve().name,
+        "description": run.suite.get("description") or "",
+        "layout_lines": run.suite.get("layouts") or {},
+        "findings": findings(run),
+        "trainings": training_statement(run),
+        "texts": _texts(run),
+        "sections": _sections(run, drawn, tables),
+        "failures": run.failures.to_dict("records"),
+        "missing": run.missing.to_dict("records"),
+        "finished": len(run.lines),
+        "commit": source.get("commit"),
+        "dirty": bool(source.get("dirty")),
+        "commands": _commands(run, source.get("commit")),
+        "machine": list(_flatten({k: v for k, v in run.environment.items() if k not in ("packages", "source")})),
+        "packages": [(k, v or "not installed") for k, v in (run.environment.get("packages") or {}).items()],
+        "suite_yaml": yaml.safe_dump(run.suite, sort_keys=False, allow_unicode=True, width=100),
+        "version": version("mixerzoo"),
+        "error_length": _ERROR_LENGTH,
+    }
+
+
+def _sections(run: RunData, drawn: list[Figure], tables: list[Table]) -> list[Section]:
+    asked = {str(entry.get("measure")) for entry in run.suite.get("measures") or []}
+    sections = []
+    for name, title in SECTIONS.items():
+        own = [f for f in drawn if f.section == name], [t for t in tables if t.section == name]
+        measure = _MEASURES.get(name)
+        nothing = ""
+        if not any(own) and measure is not None:
+            nothing = f"The suite asks for {measure}, but no case of it has a result." if measure in asked else ""
+            nothing = nothing or f"The suite does not measure {measure}."
+        if any(own) or nothing:
+            sections.append(Section(name, title, *own, nothing))
+    return sections
+
+
+def _texts(run: RunData) -> list[str]:
+    """Where the text of recall and perplexity came from, a line for each measure and corpus."""
+    found: dict[str, list[str]] = {}
+    for line in run.lines:
+        text = (line.metrics or {}).get("text")
+        if isinstance(text, dict):
+            sizes = (
+                f"{formats.bytes_(text.get('train_bytes'))} to train on, {formats.bytes_(text.get('eval_bytes'))} apart"
+            )
+            described = f"{text.get('source')} ({sizes}; SHA-256 {str(text.get('sha256'))[:12]})"
+            measures = found.setdefault(described, [])
+            if line.measure not in measures:
+                measures.append(line.measure)
+    return [f"Text for {formats.listing(measures)}: {described}." for described, measures in found.items()]
+
+
+def _commands(run: RunData, commit: str | None) -> list[str]:
+    """What to type to repeat the run, in a checkout of mixerzoo."""
+    folder = shlex.quote(str(run.folder))
+    again = shlex.quote(f"{run.folder}-again")
+    device = run.environment.get("device")
+    option = f" --device {shlex.quote(str(device))}" if device else ""
+    return [
+        *([f"git checkout {shlex.quote(commit)}"] if commit else []),
+        "make install",
+        f".venv/bin/mixerzoo run {shlex.quote(str(run.folder / 'suite.yaml'))} --out {again}{option}",
+        f".venv/bin/mixerzoo report {again}",
+        f"# only this report, from the results that are there: .venv/bin/mixerzoo report {folder}",
+    ]
+
+
+def _flatten(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """Nested settings as pairs of a dotted name and a text."""
+    if isinstance(value, dict):
+        return [pair for k, v in value.items() for pair in _flatten(v, f"{path}.{k}" if path else str(k))]
+    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        return [pair for i, v in enumerate(value) for pair in _flatten(v, f"{path}[{i}]")]
+    if value is None or value == []:
+        return [(path, "none" if value == [] else "not known")]
+    if path.endswith("_bytes"):
+        return [(path, formats.bytes_(value))]
+    return [(path, ", ".join(map(str, value)) if isinstance(value, list) else str(value))]
+
+
+def _environment() -> Environment:
+    """Templates escape everything in HTML; in Markdown every value from a run goes through the filter `md`."""
+    environment = Environment(
+        loader=PackageLoader("mixerzoo.reports", "templates"),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "md": formats.markdown,
+        "fence": _fence,
+        "seconds": formats.seconds,
+        "csv_uri": lambda table: f"data:text/csv;charset=utf-8,{quote(table.csv())}",
+        "svg_uri": lambda figure: f"data:image/svg+xml;base64,{base64.b64encode(figure.svg.encode()).decode()}",
+        "spec": lambda figure: Markup(figure.spec_json),
+    }
+    return environment
+
+
+def _fence(text: object) -> str:
+    """A Markdown code block that its content cannot close."""
+    marks = "`" * 3
+    while marks in str(text):
+        marks += "`"
+    return f"{marks}\n{str(text).rstrip()}\n{marks}"
+
+
+def _in_script(code: str) -> str:
+    """JavaScript that an HTML parser reads to its end; `<\\/` and `<\\!` mean the same in strings and patterns."""
+    return code.replace("</script", "<\\/script").replace("</SCRIPT", "<\\/SCRIPT").replace("<!--", "<\\!--")
+
+
+def _without_samples(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(columns="samples") if "samples" in table else table
+
+
+def _clear(folder: Path, *patterns: str) -> None:
+    """Remove what an earlier report left, so that no old chart stands beside new ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in patterns:
+        for file in folder.glob(pattern):
+            file.unlink()

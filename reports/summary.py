@@ -1,0 +1,275 @@
+"""The numbers as people read them: one summary for machines, and tables with layouts as rows for the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from . import formats
+from .statistics import Interval, pool_perplexity, pool_recall, pool_speed
+from .tables import RunData
+from .verdict import headline_recall, mode_name
+
+SUMMARY = ["layout", "measure", "variant", "quantity", "mode", "length", "value", "low", "high"]
+SUMMARY += ["interval", "unit", "count", "seeds", "backends"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a report, its cells as text. wide: numbers all over, first column the row's name."""
+
+    name: str
+    section: str
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+    def csv(self) -> str:
+        """As CSV, quoted where needed."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
+        return text.getvalue()
+
+
+def summary(run: RunData) -> pd.DataFrame:
+    """Every pooled number of the run, one a row, with its interval, unit and the backends that ran."""
+    rows = [*_recall_numbers(run), *_speed_numbers(run), *_memory_numbers(run), *_perplexity_numbers(run)]
+    return pd.DataFrame(rows, columns=SUMMARY)
+
+
+def page_tables(run: RunData) -> list[Table]:
+    """The tables of the page, in its order."""
+    makers = (_recall_tables, _seed_tables, _recent_tables, _depth_tables, _speed_tables, _memory_tables)
+    makers += (_state_tables, _perplexity_tables, _training_tables, _model_tables, _backend_tables)
+    return [table for make in makers for table in make(run)]
+
+
+# --- The summary ---
+
+
+def _ran(frame: pd.DataFrame) -> Callable[[Any], str]:
+    """The backends of the rows of `frame` that agree with a pooled row in its layout, variant, mode and length."""
+    keys = [k for k in ("layout", "variant", "mode", "length") if k in frame]
+    seen = frame.groupby(keys, sort=False, dropna=False)["backends"].agg(lambda texts: " | ".join(dict.fromkeys(texts)))
+    return lambda row: seen.get(tuple(getattr(row, k) for k in keys), "")
+
+
+def _recall_numbers(run: RunData) -> Iterator[dict[str, Any]]:
+    rows = headline_recall(run.recall)
+    ran = _ran(rows)
+    for r in pool_recall(rows, ["layout", "variant", "length"]).itertuples():
+        number = {"value": r.accuracy, "low": r.low, "high": r.high, "interval": "95 % Wilson", "unit": "share"}
+        where = {"layout": r.layout, "measure": "recall", "variant": r.variant, "length": r.length}
+        yield {**where, **number, "quantity": "accuracy", "count": r.total, "seeds": r.seeds, "backends": ran(r)}
+
+
+def _speed_numbers(run: RunData) -> Iterator[dict[str, Any]]:
+    ran = _ran(run.speed)
+    for r in pool_speed(run.speed, ["layout", "variant", "mode", "length"]).itertuples():
+        where = {"layout": r.layout, "measure": "speed", "variant": r.variant, "mode": r.mode, "length": r.length}
+        how = {"interval": "quartiles", "count": r.rounds, "seeds": r.seeds, "backends": ran(r)}
+        rate = {"value": r.tokens_per_second, "low": r.low, "high": r.high, "unit": "tokens/s"}
+        seconds = {"value": r.seconds, "low": r.seconds_low, "high": r.seconds_high, "unit": "s"}
+        yield {**where, **how, **rate, "quantity": "tokens_per_second"}
+        yield {**where, **how, **seconds, "quantity": "seconds"}
+
+
+def _memory_numbers(run: RunData) -> Iterator[dict[str, Any]]:
+    for r in run.memory.itertuples():
+        where = {"layout": r.layout, "measure": "memory", "variant": r.variant, "mode": r.mode, "length": r.length}
+        for quantity in ("peak_bytes", "model_bytes", "optimizer_bytes", "state_bytes", "activation_bytes_per_token"):
+            unit = "B/token" if quantity.endswith("per_token") else "B"
+            number = {"quantity": quantity, "value": getattr(r, quantity), "unit": unit}
+            yield {**where, **number, "count": 1, "seeds": 1, "backends": r.backends}
+
+
+def _perplexity_numbers(run: RunData) -> Iterator[dict[str, Any]]:
+    ran = _ran(run.perplexity)
+    for r in pool_perplexity(run.perplexity, ["layout", "variant"]).itertuples():
+        number = {"value": r.bits_per_byte, "low": r.seed_low, "high": r.seed_high, "interval": "range of the seeds"}
+        where = {"layout": r.layout, "measure": "perplexity", "variant": r.variant, "unit": "bits/byte"}
+        yield {**where, **number, "quantity": "bits_per_byte", "count": r.tokens, "seeds": r.seeds, "backends": ran(r)}
+
+
+# --- The tables of the page ---
+
+
+def _wide(
+    frame: pd.DataFrame, across: str, cell: Callable[[Any], str], heading: Callable[[Any], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Layouts down, the values of a column across."""
+    values = sorted(frame[across].unique())
+    cells = {(r.layout, getattr(r, across)): cell(r) for r in frame.itertuples()}
+    layouts = list(dict.fromkeys(frame["layout"]))
+    rows = [[name, *(cells.get((name, v), formats.NOTHING) for v in values)] for name in layouts]
+    return ["Layout", *(heading(v) for v in values)], rows
+
+
+def _each(frame: pd.DataFrame, *columns: str) -> Iterator[tuple[str, list[Any], pd.DataFrame]]:
+    """Groups of a frame, with a name for the table that tells them apart, and what to add to its title."""
+    for number, (key, group) in enumerate(frame.groupby(list(columns), sort=False, dropna=False)):
+        yield ("" if number == 0 else f"-{number + 1}"), list(key), group
+
+
+def _in_brackets(variant: str) -> str:
+    return f" ({variant})" if variant else ""
+
+
+def _accuracy(row: Any) -> str:
+    return formats.percent_interval(Interval(row.accuracy, row.low, row.high))
+
+
+def _tokens(length: int) -> str:
+    return f"{length:,} tokens"
+
+
+def _recall_tables(run: RunData) -> Iterator[Table]:
+    for suffix, (variant,), rows in _each(headline_recall(run.recall), "variant"):
+        columns, cells = _wide(pool_recall(rows, ["layout", "length"]), "length", _accuracy, _tokens)
+        title = f"Needles recalled, by length of the context{_in_brackets(variant)}"
+        note = "Accuracy with its 95 % Wilson interval, seeds pooled, recent needles left out."
+        yield Table(f"recall-by-length{suffix}", "recall", title, columns, cells, note)
+
+
+def _seed_tables(run: RunData) -> Iterator[Table]:
+    for suffix, (variant,), rows in _each(headline_recall(run.recall), "variant"):
+        if rows["seed"].nunique() < 2:
+            continue
+        single = pool_recall(rows, ["layout", "seed", "length"])
+        single["layout"] = [f"{r.layout}, seed {r.seed}" for r in single.itertuples()]
+        columns, cells = _wide(single, "length", lambda r: formats.percent(r.accuracy), _tokens)
+        title = f"Needles recalled, each seed by itself{_in_brackets(variant)}"
+        note = "How far the seeds lie apart is what one training may change."
+        yield Table(f"recall-by-seed{suffix}", "recall", title, columns, cells, note)
+
+
+def _recent_tables(run: RunData) -> Iterator[Table]:
+    for suffix, (variant,), rows in _each(run.recall[run.recall["recent"].astype(bool)], "variant"):
+        columns, cells = _wide(pool_recall(rows, ["layout", "length"]), "length", _accuracy, _tokens)
+        title = f"Recent needles, scored apart{_in_brackets(variant)}"
+        note = (
+            "Needles so close to the questions that a memory that works in chunks has not written them yet; "
+            "they are in no other table or chart."
+        )
+        yield Table(f"recall-recent{suffix}", "recall", title, columns, cells, note)
+
+
+def _depth_tables(run: RunData) -> Iterator[Table]:
+    for suffix, (variant,), rows in _each(headline_recall(run.recall).dropna(subset=["depth"]), "variant"):
+        length = rows["length"].max()
+        pooled = pool_recall(rows[rows["length"] == length], ["layout", "depth"])
+        columns, cells = _wide(pooled, "depth", _accuracy, lambda d: f"from {d:.0%}".replace("%", " %"))
+        title = f"Needles recalled at {_tokens(length)}, by depth{_in_brackets(variant)}"
+        note = "0 % is the beginning of the context, 100 % right before the questions."
+        yield Table(f"recall-by-depth{suffix}", "recall", title, columns, cells, note)
+
+
+def _speed_tables(run: RunData) -> Iterator[Table]:
+    for suffix, (variant, mode), rows in _each(run.speed, "variant", "mode"):
+        pooled = pool_speed(rows, ["layout", "length"])
+        name, decoding = mode_name(mode), mode == "decode"
+
+        def cell(r: Any, decoding: bool = decoding) -> str:
+            each = f", {formats.seconds(r.seconds)}" if decoding else ""
+            return f"{formats.si(r.tokens_per_second)} [{formats.si(r.low)}, {formats.si(r.high)}]{each}"
+
+        columns, cells = _wide(pooled, "length", cell, _tokens)
+        title = (
+            f"Speed, {name}: tokens per second{', and seconds of a token' if decoding else ''}{_in_brackets(variant)}"
+        )
+        note = f"Median [first, third quartile] of at least {pooled['rounds'].min()} rounds."
+        yield Table(f"speed{suffix}", "speed", title, columns, cells, note)
+
+
+def _memory_tables(run: RunData) -> Iterator[Table]:
+    for suffix, (variant, mode), rows in _each(run.memory.dropna(subset=["peak_bytes"]), "variant", "mode"):
+        columns, cells = _wide(rows, "length", lambda r: formats.bytes_(r.peak_bytes), _tokens)
+        title = f"Peak memory above the resident model, {mode_name(mode)}{_in_brackets(variant)}"
+        methods = formats.listing(sorted({str(m) for m in rows["method"].dropna()}))
+        yield Table(f"peak-memory{suffix}", "memory", title, columns, cells, f"How bytes were read: {methods}.")
+
+
+def _state_tables(run: RunData) -> Iterator[Table]:
+    if len(run.states):
+        columns, cells = _wide(run.states, "length", lambda r: formats.bytes_(r.state_bytes), _tokens)
+        yield Table("state", "memory", "State of one sequence", columns, cells, "After reading that many tokens.")
+
+
+def _perplexity_tables(run: RunData) -> Iterator[Table]:
+    for suffix, (variant,), rows in _each(run.perplexity, "variant"):
+        pooled = pool_perplexity(rows, ["layout", "end"])
+        columns, cells = _wide(pooled, "end", lambda r: f"{r.bits_per_byte:.3f}", lambda end: f"up to {end:,}")
+        means = {r.layout: f"{r.bits_per_byte:.3f}" for r in pool_perplexity(rows, ["layout"]).itertuples()}
+        cells = [[*row, means[row[0]]] for row in cells]
+        title = f"Bits per byte, by position in the text{_in_brackets(variant)}"
+        yield Table(
+            f"perplexity{suffix}", "perplexity", title, [*columns, "all"], cells, "Seeds pooled; lower is better."
+        )
+
+
+def _training_tables(run: RunData) -> Iterator[Table]:
+    if len(run.training):
+        columns = ["Layout", "Measure", "Seed", "Length", "Steps", "Tokens", "Time", "First loss", "Last loss"]
+        rows = [
+            [
+                r.layout,
+                f"{r.measure}{_in_brackets(r.variant)}",
+                str(r.seed),
+                formats.whole(r.trained_on),
+                formats.whole(r.steps),
+                formats.si(r.tokens),
+                formats.seconds(r.seconds),
+                f"{r.first_loss:.3f}",
+                f"{r.last_loss:.3f}",
+            ]
+            for r in run.training.itertuples()
+        ]
+        yield Table("training", "training", "What was trained", columns, rows, "Losses in nats per scored token.")
+
+
+def _model_tables(run: RunData) -> Iterator[Table]:
+    if len(run.models):
+        lengths = sorted({int(n) for n in run.models["flops_length"].dropna()})
+        at = f" at {lengths[0]:,} tokens" if lengths else ""
+        columns = [
+            "Layout",
+            "Layout line",
+            "Parameters",
+            f"FLOPs per token{at}",
+            "d_model",
+            "Layers",
+            "d_ff",
+            "Matched",
+        ]
+        rows = [
+            [
+                r.layout,
+                r.layout_line,
+                formats.whole(r.parameters),
+                formats.si(r.flops_per_token, "FLOPs"),
+                formats.whole(r.d_model),
+                formats.whole(r.n_layers),
+                formats.whole(r.d_ff),
+                r.match if isinstance(r.match, str) else "no",
+            ]
+            for r in run.models.itertuples()
+        ]
+        note = (
+            "FLOPs of a forward pass. Matched: which size the feed-forward width was adjusted to, within 1 %; "
+            "d_ff is then the width before. A dash: not given, or not counted in this run."
+        )
+        yield Table("models", "models", "The models", columns, rows, note)
+
+
+def _backend_tables(run: RunData) -> Iterator[Table]:
+    if len(run.backends):
+        merged = run.backends.groupby(["layout", "op", "backends", "device"], sort=False)["measure"].agg(list)
+        rows = [[*map(str, key), ", ".join(measures)] for key, measures in merged.items()]
+        note = "The implementation behind every number."
+        yield Table("backends", "models", "What ran", ["Layout", "Op", "Backend", "Device", "Measures"], rows, note)
