@@ -98,16 +98,20 @@ class Mixer(nn.Module):
             raise ValueError(f"{name} expects floating-point x, got {x.dtype}")
         if state is None:
             return
-        if not isinstance(state, MixerState):
-            raise ValueError(f"{name} expects a MixerState or None as state, got {type(state).__name__}")
-        if state.signature != self.signature:
-            raise ValueError(f"the state was made by {state.signature}; it cannot be continued by {self.signature}")
+        self.check_state(state)
         if state.batch != x.shape[0]:
             raise ValueError(
                 f"the state holds {state.batch} sequences but x has {x.shape[0]}; state.select(rows) picks rows"
             )
         if state.device is not None and state.device != x.device:
             raise ValueError(f"the state is on {state.device} but x is on {x.device}; move it with state.to(device)")
+
+    def check_state(self, state: MixerState) -> None:
+        """Raise `ValueError` unless a mixer of this name and these options made the state."""
+        if not isinstance(state, MixerState):
+            raise ValueError(f"{self.card.name} expects a MixerState or None as state, got {type(state).__name__}")
+        if state.signature != self.signature:
+            raise ValueError(f"the state was made by {state.signature}; it cannot be continued by {self.signature}")
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in {"d_model": self.d_model, **self.options}.items())

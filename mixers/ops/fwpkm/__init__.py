@@ -1,0 +1,205 @@
+"""FwPKM, the sparse fast-weight memory of Zhao & Jones, "Fast-weight Product Key Memory", arXiv 2601.00671."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, autocast, compiler, empty, float32, long, promote_types
+
+from ...state import GrowableBuffer
+from ..dispatch import Backend, Op
+from .problem import (
+    Boundary,
+    FwpkmOptions,
+    FwpkmState,
+    KeyObjective,
+    Memory,
+    Problem,
+    Scope,
+    Score,
+    Solution,
+    chunk_start,
+    window_start,
+)
+
+__all__ = ["FwpkmOptions", "FwpkmOutput", "FwpkmState", "finish", "fwpkm", "op"]
+
+op = Op(__name__, Backend("torch", "torch:run"), Backend("reference", "reference:run", automatic=False))
+
+
+@dataclass(frozen=True)
+class FwpkmOutput:
+    """retrieved `[batch, time, d_v]`; slots and weights `[batch, time, heads, top_k]`, head-major; state or None."""
+
+    retrieved: Tensor
+    slots: Tensor
+    weights: Tensor
+    state: FwpkmState | None
+
+
+def fwpkm(
+    queries: Tensor,
+    targets: Tensor,
+    gates: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    top_k: int,
+    chunk_size: int,
+    lookahead: int = 1,
+    score: Score = "idw",
+    temperature: float = 1.0,
+    learning_rate: float = 1.0,
+    address_weight: float = 1.0,
+    key_objective: KeyObjective = "address",
+    boundary: Boundary = "carry",
+    scope: Scope = "sequence",
+    state: FwpkmState | None = None,
+    return_state: bool = False,
+    backend: str = "auto",
+) -> FwpkmOutput:
+    """Read a product-key memory token by token, and rewrite it chunk by chunk (arXiv 2601.00671).
+
+    queries `[batch, time, heads, d_k]`; targets `[batch, time, d_v]`, what the memory should have held for the query
+    `lookahead` tokens earlier; gates `[batch, time]`, the weight of each pair (None: all ones);
+    keys `[heads, 2, n_subkeys, d_k/2]` and values `[n_subkeys**2, d_v]`, the memory before the sequence.
+
+    score: `idw`, `-log(1e-3 + ||q - k||^2)`, or `dot`. The best `top_k` sums of both halves' best `top_k` sub-scores
+    are read, weighted by a softmax over all heads' scores divided by `temperature`.
+    Every `chunk_size` tokens the memory takes one gradient step of `learning_rate`: the values on the squared error,
+    each row's gradient averaged over its accesses; the keys on `key_objective`: `address` (minus the entropy of each
+    codebook's use, times `address_weight`), `memory` (the mean squared error), `both` or `none`.
+    boundary: `carry` writes a pair in the chunk where its target arrives, `drop` leaves out pairs across an edge.
+    scope: `sequence` gives every row its own memory, `batch` lets the rows share one.
+    Differentiable in every tensor, to second order through the key step. Fast weights are at least float32.
+
+    Raises `ValueError` for sizes that do not fit, an option out of range, or a state made with other options.
+    """
+    options = FwpkmOptions(
+        top_k, chunk_size, lookahead, score, temperature, learning_rate, address_weight, key_objective, boundary, scope
+    )
+    if gates is None:
+        gates = targets.new_ones(targets.shape[:2])
+    _check_sizes(queries, targets, gates, keys, values, options)
+    if queries.shape[1] == 0:
+        raise ValueError(f"fwpkm needs at least one token, got queries of shape {list(queries.shape)}")
+    problem = _problem(queries, targets, gates, keys, values, options, state, finish=False)
+    solution = _solve(problem, backend)
+    new_state = _state_after(problem, solution, state) if return_state else None
+    return FwpkmOutput(solution.retrieved, solution.slots, solution.weights, new_state)
+
+
+def finish(state: FwpkmState, keys: Tensor, values: Tensor, *, backend: str = "auto", **options: Any) -> FwpkmState:
+    """Let the unfinished chunk rewrite the memory, as at the end of a text; position 0 of the next text follows.
+
+    keys, values, options: as `fwpkm` was called with. Pairs whose target never came are not written.
+    """
+    settings = FwpkmOptions(**options)
+    queries, targets, gates = (b.values[:, :0] for b in (state.queries, state.targets, state.gates))
+    _check_sizes(queries, targets, gates, keys, values, settings)
+    problem = _problem(queries, targets, gates, keys, values, settings, state, finish=True)
+    if problem.segments:
+        state = _state_after(problem, _solve(problem, backend), state)
+    tokens = {name: getattr(state, name).keep_last(0) for name in ("queries", "targets", "gates")}
+    return replace(state, position=0, **tokens)
+
+
+def _check_sizes(
+    queries: Tensor, targets: Tensor, gates: Tensor, keys: Tensor, values: Tensor, options: FwpkmOptions
+) -> None:
+    if queries.ndim != 4 or keys.ndim != 4 or targets.ndim != 3 or values.ndim != 2:
+        raise ValueError(
+            "fwpkm expects queries [batch, time, heads, d_k], targets [batch, time, d_v], "
+            "keys [heads, 2, n_subkeys, d_k/2] and values [n_subkeys**2, d_v], got shapes "
+            f"{list(queries.shape)}, {list(targets.shape)}, {list(keys.shape)} and {list(values.shape)}"
+        )
+    batch, time, heads, d_k = queries.shape
+    n_subkeys, d_v = keys.shape[2], values.shape[1]
+    if keys.shape != (heads, 2, n_subkeys, d_k / 2):
+        expected = f"[{heads}, 2, n_subkeys, {d_k / 2:g}]"
+        raise ValueError(f"queries {list(queries.shape)} need keys of shape {expected}, got {list(keys.shape)}")
+    if len(values) != n_subkeys**2:
+        raise ValueError(f"{n_subkeys} sub-keys address {n_subkeys**2} slots, but values has {len(values)} rows")
+    if targets.shape != (batch, time, d_v):
+        raise ValueError(f"targets must have shape [{batch}, {time}, {d_v}], got {list(targets.shape)}")
+    if gates.shape != (batch, time):
+        raise ValueError(f"gates must have shape [{batch}, {time}], got {list(gates.shape)}")
+    if options.top_k > n_subkeys:
+        raise ValueError(f"top_k must not exceed n_subkeys, got {options.top_k} and {n_subkeys}")
+
+
+def _problem(
+    queries: Tensor,
+    targets: Tensor,
+    gates: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    options: FwpkmOptions,
+    state: FwpkmState | None,
+    finish: bool,
+) -> Problem:
+    """The call's tokens after those the state still holds, in the precision of the fast weights."""
+    dtype = promote_types(values.dtype, float32)
+    batch = queries.shape[0]
+    memories = batch if options.scope == "sequence" else 1
+    new = queries.to(dtype), targets.to(dtype), gates.to(dtype)
+    all_keys = keys.to(dtype).expand(memories, *keys.shape)
+    if state is None:
+        nothing = empty(0, dtype=long, device=values.device)
+        memory = Memory(all_keys, nothing, values.new_empty((0, values.shape[1]), dtype=dtype), values)
+        first, second, third = (GrowableBuffer.of(t) for t in new)
+        return Problem((first, second, third), 0, 0, memory, options, finish)
+    _check_state(state, batch, keys, values, options)
+    memory = Memory(all_keys if state.keys is None else state.keys, state.slots, state.rows, values)
+    held = state.queries, state.targets, state.gates
+    first, second, third = (old.append(t) if t.shape[1] else old for old, t in zip(held, new))
+    return Problem(
+        (first, second, third), state.position - state.queries.length, state.position, memory, options, finish
+    )
+
+
+def _check_state(state: FwpkmState, batch: int, keys: Tensor, values: Tensor, options: FwpkmOptions) -> None:
+    if not isinstance(state, FwpkmState):
+        raise ValueError(f"fwpkm expects an FwpkmState, got {type(state).__name__}")
+    if state.batch != batch:
+        raise ValueError(f"the state holds {state.batch} sequences but queries has {batch}")
+    sizes = (*keys.shape[:3], keys.shape[3], values.shape[1])
+    held = (state.queries.storage.shape[2], 2, round(state.n_slots**0.5), state.queries.storage.shape[3] // 2)
+    if (*held, state.rows.shape[1]) != sizes:
+        raise ValueError(f"the state belongs to keys of shape {list(held)}, got {list(keys.shape)}, or another d_v")
+    if state.settings != repr(options):
+        raise ValueError(f"the state was made with {state.settings}; it cannot be continued with {options!r}")
+
+
+@compiler.disable  # which rows are touched depends on the data, and there is nothing for a compiler to fuse across
+def _solve(problem: Problem, backend: str) -> Solution:
+    run = op.select(backend, problem.queries.device)
+    with autocast(problem.queries.device.type, enabled=False):
+        return run(problem)
+
+
+def _state_after(problem: Problem, solution: Solution, before: FwpkmState | None) -> FwpkmState:
+    options, memory = problem.options, solution.memory
+    # what the next rewrite needs: the open chunk, and the tokens before it whose targets it brings
+    pending = min(problem.end - window_start(chunk_start(problem.end, options), options), problem.tokens[0].length)
+    tokens = [buffer.keep_last(pending) for buffer in problem.tokens]
+    if before is None:  # the caller's tensors may be views of larger ones, which a state must not keep alive
+        tokens = [GrowableBuffer.of(buffer.values.clone()) for buffer in tokens]
+    keys: Tensor | None = memory.keys
+    if memory.keys is problem.memory.keys:  # not rewritten in this call
+        keys = None if before is None else before.keys
+    return FwpkmState(
+        signature="fwpkm op",
+        batch=problem.queries.shape[0],
+        position=problem.end,
+        settings=repr(options),
+        keys=keys,
+        slots=memory.slots,
+        rows=memory.rows,
+        queries=tokens[0],
+        targets=tokens[1],
+        gates=tokens[2],
+        n_slots=memory.n_slots,
+        shared_memory=options.scope == "batch",
+    )
