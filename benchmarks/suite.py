@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..mixers import UnknownMixerError, mixer_options
-from ..models import Layout, LayoutError, ModelConfig, count_parameters, parse_layout, preset_config
+from ..models import PRESETS, Layout, LayoutError, ModelConfig, count_parameters, parse_layout, preset_config
 from . import measures
 from .case import Case
 from .yamlfile import SuiteError, YamlFile, suggestion
@@ -260,6 +260,9 @@ def _check_models(file: YamlFile, settings: SuiteSettings, layouts: Mapping[str,
         for option in options:
             if option not in known:
                 file.complain([*where, option], f"{name} has no such option{suggestion(option, known)}", key=True)
+    if settings.model.preset not in PRESETS:
+        file.complain(["model", "preset"], f"unknown preset{suggestion(settings.model.preset, PRESETS)}")
+        return
     try:
         n_layers = settings.model.config("softmax_attention", 0).n_layers
     except ValueError as error:
