@@ -56,13 +56,15 @@ class Op:
         self.package = package
         self.name = package.rpartition(".")[2]
         self.backends = {b.name: b for b in backends}
+        self._functions: dict[str, Callable[..., Any]] = {}
 
     def available(self, device: torch.device | str = "cpu") -> list[str]:
         """Names of the backends that can run on `device`."""
         return [b.name for b in self.backends.values() if b.why_not(torch.device(device)) is None]
 
     def select(self, backend: str, device: torch.device) -> Callable[..., Any]:
-        """The function behind `backend` (`auto`: the fastest that can run on `device`); the choice is recorded.
+        """The function behind `backend` (`auto`: the fastest that can run on `device`); the choice is recorded, except
+        by code that torch.compile has compiled.
 
         Raises `ValueError` for an unknown name, `RuntimeError` for one that cannot run here, each with what to do.
         """
@@ -76,10 +78,13 @@ class Op:
         if reason is not None:
             usable = ", ".join(self.available(device))
             raise RuntimeError(f"backend {backend!r} of {self.name} cannot run: {reason}; here run auto, {usable}")
-        for record in _recorders.get():
-            record.setdefault(self.name, set()).add(chosen.name)
-        module, _, function = chosen.target.partition(":")
-        return getattr(importlib.import_module(f".{module}", self.package), function)
+        if not torch.compiler.is_compiling():  # a context variable would break the compiled graph in two
+            for record in _recorders.get():
+                record.setdefault(self.name, set()).add(chosen.name)
+        if chosen.name not in self._functions:
+            module, _, function = chosen.target.partition(":")
+            self._functions[chosen.name] = getattr(importlib.import_module(f".{module}", self.package), function)
+        return self._functions[chosen.name]
 
 
 @contextlib.contextmanager
