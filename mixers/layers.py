@@ -35,7 +35,7 @@ class ShortConvolution(nn.Module):
         if tail is None:
             tail = x.new_zeros(x.shape[0], self.size - 1, self.channels)
         padded = torch.cat([tail.to(x.dtype), x], dim=1)
-        # A sum of shifted products: the same bits for a token however the sequence is cut into calls.
+        # A sum of shifted products is faster here than conv1d, which wants time last.
         y = padded[:, :time] * weight[:, 0]
         for i in range(1, self.size):
             y = torch.addcmul(y, padded[:, i : i + time], weight[:, i])

@@ -94,11 +94,12 @@ class GrowableBuffer(StateValue):
         return self.storage[:, self.start : self.end]
 
     def append(self, new: Tensor) -> GrowableBuffer:
-        """This buffer followed by `new [batch, time, ...]`, in amortised O(time); differentiable."""
-        if torch.is_grad_enabled() and (new.requires_grad or self.storage.requires_grad):
+        """This buffer followed by `new [batch, time, ...]`; differentiable, without gradients in amortised O(time)."""
+        if torch.is_grad_enabled():  # a graph may hold the storage, which must then stay as it is
             return GrowableBuffer.of(torch.cat([self.values, new], dim=1))
         end = self.end + new.shape[1]
-        if self.written[0] == self.end and end <= self.storage.shape[1] and not self.storage.requires_grad:
+        writable = torch.is_inference_mode_enabled() or not self.storage.is_inference()
+        if writable and self.written[0] == self.end and end <= self.storage.shape[1]:
             self.storage[:, self.end : end] = new
             self.written[0] = end
             return GrowableBuffer(self.storage, self.start, end, self.written)
