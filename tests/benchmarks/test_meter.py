@@ -2,10 +2,11 @@
 
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
-from mixerzoo.benchmarks.measures import Memory, Speed
+from mixerzoo.benchmarks.measures import Memory, Speed, meter
 from mixerzoo.benchmarks.measures.meter import measure_memory, quartiles, time_rounds
 from mixerzoo.mixers import Mixer, MixerCard, MixerState, registry
 from mixerzoo.models import ModelConfig
@@ -109,37 +110,64 @@ def test_memory_meter_follows_every_allocation():
     assert measure_memory(lambda: None, CPU).peak_bytes == 0
 
 
-def test_what_is_prepared_is_not_timed_and_short_work_is_repeated():
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes only where a test says so: `clock[0]` in seconds."""
+    now = [0.0]
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
+
+
+def test_what_is_prepared_is_not_timed(clock):
+    def prepare():
+        clock[0] += 100.0
+        return "prepared"
+
+    def work(prepared):
+        assert prepared == "prepared"
+        clock[0] += 0.001
+
+    samples = time_rounds(work, CPU, rounds=3, budget_seconds=0, prepare=prepare)
+    assert samples == pytest.approx([0.001] * 3)
+
+
+def test_short_work_is_repeated_within_a_round(clock):
     calls = []
-    samples = time_rounds(
-        lambda prepared: calls.append(prepared),
-        CPU,
-        rounds=3,
-        budget_seconds=0,
-        prepare=lambda: time.sleep(SECONDS) or len(calls),
-    )
-    assert calls == [0, 1, 2, 3]  # one round of warm-up, since there is no budget, then three
-    assert min(samples) < SECONDS
-    calls.clear()
-    assert len(time_rounds(lambda _: calls.append(0), CPU, rounds=3, budget_seconds=0)) == 3
-    assert len(calls) > 100
+
+    def work(_):
+        calls.append(0)
+        clock[0] += 0.0001
+
+    assert time_rounds(work, CPU, rounds=3, budget_seconds=0) == pytest.approx([0.0001] * 3)
+    assert len(calls) == pytest.approx(1 + 3 * 100, abs=3)  # a round takes a hundredth of a second
 
 
-def test_rounds_go_on_while_the_budget_lasts():
-    samples = time_rounds(lambda _: time.sleep(0.02), CPU, rounds=3, budget_seconds=0.5)
-    assert 3 < len(samples) <= 25
+def test_warm_up_lasts_until_rounds_agree(clock):
+    durations = iter([9.0, 3.0, 2.0, 1.01, 1.0, 5.0, 6.0, 7.0])
+
+    def work(_):
+        clock[0] += next(durations)
+
+    assert time_rounds(work, CPU, rounds=3, budget_seconds=7.5) == pytest.approx([5.0, 6.0, 7.0])
+
+
+def test_rounds_go_on_while_the_budget_lasts(clock):
+    def work(_):
+        clock[0] += 1.0
+
+    assert len(time_rounds(work, CPU, rounds=3, budget_seconds=0)) == 3
+    assert len(time_rounds(work, CPU, rounds=3, budget_seconds=9.5)) == 10
+    assert len(time_rounds(work, CPU, rounds=3, budget_seconds=1e9)) == 100
 
 
 def test_quartiles():
     assert quartiles([5.0, 1.0, 2.0, 4.0, 3.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0}
 
 
-@pytest.mark.parametrize(
-    "meter", [lambda d: measure_memory(dict, d), lambda d: time_rounds(dict, d, rounds=3, budget_seconds=0)]
-)
-def test_a_device_without_a_meter_is_refused(meter):
-    with pytest.raises(ValueError, match="cannot be measured on meta; use cpu or cuda"):
-        meter(torch.device("meta"))
+def test_a_device_without_a_meter_is_refused():
+    for call in (lambda d: measure_memory(dict, d), lambda d: time_rounds(dict, d, rounds=3, budget_seconds=0)):
+        with pytest.raises(ValueError, match="cannot be measured on meta; use cpu or cuda"):
+            call(torch.device("meta"))
 
 
 def test_grids_are_split_into_cases(known, tmp_path):
