@@ -41,11 +41,12 @@ def test_counting_allocates_nothing():
     assert parts["embedding"] == 2**36
 
 
-@pytest.mark.parametrize("time", [1, 48])
-def test_flops_of_attention_equal_the_formula(time):
+@pytest.mark.parametrize(("time", "kv_heads"), [(1, 4), (48, 4), (300, 2)])
+def test_flops_of_attention_equal_the_formula(time, kv_heads):
     d, n_layers, d_ff, vocab = 64, 2, 100, 300
-    config = preset_config("nano", "softmax_attention", d_ff=d_ff, vocab_size=vocab)
-    projections, swiglu, scores_and_sum = 4 * d * d, 3 * d * d_ff, 2 * time * d
+    layout = f"softmax_attention(heads=4, kv_heads={kv_heads})"
+    config = preset_config("nano", layout, d_ff=d_ff, vocab_size=vocab)
+    projections, swiglu, scores_and_sum = (2 + 2 * kv_heads / 4) * d * d, 3 * d * d_ff, 2 * time * d
     assert count_flops(config, time) == 2 * time * (vocab * d + n_layers * (projections + swiglu + scores_and_sum))
 
 
