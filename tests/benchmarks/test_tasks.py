@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from mixerzoo.benchmarks.tasks import IGNORE, MqarTask, NeedleTask, TextTask
+from mixerzoo.benchmarks.tasks import IGNORE, MqarTask, NeedleTask, TextTask, corpus
 from mixerzoo.benchmarks.tasks.corpus import Text, load_corpus
 
 RECALL_TASKS = [NeedleTask(), NeedleTask(n_needles=3, asked=1), MqarTask(), MqarTask(n_pairs=1, alpha=0.5)]
@@ -98,15 +98,15 @@ def test_parameters_that_cannot_be_are_refused(fields):
 
 
 def test_train_and_eval_text_share_no_file():
-    corpus = load_corpus()
+    library = load_corpus()
     documents = {}
     for split in ("train", "eval"):
-        text = corpus.split(split)
+        text = library.split(split)
         assert text.sizes.sum() == text.data.size
         documents[split] = {d.tobytes() for d in np.split(text.data, np.cumsum(text.sizes)[:-1])}
         assert len(documents[split]) == len(text.sizes)
     assert not documents["train"] & documents["eval"]
-    assert 0.05 < corpus.eval.data.size / (corpus.train.data.size + corpus.eval.data.size) < 0.2
+    assert 0.05 < library.eval.data.size / (library.train.data.size + library.eval.data.size) < 0.2
 
 
 def test_train_and_eval_streams_differ():
@@ -120,13 +120,22 @@ def test_a_folder_of_text_files(tmp_path):
         (tmp_path / f"{i}.txt").write_text(f"document {i} " * 40)
     (tmp_path / "copy.txt").write_text("document 0 " * 40)
     (tmp_path / "image.png").write_bytes(b"\0\1\2" * 999)
-    corpus = load_corpus(str(tmp_path))
-    assert len(corpus.train.sizes) + len(corpus.eval.sizes) == 6
+    folder = load_corpus(str(tmp_path))
+    assert len(folder.train.sizes) + len(folder.eval.sizes) == 6
     task = NeedleTask(text_folder=str(tmp_path), n_needles=1)
     tokens = next(task.eval_batches(64, 1, seed=0, batch=1)).tokens[0]
-    assert bytes(tokens[tokens < 256].tolist()) in corpus.eval.data.tobytes()
+    assert bytes(tokens[tokens < 256].tolist()) in folder.eval.data.tobytes()
     with pytest.raises(ValueError, match="window of 99996 bytes"):
         task.train_batch(0, 1, 100_001, seed=0)
+
+
+def test_of_too_much_text_a_part_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "MAX_BYTES", 1000)
+    for i in range(9):
+        (tmp_path / f"{i}.txt").write_text(f"{i}" * 300)
+    taken = load_corpus(str(tmp_path))
+    assert taken.train.data.size + taken.eval.data.size == 1000
+    assert len(taken.train.sizes) + len(taken.eval.sizes) == 4
 
 
 def test_a_missing_or_empty_folder_is_named(tmp_path):
