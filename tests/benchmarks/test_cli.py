@@ -1,0 +1,219 @@
+"""The command line: what it prints, what it exits with, and that a user's mistake is never a traceback."""
+
+import importlib.metadata
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from mixerzoo.benchmarks import cli
+from mixerzoo.benchmarks.case import Case
+from mixerzoo.benchmarks.runs import ResultLine, Run
+from mixerzoo.benchmarks.summary import failure_table, summary_tables
+from mixerzoo.mixers import list_mixers, registry
+
+
+@pytest.fixture
+def mixerzoo(capsys, monkeypatch):
+    """Runs a command line in this process; returns exit code, stdout, stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        captured = capsys.readouterr()
+        return end.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def suite(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        "name: tiny\n"
+        "model: {d_model: 16, mixer_defaults: {linear_attention: {heads: 2}}}\n"
+        "layouts: {lin: linear_attention, tay: 'linear_attention(feature_map=\"taylor\")'}\n"
+        "measures:\n"
+        "  - {measure: speed, modes: [forward], lengths: [16], rounds: 3, budget_seconds: 0, layouts: [lin]}\n"
+        "  - measure: perplexity\n"
+        "    training: {steps: 1, batch: 1, length: 16}\n"
+        "    length: 32\n"
+        "    examples: 1\n"
+    )
+    return path
+
+
+def test_help_and_version_do_not_import_torch():
+    for option in ("--help", "--version"):
+        program = f"import sys; from mixerzoo.benchmarks.cli import main\ntry: main(['{option}'])\n"
+        program += "except SystemExit as end: sys.exit(end.code or 3 * ('torch' in sys.modules))"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "run" in done.stdout or importlib.metadata.version("mixerzoo") in done.stdout
+
+
+def test_list_shows_every_mixer_with_its_whole_name(mixerzoo):
+    code, out, _ = mixerzoo("list")
+    assert code == 0 and all(re.search(rf"\b{name}\b", out) for name in list_mixers())
+    code, out, _ = mixerzoo("list", "*delta*", "--family", "delta")
+    assert code == 0 and "gated_deltanet" in out and "ttt_linear" not in out
+    assert mixerzoo("list", "nothing*")[0] == 2
+
+
+def test_list_shows_broken_plugins(mixerzoo, monkeypatch):
+    broken = {"bad (bad_package:Mixer)": "ImportError: no such thing"}
+    monkeypatch.setattr("mixerzoo.mixers.plugin_errors", lambda: broken)
+    code, out, _ = mixerzoo("list")
+    assert code == 0 and "bad (bad_package:Mixer)" in out and "no such thing" in out
+
+
+def test_show_has_options_parameters_states_and_backends(mixerzoo):
+    code, out, _ = mixerzoo("show", "sliding_window_attention", "--d-model", "32")
+    assert code == 0 and "window" in out and "d_model=32" in out
+    assert re.search(r"reference\W+yes", out)
+    states = [int(n.replace(",", "")) for n in re.findall(r"│ [\d,]+ +│ +([\d,]+) +│", out)]
+    assert len(states) == 3 and 0 < states[0] <= states[1] <= states[2]
+    code, _, err = mixerzoo("show", "softmax_atention")
+    assert code == 2 and "did you mean softmax_attention" in err
+
+
+def test_check_prints_every_result_and_fails_with_code_1(mixerzoo, monkeypatch):
+    code, out, _ = mixerzoo("check", "linear_attention", "--only", "1,5")
+    assert code == 0 and out.count("passed") == 2
+
+    class Leaky(registry.mixer_class("linear_attention")):
+        def mix(self, x, state, return_state):
+            y, state = super().mix(x, state, return_state)
+            return y + x.flip(1), state
+
+    monkeypatch.setitem(registry._mixers, "linear_attention", Leaky)
+    code, out, _ = mixerzoo("check", "linear_attention", "--only", "2")
+    assert code == 1 and "failed" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check"], "name one mixer, or give --all"),
+        (["check", "fwpkm", "--all"], "name one mixer, or give --all"),
+        (["check", "linear_attention", "--only", "one"], "--only takes numbers of checks"),
+        (["run", "quik"], "did you mean quick"),
+        (["run", "smoke", "--device", "gpu"], "unknown device 'gpu'; give auto, cpu or cuda"),
+        (["run", "smoke", "--only", "nothing*"], "--only 'nothing*' matches nothing; layouts are"),
+        (["run", "{folder}/broken.yaml"], "broken.yaml:1: layouts: is missing"),
+        (["run", "{suite}", "--out", "{folder}"], "is not empty and holds no run"),
+        (["nonsense"], "No such command"),
+    ],
+)
+def test_mistakes_exit_with_2_and_no_traceback(mixerzoo, suite, tmp_path, arguments, message):
+    (tmp_path / "broken.yaml").write_text("name: broken\nmeasures: [{measure: speed}]\n")
+    code, out, err = mixerzoo(*(a.format(folder=tmp_path, suite=suite) for a in arguments))
+    assert code == 2 and message in err.replace("\n", " ") and "Traceback" not in out + err
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_suites_lists_the_bundled_ones(mixerzoo):
+    code, out, _ = mixerzoo("suites")
+    assert code == 0 and re.search(r"smoke +│ +5 ", out) and "quick" in out
+
+
+def test_run_dry_run_resume_and_select(mixerzoo, suite, tmp_path):
+    out_folder = tmp_path / "run"
+    command = ["run", str(suite), "--out", str(out_folder), "--device", "cpu"]
+    code, out, _ = mixerzoo(*command, "--dry-run")
+    assert code == 0 and out.count("to run") == 3 and not out_folder.exists()
+
+    code, out, _ = mixerzoo(*command, "--only", "speed", "--only", "lin")
+    assert code == 0 and "2 cases; the run is in" in out and "tokens/s" in out
+    assert mixerzoo(*command, "--dry-run")[1].count("to run") == 1
+
+    code, out, _ = mixerzoo(*command)
+    assert code == 0 and "3 cases, 2 done already" in out
+    results = {(r.layout, r.measure): r for r in Run(out_folder).results()}
+    assert {r.status for r in results.values()} == {"ok"} and len(results) == 3
+    speed, text = results["lin", "speed"], results["tay", "perplexity"]
+    assert speed.backends == {"linear": ["torch"]} and speed.metrics["tokens_per_second"]["median"] > 0
+    assert (
+        text.parameters["layout_line"] == text.parameters["model"]["layout"] == "linear_attention(feature_map='taylor')"
+    )
+    assert text.parameters["device"] == "cpu" and text.metrics["rows"]
+    environment = json.loads((out_folder / "environment.json").read_text())
+    assert environment["device"] == "cpu" and len(environment["resumed"]) == 1
+    assert mixerzoo("run", str(out_folder / "suite.yaml"), "--out", str(out_folder), "--device", "cpu")[0] == 0
+    assert len(Run(out_folder).results_path.read_text().splitlines()) == 3
+
+
+def test_failing_cases_exit_with_1_and_are_listed(mixerzoo, suite, tmp_path):
+    suite.write_text(suite.read_text() + "time_limit_seconds: 0.01\n")
+    code, out, _ = mixerzoo("run", str(suite), "--out", str(tmp_path / "run"), "--only", "speed", "--device", "cpu")
+    assert code == 1 and "1 cases, 1 not ok" in out and "timeout" in out
+
+
+def test_interrupt_exits_with_130_and_says_how_to_resume(suite, tmp_path):
+    suite.write_text(suite.read_text().replace("steps: 1,", "steps: 1000000,"))
+    arguments = ["run", str(suite), "--out", str(tmp_path / "run"), "--only", "perplexity"]
+    command = [sys.executable, "-m", "mixerzoo.benchmarks.cli", *arguments]
+    runner = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert runner.stdout is not None
+    while not runner.stdout.readline().startswith("start"):
+        assert runner.poll() is None
+    time.sleep(0.1)
+    runner.send_signal(signal.SIGINT)
+    _, err = runner.communicate(timeout=60)
+    assert runner.returncode == 130 and f"--out {tmp_path / 'run'}" in err and "Traceback" not in err
+
+
+class FakeEntryPoint:
+    value = "package.module:command"
+
+    def __init__(self, name, target):
+        self.name, self.target = name, target
+
+    def load(self):
+        if isinstance(self.target, Exception):
+            raise self.target
+        return self.target
+
+
+def test_commands_of_other_packages_are_added_and_broken_ones_are_reported(mixerzoo, monkeypatch):
+    def hello(name: str) -> None:
+        """Say hello."""
+        print(f"hello {name}")
+
+    entries = [FakeEntryPoint("hello", hello), FakeEntryPoint("bad", ImportError("no such module"))]
+    monkeypatch.setattr(cli, "entry_points", lambda group: entries if group == "mixerzoo.commands" else [])
+    code, out, err = mixerzoo("hello", "zoo")
+    assert (code, out) == (0, "hello zoo\n")
+    assert "the command 'bad' (package.module:command) could not be loaded: no such module" in err
+
+
+def result(measure, metrics, layout="lin", seed=0, status="ok", **parameters) -> ResultLine:
+    case = Case(layout, "line", {}, measure, parameters, seed, "cpu", False)
+    return ResultLine(
+        case=case.id, layout=layout, measure=measure, parameters=parameters, seed=seed, status=status, seconds=1,
+        metrics=metrics, error=None if status == "ok" else "ValueError: [bold]no[/]\nmore",
+    )  # fmt: skip
+
+
+def test_summary_tables_put_layouts_by_sizes():
+    def row(length, correct, recent):
+        return {"length": length, "depth": 0.0, "correct": correct, "total": 4, "recent": recent}
+
+    results = [
+        result("speed", {"tokens_per_second": {"median": 1234.5}}, modes=["train"], lengths=[64]),
+        result("recall", {"rows": [row(64, 4, False), row(64, 0, True)]}, recent=16, seed=0),
+        result("recall", {"rows": [row(64, 2, False)]}, recent=16, seed=1),
+        result("perplexity", {"rows": [{"start": 0, "end": 64, "tokens": 64, "nats": 0.0}]}),
+        result("speed", None, layout="soft", status="invalid", modes=["train"], lengths=[64]),
+    ]
+    tables = summary_tables(results)
+    assert [str(table.title).split()[0] for table in tables] == ["speed,", "recall:", "perplexity"]
+    cells = [[list(column.cells) for column in table.columns] for table in tables]
+    assert cells == [[["lin"], ["1,234"]], [["lin"], ["75.0"]], [["lin"], ["1.00"]]]
+    failures = failure_table(results)
+    assert failures is not None and list(failures.columns[5].cells) == [r"ValueError: \[bold]no\[/]"]
+    assert failure_table(results[:1]) is None
