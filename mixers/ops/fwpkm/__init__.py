@@ -99,10 +99,11 @@ def finish(state: FwpkmState, keys: Tensor, values: Tensor, *, backend: str = "a
     queries, targets, gates = (b.values[:, :0] for b in (state.queries, state.targets, state.gates))
     _check_sizes(queries, targets, gates, keys, values, settings)
     problem = _problem(queries, targets, gates, keys, values, settings, state, finish=True)
+    signature = state.signature
     if problem.segments:
         state = _state_after(problem, _solve(problem, backend), state)
     tokens = {name: getattr(state, name).keep_last(0) for name in ("queries", "targets", "gates")}
-    return replace(state, position=0, **tokens)
+    return replace(state, signature=signature, position=0, **tokens)
 
 
 def _check_sizes(

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ...state import GrowableBuffer, MixerState
+from ...state import GrowableBuffer, MixerState, shared_field
 
 Score = Literal["idw", "dot"]
 KeyObjective = Literal["address", "memory", "both", "none"]
@@ -188,9 +188,9 @@ class FwpkmState(MixerState):
     """
 
     settings: str
-    keys: Tensor | None
-    slots: Tensor
-    rows: Tensor
+    keys: Tensor | None = shared_field()  # these three are not simply batch-first: see pick
+    slots: Tensor = shared_field()
+    rows: Tensor = shared_field()
     queries: GrowableBuffer
     targets: GrowableBuffer
     gates: GrowableBuffer
@@ -198,14 +198,18 @@ class FwpkmState(MixerState):
     shared_memory: bool
 
     def pick(self, index: Tensor) -> FwpkmState:
+        picked = super().pick(index)
         if self.shared_memory:
-            alone = replace(self, keys=None, slots=self.slots[:0].clone(), rows=self.rows[:0].clone())
-            return replace(super(FwpkmState, alone).pick(index), keys=self.keys, slots=self.slots, rows=self.rows)
+            return picked
         index = index.to(self.slots.device)
-        bounds = torch.searchsorted(self.slots, torch.arange(self.batch + 1, device=self.slots.device) * self.n_slots)
+        bounds = torch.searchsorted(self.slots, torch.arange(self.batch + 1, device=index.device) * self.n_slots)
         first, count = bounds[index], (bounds[1:] - bounds[:-1])[index]
         place = torch.repeat_interleave(first - (count.cumsum(0) - count), count)
-        place = place + torch.arange(len(place), device=place.device)
-        new_row = torch.repeat_interleave(torch.arange(len(index), device=place.device), count)
-        slots = new_row * self.n_slots + self.slots[place] % self.n_slots
-        return replace(super().pick(index), slots=slots, rows=self.rows.index_select(0, place))
+        place = place + torch.arange(len(place), device=index.device)
+        new_row = torch.repeat_interleave(torch.arange(len(index), device=index.device), count)
+        return replace(
+            picked,
+            keys=None if self.keys is None else self.keys.index_select(0, index),
+            slots=new_row * self.n_slots + self.slots[place] % self.n_slots,
+            rows=self.rows.index_select(0, place),
+        )
