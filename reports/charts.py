@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import pandas as pd
@@ -65,12 +65,18 @@ class Figure:
 
 
 class Style:
-    """The look of every layout, the same in all charts of a report; legend False: direct labels stand in for it."""
+    """The look of every layout, the same in all charts of a report.
 
-    def __init__(self, layouts: list[str], legend: bool = True) -> None:
+    legend: `points` or `lines`, whichever the chart shows; None if direct labels stand in for it.
+    """
+
+    def __init__(self, layouts: list[str], legend: Literal["points", "lines"] | None = "points") -> None:
         self.layouts = layouts
-        self.legend = alt.Legend(orient="bottom", columns=4, labelLimit=200, symbolOpacity=1) if legend else None
-        self.select = alt.selection_point(name="chosen", fields=["layout"], **{"bind": "legend"} if legend else {})
+        # the outline of a point would be dashed like the line
+        width = 0 if legend == "points" else 2
+        shown = alt.Legend(orient="bottom", columns=4, labelLimit=200, symbolOpacity=1, symbolStrokeWidth=width)
+        self.legend = shown if legend else None
+        self.select = alt.selection_point(name="chosen", fields=["layout"], bind="legend" if legend else alt.Undefined)
         self.emphasis = alt.condition(self.select, alt.value(1.0), alt.value(0.12))
         self.faint = alt.condition(self.select, alt.value(0.14), alt.value(0.02))
 
@@ -85,9 +91,9 @@ class Style:
         scale = alt.Scale(domain=self.layouts, range=self._pick(_SHAPES))
         return alt.Shape("layout:N", scale=scale, title=None, legend=self.legend)
 
-    def dash(self, legend: bool = False) -> alt.StrokeDash:
+    def dash(self) -> alt.StrokeDash:
         scale = alt.Scale(domain=self.layouts, range=self._pick(_DASHES))
-        return alt.StrokeDash("layout:N", scale=scale, title=None, legend=self.legend if legend else None)
+        return alt.StrokeDash("layout:N", scale=scale, title=None, legend=self.legend)
 
     def curves(self, frame: pd.DataFrame, x: alt.X, y: alt.Y, tooltip: list[alt.Tooltip]) -> list[Any]:
         """Line, points and band of every layout; fields `low` and `high` bound the band."""
@@ -124,9 +130,8 @@ def finish(chart: Any, title: str, subtitle: str) -> Any:
             titleFontSize=12,
             titlePadding=8,
         )
-        .configure_axisY(labelFlush=True)
         .configure_title(fontSize=16, subtitleFontSize=12, subtitleColor=MUTED, subtitlePadding=5, color="#202124")
-        .configure_legend(labelFontSize=12, titleFontSize=12, symbolSize=80, symbolStrokeWidth=2, rowPadding=4)
+        .configure_legend(labelFontSize=12, titleFontSize=12, symbolSize=80, rowPadding=4)
         .configure_header(
             labelFontSize=13, labelFontWeight="bold", labelAnchor="start", labelColor="#202124", title=None
         )
@@ -158,7 +163,7 @@ def share_axis(field: str, title: str) -> alt.Y:
 
 
 def logarithmic_axis(field: str, labels: str, title: str) -> alt.Y:
-    axis = alt.Axis(labelExpr=labels, tickCount=5)
+    axis = alt.Axis(labelExpr=labels, tickCount=5, labelFlush=True)
     return alt.Y(f"{field}:Q", scale=alt.Scale(type="log", nice=False, padding=14), axis=axis, title=title)
 
 

@@ -30,7 +30,7 @@ from .charts import (
     tooltips,
 )
 from .labels import beside_points, spread
-from .statistics import Interval, pool_perplexity, pool_recall, pool_speed
+from .statistics import Interval, pool_perplexity, pool_recall, pool_speed, rows_of
 from .tables import RunData
 from .verdict import common_length, headline_recall, mode_name
 
@@ -45,12 +45,12 @@ def figures(run: RunData) -> list[Figure]:
 
 
 def _accuracy_texts(pooled: pd.DataFrame) -> pd.DataFrame:
-    intervals = [Interval(r.accuracy, r.low, r.high) for r in pooled.itertuples()]
+    intervals = [Interval(r.accuracy, r.low, r.high) for r in rows_of(pooled)]
     return pooled.assign(
         shown=[formats.percent_interval(i) for i in intervals],
-        counts=[f"{r.correct:,} of {r.total:,}" for r in pooled.itertuples()],
+        counts=[f"{r.correct:,} of {r.total:,}" for r in rows_of(pooled)],
         seeds_shown=[
-            f"{r.seeds} ({formats.percent(r.seed_low)} to {formats.percent(r.seed_high)})" for r in pooled.itertuples()
+            f"{r.seeds} ({formats.percent(r.seed_low)} to {formats.percent(r.seed_high)})" for r in rows_of(pooled)
         ],
     )
 
@@ -67,7 +67,7 @@ def _origin(rows: pd.DataFrame) -> str:
 
 
 def _recall(run: RunData) -> Iterator[Figure]:
-    style = Style(run.layouts, legend=False)
+    style = Style(run.layouts, legend=None)
     for number, (variant, rows) in enumerate(headline_recall(run.recall).groupby("variant", sort=False)):
         pooled = _accuracy_texts(pool_recall(rows, ["layout", "length"])).sort_values("length", kind="stable")
         x, y = lengths_axis(pooled["length"].tolist()), share_axis("accuracy", "Needles recalled")
@@ -79,7 +79,7 @@ def _recall(run: RunData) -> Iterator[Figure]:
         title = titled("How far back each layout recalls", str(variant))
         last = pooled[pooled["length"] == pooled["length"].max()]
         text = f"Accuracy at the longest length, {formats.whole(last['length'].max())} tokens: "
-        text += "; ".join(f"{r.layout} {r.shown}" for r in last.itertuples()) + "."
+        text += "; ".join(f"{r.layout} {r.shown}" for r in rows_of(last)) + "."
         caption = "Share of the needles named correctly, against the length of the context they are hidden in. "
         caption += "Recent needles are left out. Click a name to single out its curve, shift-click for several."
         subtitle = f"{_origin(rows)}; dotted: chance"
@@ -101,7 +101,7 @@ def _end_labels(pooled: pd.DataFrame, style: Style) -> Any:
     """Names at the right end of the curves, moved apart where they would overlap."""
     ends = pooled.loc[pooled.groupby("layout", sort=False)["length"].idxmax()]
     pixels = spread([(1 - v) * HEIGHT for v in ends["accuracy"].fillna(0)], gap=16, low=0, high=HEIGHT)
-    names = [f"{formats.shorten(r.layout, 32)}\u2002{formats.percent(r.accuracy)}" for r in ends.itertuples()]
+    names = [f"{formats.shorten(r.layout, 32)}\u2002{formats.percent(r.accuracy)}" for r in rows_of(ends)]
     # the plot's own scale, so that one axis serves the curves and the labels
     ends = ends.assign(label=names, label_y=[1 - p / HEIGHT for p in pixels])
     labels = alt.Chart(ends).mark_text(align="left", dx=10, fontSize=12, cursor="pointer")
@@ -173,7 +173,7 @@ def _speed(run: RunData) -> Iterator[Figure]:
     for number, (variant, rows) in enumerate(run.speed.groupby("variant", sort=False)):
         pooled = pool_speed(rows, ["layout", "mode", "length"])
         pooled["panel"] = [mode_name(m).capitalize() for m in pooled["mode"]]
-        rates = [Interval(r.tokens_per_second, r.low, r.high) for r in pooled.itertuples()]
+        rates = [Interval(r.tokens_per_second, r.low, r.high) for r in rows_of(pooled)]
         pooled["shown"] = [formats.rate_interval(i) for i in rates]
         pooled["time"] = [formats.seconds(s) for s in pooled["seconds"]]
         x = lengths_axis(pooled["length"].tolist(), "Length (tokens)")
@@ -236,7 +236,7 @@ def _state(run: RunData) -> Iterator[Figure]:
     caption = "Bytes of the state of one sequence after so many tokens; both axes logarithmic."
     caption += _left_out(len(run.states) - len(positive))
     last = states[states["length"] == states["length"].max()]
-    text = "At the longest length: " + "; ".join(f"{r.layout} {r.shown}" for r in last.itertuples()) + "."
+    text = "At the longest length: " + "; ".join(f"{r.layout} {r.shown}" for r in rows_of(last)) + "."
     yield Figure(
         "state", "memory", title, caption, text, finish(chart, title, "state bytes of one sequence, lower is better")
     )
@@ -260,7 +260,7 @@ def trade_off_table(run: RunData) -> tuple[pd.DataFrame, str, int, int]:
     mode = next((name for name in ("training step", "forward pass") if name in modes), next(iter(modes), ""))
     speed = speed[speed["mode"] == modes.get(mode)]
     speed = speed[speed["variant"] == speed["variant"].iloc[0]] if len(speed) else speed
-    recalled, timed = common_length(recall) or 0, common_length(speed) or 0
+    recalled, timed = (common_length(frame) if len(frame) else 0 for frame in (recall, speed))
     accuracy = pool_recall(recall[recall["length"] == recalled], ["layout"])
     rates = pool_speed(speed[speed["length"] == timed], ["layout"]).rename(columns={"low": "slow", "high": "fast"})
     states = run.states[run.states["length"] == recalled][["layout", "state_bytes"]]
@@ -272,15 +272,15 @@ def _trade_off(run: RunData) -> Iterator[Figure]:
     table, mode, recalled, timed = trade_off_table(run)
     if not len(table):
         return
-    style = Style(run.layouts, legend=False)
+    style = Style(run.layouts, legend=None)
     table = _accuracy_texts(table)
-    table["speed"] = [formats.rate_interval(Interval(r.tokens_per_second, r.slow, r.fast)) for r in table.itertuples()]
+    table["speed"] = [formats.rate_interval(Interval(r.tokens_per_second, r.slow, r.fast)) for r in rows_of(table)]
     table["state"] = table["state_bytes"].map(formats.bytes_)
     low, high = table["slow"].min() / 1.35, table["fast"].max() * 1.35
     width, height = WIDTH + 60, HEIGHT + 20
     points = [
         (math.log(r.tokens_per_second / low) / math.log(high / low) * width, (1 - r.accuracy) * height)
-        for r in table.itertuples()
+        for r in rows_of(table)
     ]
     names = [formats.shorten(name, 32) for name in table["layout"]]
     x = alt.X(
@@ -311,7 +311,7 @@ def _trade_off(run: RunData) -> Iterator[Figure]:
         )
         .add_params(style.select),
     ]
-    for place, row, name in zip(beside_points(points, names, reach=15, width=width), table.to_dict("records"), names):
+    for place, row, name in zip(beside_points(points, names, reach=12, width=width), table.to_dict("records"), names):
         label = alt.Chart(pd.DataFrame([{**row, "label": name}])).mark_text(
             dx=place.dx, dy=place.dy, align=place.align, fontSize=12
         )
@@ -320,7 +320,7 @@ def _trade_off(run: RunData) -> Iterator[Figure]:
     title = "Recall against speed"
     caption = f"Bubble: bytes of the state after {formats.whole(recalled)} tokens. "
     caption += "Bars: 95 % Wilson interval of the recall, quartiles of the speed."
-    text = "; ".join(f"{r.layout} {r.shown} at {r.speed}, state {r.state}" for r in table.itertuples()) + "."
+    text = "; ".join(f"{r.layout} {r.shown} at {r.speed}, state {r.state}" for r in rows_of(table)) + "."
     yield Figure(
         "trade-off",
         "trade-off",
@@ -369,15 +369,17 @@ def _perplexity(run: RunData) -> Iterator[Figure]:
 def _training(run: RunData) -> Iterator[Figure]:
     if not len(run.curves):
         return
-    style = Style(run.layouts)
+    style = Style(run.layouts, legend="lines")
     curves = run.curves.dropna(subset=["loss"])
     curves = curves.assign(panel=[titled(m.capitalize(), v) for m, v in zip(curves["measure"], curves["variant"])])
     names = list(dict.fromkeys(curves["panel"]))
-    base = alt.Chart().encode(x=alt.X("step:Q", title="Training step"), y=alt.Y("loss:Q", title="Loss (nats)"))
+    base = alt.Chart().encode(
+        x=alt.X("step:Q", title="Training step"), y=alt.Y("loss:Q", title="Loss (nats)", axis=alt.Axis(labelFlush=True))
+    )
     tips = tooltips(("seed", "seed"), ("step", "step"))
     line = base.mark_line(strokeWidth=1.5).encode(
         color=style.colour(),
-        strokeDash=style.dash(legend=True),
+        strokeDash=style.dash(),
         opacity=style.emphasis,
         detail="seed:N",
         tooltip=[*tips, alt.Tooltip("loss:Q", format=".3f")],

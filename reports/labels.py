@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-_CHARACTER, _LINE = 6.6, 14.0  # pixels, of 12-pixel sans-serif text
+_CHARACTER, _LINE = 6.0, 14.0  # pixels, of 12-pixel sans-serif text
 
 
 def spread(positions: list[float], gap: float, low: float, high: float) -> list[float]:
@@ -36,7 +37,7 @@ class Placement:
 
     dx: float
     dy: float
-    align: str
+    align: Literal["left", "right"]
 
 
 def beside_points(points: list[tuple[float, float]], texts: list[str], reach: float, width: float) -> list[Placement]:
@@ -57,7 +58,7 @@ def beside_points(points: list[tuple[float, float]], texts: list[str], reach: fl
             candidates = candidates[len(steps) :] + candidates[: len(steps)]
         others = boxes[:number] + boxes[number + 1 :]
 
-        def cost(place: Placement, x: float = x, y: float = y, size: float = size, others: list = others) -> tuple:
+        def cost(place: Placement, x: float = x, y: float = y, size: float = size, others: list = others) -> float:
             left = x + place.dx if place.align == "left" else x + place.dx - size
             box = (left, y + place.dy - _LINE / 2, left + size, y + place.dy + _LINE / 2)
             return sum(_overlap(box, other) for other in others)

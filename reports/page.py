@@ -64,7 +64,7 @@ def write_report(folder: str | Path) -> Path:
     content = _content(run, drawn, tables)
     environment = _environment()
     page = run.folder / "report.html"
-    bundle = vl_convert.javascript_bundle(vl_version=VEGALITE) if drawn else ""
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGALITE) if drawn else ""
     html = environment.get_template("report.html.j2").render(**content, bundle=Markup(_in_script(bundle)))
     page.write_text(html, encoding="utf-8")
     markdown = environment.get_template("report.md.j2").render(**content)
@@ -81,6 +81,7 @@ def _content(run: RunData, drawn: list[Figure], tables: list[Table]) -> dict[str
         "description": run.suite.get("description") or "",
         "layout_lines": run.suite.get("layouts") or {},
         "findings": findings(run),
+        "brackets": "In brackets: 95 % Wilson intervals of recall, first and third quartile of speed.",
         "trainings": training_statement(run),
         "texts": _texts(run),
         "sections": _sections(run, drawn, tables),
@@ -90,7 +91,7 @@ def _content(run: RunData, drawn: list[Figure], tables: list[Table]) -> dict[str
         "commit": source.get("commit"),
         "dirty": bool(source.get("dirty")),
         "commands": _commands(run, source.get("commit")),
-        "machine": list(_flatten({k: v for k, v in run.environment.items() if k not in ("packages", "source")})),
+        "machine": _machine(run.environment),
         "packages": [(k, v or "not installed") for k, v in (run.environment.get("packages") or {}).items()],
         "suite_yaml": yaml.safe_dump(run.suite, sort_keys=False, allow_unicode=True, width=100),
         "version": version("mixerzoo"),
@@ -142,6 +143,13 @@ def _commands(run: RunData, commit: str | None) -> list[str]:
         f".venv/bin/mixerzoo report {again}",
         f"# only this report, from the results that are there: .venv/bin/mixerzoo report {folder}",
     ]
+
+
+def _machine(environment: dict[str, Any]) -> list[tuple[str, str]]:
+    """The environment but for versions and commit, as pairs of a name and a text."""
+    machine = environment.get("machine") or {}
+    others = {k: v for k, v in environment.items() if k not in ("machine", "packages", "source")}
+    return [(key.replace("_", " "), text) for key, text in _flatten({**machine, **others})]
 
 
 def _flatten(value: Any, path: str = "") -> list[tuple[str, str]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -103,7 +104,7 @@ def pool_speed(speed: pd.DataFrame, by: list[str]) -> pd.DataFrame:
             rates = Interval(line["tokens_per_second"], line["low"], line["high"])
             seconds = Interval(line["seconds"], line["seconds_low"], line["seconds_high"])
         else:
-            samples = [s for line in group.itertuples() for s in (line.samples or [line.seconds])]
+            samples = [s for line in rows_of(group) for s in (line.samples or [line.seconds])]
             tokens = float((group["tokens_per_second"] * group["seconds"]).median())
             seconds, rates = quartiles(samples), quartiles([tokens / s for s in samples])
         values = (rates.value, rates.low, rates.high, seconds.value, seconds.low, seconds.high)
@@ -122,12 +123,17 @@ def pool_perplexity(perplexity: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     for key, group in _groups(perplexity, by):
         summed = group.assign(nats=group["nats"] * group["tokens"])
         single = summed.groupby("seed")[["nats", "tokens"]].sum()
-        each = [bits_per_byte(n / t) for n, t in zip(single["nats"], single["tokens"])]
-        mean = bits_per_byte(float(summed["nats"].sum() / summed["tokens"].sum()))
-        rows.append(
-            dict(zip([*by, *columns], [*key, int(summed["tokens"].sum()), mean, len(each), min(each), max(each)]))
-        )
+        singles = [bits_per_byte(n / t) for n, t in zip(single["nats"], single["tokens"])]
+        tokens = int(summed["tokens"].sum())
+        mean = bits_per_byte(float(summed["nats"].sum()) / tokens)
+        values = (tokens, mean, len(singles), min(singles), max(singles))
+        rows.append(dict(zip([*by, *columns], [*key, *values])))
     return pd.DataFrame(rows, columns=[*by, *columns])
+
+
+def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
+    """Rows as named tuples; what type a column has is known to those who ask for it."""
+    return frame.itertuples()
 
 
 def _groups(frame: pd.DataFrame, by: list[str]) -> list[tuple[tuple, pd.DataFrame]]:

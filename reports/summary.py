@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from . import formats
-from .statistics import Interval, pool_perplexity, pool_recall, pool_speed
+from .statistics import Interval, pool_perplexity, pool_recall, pool_speed, rows_of
 from .tables import RunData
 from .verdict import headline_recall, mode_name
 
@@ -21,7 +21,10 @@ SUMMARY += ["interval", "unit", "count", "seeds", "backends"]
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report, its cells as text. wide: numbers all over, first column the row's name."""
+    """A table of a report, its cells as text; the first column names the row.
+
+    text_columns: how many columns from the left hold words; numbers, in the others, stand at the right of theirs.
+    """
 
     name: str
     section: str
@@ -29,6 +32,7 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     note: str = ""
+    text_columns: int = 1
 
     def csv(self) -> str:
         """As CSV, quoted where needed."""
@@ -45,8 +49,9 @@ def summary(run: RunData) -> pd.DataFrame:
 
 def page_tables(run: RunData) -> list[Table]:
     """The tables of the page, in its order."""
-    makers = (_recall_tables, _seed_tables, _recent_tables, _depth_tables, _speed_tables, _memory_tables)
-    makers += (_state_tables, _perplexity_tables, _training_tables, _model_tables, _backend_tables)
+    recall = (_recall_tables, _seed_tables, _recent_tables, _depth_tables)
+    others = (_speed_tables, _memory_tables, _state_tables, _perplexity_tables, _training_tables)
+    makers = (*recall, *others, _model_tables, _backend_tables)
     return [table for make in makers for table in make(run)]
 
 
@@ -63,7 +68,7 @@ def _ran(frame: pd.DataFrame) -> Callable[[Any], str]:
 def _recall_numbers(run: RunData) -> Iterator[dict[str, Any]]:
     rows = headline_recall(run.recall)
     ran = _ran(rows)
-    for r in pool_recall(rows, ["layout", "variant", "length"]).itertuples():
+    for r in rows_of(pool_recall(rows, ["layout", "variant", "length"])):
         number = {"value": r.accuracy, "low": r.low, "high": r.high, "interval": "95 % Wilson", "unit": "share"}
         where = {"layout": r.layout, "measure": "recall", "variant": r.variant, "length": r.length}
         yield {**where, **number, "quantity": "accuracy", "count": r.total, "seeds": r.seeds, "backends": ran(r)}
@@ -71,7 +76,7 @@ def _recall_numbers(run: RunData) -> Iterator[dict[str, Any]]:
 
 def _speed_numbers(run: RunData) -> Iterator[dict[str, Any]]:
     ran = _ran(run.speed)
-    for r in pool_speed(run.speed, ["layout", "variant", "mode", "length"]).itertuples():
+    for r in rows_of(pool_speed(run.speed, ["layout", "variant", "mode", "length"])):
         where = {"layout": r.layout, "measure": "speed", "variant": r.variant, "mode": r.mode, "length": r.length}
         how = {"interval": "quartiles", "count": r.rounds, "seeds": r.seeds, "backends": ran(r)}
         rate = {"value": r.tokens_per_second, "low": r.low, "high": r.high, "unit": "tokens/s"}
@@ -81,7 +86,7 @@ def _speed_numbers(run: RunData) -> Iterator[dict[str, Any]]:
 
 
 def _memory_numbers(run: RunData) -> Iterator[dict[str, Any]]:
-    for r in run.memory.itertuples():
+    for r in rows_of(run.memory):
         where = {"layout": r.layout, "measure": "memory", "variant": r.variant, "mode": r.mode, "length": r.length}
         for quantity in ("peak_bytes", "model_bytes", "optimizer_bytes", "state_bytes", "activation_bytes_per_token"):
             unit = "B/token" if quantity.endswith("per_token") else "B"
@@ -91,7 +96,7 @@ def _memory_numbers(run: RunData) -> Iterator[dict[str, Any]]:
 
 def _perplexity_numbers(run: RunData) -> Iterator[dict[str, Any]]:
     ran = _ran(run.perplexity)
-    for r in pool_perplexity(run.perplexity, ["layout", "variant"]).itertuples():
+    for r in rows_of(pool_perplexity(run.perplexity, ["layout", "variant"])):
         number = {"value": r.bits_per_byte, "low": r.seed_low, "high": r.seed_high, "interval": "range of the seeds"}
         where = {"layout": r.layout, "measure": "perplexity", "variant": r.variant, "unit": "bits/byte"}
         yield {**where, **number, "quantity": "bits_per_byte", "count": r.tokens, "seeds": r.seeds, "backends": ran(r)}
@@ -101,14 +106,18 @@ def _perplexity_numbers(run: RunData) -> Iterator[dict[str, Any]]:
 
 
 def _wide(
-    frame: pd.DataFrame, across: str, cell: Callable[[Any], str], heading: Callable[[Any], str]
+    frame: pd.DataFrame,
+    across: str,
+    cell: Callable[[Any], str],
+    heading: Callable[[Any], str] = lambda length: f"{length:,}",
+    first: str = "Layout, tokens",
 ) -> tuple[list[str], list[list[str]]]:
     """Layouts down, the values of a column across."""
     values = sorted(frame[across].unique())
-    cells = {(r.layout, getattr(r, across)): cell(r) for r in frame.itertuples()}
+    cells = {(r.layout, getattr(r, across)): cell(r) for r in rows_of(frame)}
     layouts = list(dict.fromkeys(frame["layout"]))
     rows = [[name, *(cells.get((name, v), formats.NOTHING) for v in values)] for name in layouts]
-    return ["Layout", *(heading(v) for v in values)], rows
+    return [first, *(heading(v) for v in values)], rows
 
 
 def _each(frame: pd.DataFrame, *columns: str) -> Iterator[tuple[str, list[Any], pd.DataFrame]]:
@@ -131,7 +140,7 @@ def _tokens(length: int) -> str:
 
 def _recall_tables(run: RunData) -> Iterator[Table]:
     for suffix, (variant,), rows in _each(headline_recall(run.recall), "variant"):
-        columns, cells = _wide(pool_recall(rows, ["layout", "length"]), "length", _accuracy, _tokens)
+        columns, cells = _wide(pool_recall(rows, ["layout", "length"]), "length", _accuracy)
         title = f"Needles recalled, by length of the context{_in_brackets(variant)}"
         note = "Accuracy with its 95 % Wilson interval, seeds pooled, recent needles left out."
         yield Table(f"recall-by-length{suffix}", "recall", title, columns, cells, note)
@@ -142,8 +151,8 @@ def _seed_tables(run: RunData) -> Iterator[Table]:
         if rows["seed"].nunique() < 2:
             continue
         single = pool_recall(rows, ["layout", "seed", "length"])
-        single["layout"] = [f"{r.layout}, seed {r.seed}" for r in single.itertuples()]
-        columns, cells = _wide(single, "length", lambda r: formats.percent(r.accuracy), _tokens)
+        single["layout"] = [f"{r.layout}, seed {r.seed}" for r in rows_of(single)]
+        columns, cells = _wide(single, "length", lambda r: formats.percent(r.accuracy))
         title = f"Needles recalled, each seed by itself{_in_brackets(variant)}"
         note = "How far the seeds lie apart is what one training may change."
         yield Table(f"recall-by-seed{suffix}", "recall", title, columns, cells, note)
@@ -151,7 +160,7 @@ def _seed_tables(run: RunData) -> Iterator[Table]:
 
 def _recent_tables(run: RunData) -> Iterator[Table]:
     for suffix, (variant,), rows in _each(run.recall[run.recall["recent"].astype(bool)], "variant"):
-        columns, cells = _wide(pool_recall(rows, ["layout", "length"]), "length", _accuracy, _tokens)
+        columns, cells = _wide(pool_recall(rows, ["layout", "length"]), "length", _accuracy)
         title = f"Recent needles, scored apart{_in_brackets(variant)}"
         note = (
             "Needles so close to the questions that a memory that works in chunks has not written them yet; "
@@ -164,7 +173,7 @@ def _depth_tables(run: RunData) -> Iterator[Table]:
     for suffix, (variant,), rows in _each(headline_recall(run.recall).dropna(subset=["depth"]), "variant"):
         length = rows["length"].max()
         pooled = pool_recall(rows[rows["length"] == length], ["layout", "depth"])
-        columns, cells = _wide(pooled, "depth", _accuracy, lambda d: f"from {d:.0%}".replace("%", " %"))
+        columns, cells = _wide(pooled, "depth", _accuracy, lambda d: f"from {100 * d:.0f} %", "Layout, depth")
         title = f"Needles recalled at {_tokens(length)}, by depth{_in_brackets(variant)}"
         note = "0 % is the beginning of the context, 100 % right before the questions."
         yield Table(f"recall-by-depth{suffix}", "recall", title, columns, cells, note)
@@ -179,7 +188,7 @@ def _speed_tables(run: RunData) -> Iterator[Table]:
             each = f", {formats.seconds(r.seconds)}" if decoding else ""
             return f"{formats.si(r.tokens_per_second)} [{formats.si(r.low)}, {formats.si(r.high)}]{each}"
 
-        columns, cells = _wide(pooled, "length", cell, _tokens)
+        columns, cells = _wide(pooled, "length", cell)
         title = (
             f"Speed, {name}: tokens per second{', and seconds of a token' if decoding else ''}{_in_brackets(variant)}"
         )
@@ -189,7 +198,7 @@ def _speed_tables(run: RunData) -> Iterator[Table]:
 
 def _memory_tables(run: RunData) -> Iterator[Table]:
     for suffix, (variant, mode), rows in _each(run.memory.dropna(subset=["peak_bytes"]), "variant", "mode"):
-        columns, cells = _wide(rows, "length", lambda r: formats.bytes_(r.peak_bytes), _tokens)
+        columns, cells = _wide(rows, "length", lambda r: formats.bytes_(r.peak_bytes))
         title = f"Peak memory above the resident model, {mode_name(mode)}{_in_brackets(variant)}"
         methods = formats.listing(sorted({str(m) for m in rows["method"].dropna()}))
         yield Table(f"peak-memory{suffix}", "memory", title, columns, cells, f"How bytes were read: {methods}.")
@@ -197,15 +206,17 @@ def _memory_tables(run: RunData) -> Iterator[Table]:
 
 def _state_tables(run: RunData) -> Iterator[Table]:
     if len(run.states):
-        columns, cells = _wide(run.states, "length", lambda r: formats.bytes_(r.state_bytes), _tokens)
+        columns, cells = _wide(run.states, "length", lambda r: formats.bytes_(r.state_bytes))
         yield Table("state", "memory", "State of one sequence", columns, cells, "After reading that many tokens.")
 
 
 def _perplexity_tables(run: RunData) -> Iterator[Table]:
     for suffix, (variant,), rows in _each(run.perplexity, "variant"):
         pooled = pool_perplexity(rows, ["layout", "end"])
-        columns, cells = _wide(pooled, "end", lambda r: f"{r.bits_per_byte:.3f}", lambda end: f"up to {end:,}")
-        means = {r.layout: f"{r.bits_per_byte:.3f}" for r in pool_perplexity(rows, ["layout"]).itertuples()}
+        columns, cells = _wide(
+            pooled, "end", lambda r: f"{r.bits_per_byte:.3f}", lambda end: f"up to {end:,}", "Layout, position"
+        )
+        means = {r.layout: f"{r.bits_per_byte:.3f}" for r in rows_of(pool_perplexity(rows, ["layout"]))}
         cells = [[*row, means[row[0]]] for row in cells]
         title = f"Bits per byte, by position in the text{_in_brackets(variant)}"
         yield Table(
@@ -228,9 +239,17 @@ def _training_tables(run: RunData) -> Iterator[Table]:
                 f"{r.first_loss:.3f}",
                 f"{r.last_loss:.3f}",
             ]
-            for r in run.training.itertuples()
+            for r in rows_of(run.training)
         ]
-        yield Table("training", "training", "What was trained", columns, rows, "Losses in nats per scored token.")
+        yield Table(
+            "training",
+            "training",
+            "What was trained",
+            columns,
+            rows,
+            "Losses in nats per scored token.",
+            text_columns=2,
+        )
 
 
 def _model_tables(run: RunData) -> Iterator[Table]:
@@ -258,18 +277,20 @@ def _model_tables(run: RunData) -> Iterator[Table]:
                 formats.whole(r.d_ff),
                 r.match if isinstance(r.match, str) else "no",
             ]
-            for r in run.models.itertuples()
+            for r in rows_of(run.models)
         ]
         note = (
             "FLOPs of a forward pass. Matched: which size the feed-forward width was adjusted to, within 1 %; "
             "d_ff is then the width before. A dash: not given, or not counted in this run."
         )
-        yield Table("models", "models", "The models", columns, rows, note)
+        yield Table("models", "models", "The models", columns, rows, note, text_columns=2)
 
 
 def _backend_tables(run: RunData) -> Iterator[Table]:
     if len(run.backends):
-        merged = run.backends.groupby(["layout", "op", "backends", "device"], sort=False)["measure"].agg(list)
-        rows = [[*map(str, key), ", ".join(measures)] for key, measures in merged.items()]
+        keys = ["layout", "op", "backends", "device"]
+        merged = run.backends.groupby(keys, sort=False, as_index=False)["measure"].agg(", ".join)
+        rows = [[r.layout, r.op, r.backends, r.device, r.measure] for r in rows_of(merged)]
         note = "The implementation behind every number."
-        yield Table("backends", "models", "What ran", ["Layout", "Op", "Backend", "Device", "Measures"], rows, note)
+        columns = ["Layout", "Op", "Backend", "Device", "Measures"]
+        yield Table("backends", "models", "What ran", columns, rows, note, text_columns=5)

@@ -328,9 +328,8 @@ def _backend_rows(lines: list[ResultLine]) -> Iterator[dict[str, Any]]:
         for op, names in sorted(line.backends.items()):
             key = (line.layout, line.measure, op, str(line.parameters.get("device", "")))
             seen.setdefault(key, set()).update(names)
-    for (layout, measure, op, device), names in seen.items():
-        names_text = ", ".join(sorted(names))
-        yield {"layout": layout, "measure": measure, "op": op, "backends": names_text, "device": device}
+    for (layout, measure, op, device), found in seen.items():
+        yield {"layout": layout, "measure": measure, "op": op, "backends": ", ".join(sorted(found)), "device": device}
 
 
 def _failure_rows(lines: list[ResultLine]) -> Iterator[dict[str, Any]]:

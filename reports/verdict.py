@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from . import formats
-from .statistics import Interval, pool_perplexity, pool_recall, pool_speed, ratio
+from .statistics import Interval, pool_perplexity, pool_recall, pool_speed, ratio, rows_of
 from .tables import RunData
 
 _NEAR = 0.01  # peak memory within 1 % counts as equal: allocators round
@@ -65,17 +66,12 @@ def seeds_statement(seeds: pd.Series) -> str:
     """How many seeds there are, and that one seed says nothing of the spread between seeds."""
     numbers = sorted(set(seeds))
     if len(numbers) == 1:
-        return (
-            f"One seed ({numbers[0]}): the intervals cover the sampling of the questions, "
-            "not how the result changes from seed to seed."
-        )
+        return f"One seed ({numbers[0]}): no interval here says how the result changes from seed to seed."
     return f"{len(numbers)} seeds ({formats.listing([str(n) for n in numbers])}), pooled; the tables show each seed."
 
 
-def common_length(frame: pd.DataFrame) -> int | None:
-    """The greatest length at which every layout of `frame` has a result; without one in common, the greatest."""
-    if not len(frame):
-        return None
+def common_length(frame: pd.DataFrame) -> int:
+    """The greatest length at which the most layouts of `frame` have a result. `frame` has rows."""
     counts = frame.groupby("length")["layout"].nunique()
     return int(counts[counts == counts.max()].index.max() if counts.max() > 1 else frame["length"].max())
 
@@ -90,7 +86,7 @@ def _recall(run: RunData) -> Iterator[Finding]:
     for variant, rows in headline_recall(run.recall).groupby("variant", sort=False):
         length = common_length(rows)
         pooled = pool_recall(rows[rows["length"] == length], ["layout"])
-        values = {r.layout: Interval(r.accuracy, r.low, r.high) for r in pooled.itertuples() if r.total}
+        values = {r.layout: Interval(r.accuracy, r.low, r.high) for r in rows_of(pooled) if r.total}
         if not values:
             continue
         trained = sorted({int(n) for n in rows["trained_on"].dropna()})
@@ -105,7 +101,7 @@ def _recall(run: RunData) -> Iterator[Finding]:
             sentence += (
                 f", clear of {others[0]} ({shown[others[0]]}), the next." if others else "; nothing to compare with."
             )
-        low = [r.layout for r in pooled.itertuples() if (r.total and r.low <= r.chance <= r.high) or r.high < r.chance]
+        low = [r.layout for r in rows_of(pooled) if (r.total and r.low <= r.chance <= r.high) or r.high < r.chance]
         if low:
             chance = formats.percent(float(pooled["chance"].mean()))
             sentence += f" Not above chance ({chance}): {formats.listing(low)}."
@@ -118,7 +114,7 @@ def _speed(run: RunData) -> Iterator[Finding]:
     for (variant, mode), rows in _by_mode(run.speed):
         length = common_length(rows)
         pooled = pool_speed(rows[rows["length"] == length], ["layout"])
-        values = {r.layout: Interval(r.tokens_per_second, r.low, r.high) for r in pooled.itertuples()}
+        values = {r.layout: Interval(r.tokens_per_second, r.low, r.high) for r in rows_of(pooled)}
         best, rivals, others = _rank(values)
         shown = {name: formats.rate_interval(v) for name, v in values.items()}
         if rivals:
@@ -130,7 +126,7 @@ def _speed(run: RunData) -> Iterator[Finding]:
         else:
             sentence = f"{best} runs at {shown[best]}; nothing to compare with."
         topic = f"Fastest {mode_name(mode)} at {formats.whole(length)} tokens{_of(variant)}"
-        sentence += f" Median and quartiles of the rounds.{_failed(run, 'speed', str(mode))}"
+        sentence += f"{_failed(run, 'speed', str(mode))}"
         yield Finding(topic, None if rivals else best, formats.rate(values[best].value), sentence)
 
 
@@ -143,8 +139,8 @@ def _peak_memory(run: RunData) -> Iterator[Finding]:
 
 
 def _state(run: RunData) -> Iterator[Finding]:
-    length = common_length(run.states)
-    if length is not None:
+    if len(run.states):
+        length = common_length(run.states)
         values = run.states[run.states["length"] == length].set_index("layout")["state_bytes"]
         yield _least(f"Smallest state after {formats.whole(length)} tokens", values, 0.0, "")
 
@@ -152,7 +148,7 @@ def _state(run: RunData) -> Iterator[Finding]:
 def _perplexity(run: RunData) -> Iterator[Finding]:
     for variant, rows in run.perplexity.groupby("variant", sort=False):
         pooled = pool_perplexity(rows, ["layout"])
-        values = {r.layout: Interval(-r.bits_per_byte, -r.seed_high, -r.seed_low) for r in pooled.itertuples()}
+        values = {r.layout: Interval(-r.bits_per_byte, -r.seed_high, -r.seed_low) for r in rows_of(pooled)}
         best, rivals, others = _rank(values)
         shown = {name: f"{-v.value:.3f} bits per byte" for name, v in values.items()}
         tied = formats.listing([f"{name} ({shown[name]})" for name in [best, *rivals]])
@@ -166,7 +162,7 @@ def _perplexity(run: RunData) -> Iterator[Finding]:
                 f", below {following}." if following else "; nothing to compare with."
             )
         if one_seed:
-            sentence += " One seed: how the difference changes from seed to seed is not known."
+            sentence += " One seed: no interval says how the difference changes from seed to seed."
         yield Finding(
             f"Best bits per byte{_of(variant)}",
             None if rivals else best,
@@ -196,12 +192,12 @@ def _least(topic: str, values: pd.Series, near: float, failed: str) -> Finding:
     return Finding(topic, formats.listing(best), shown.iloc[0], f"{sentence}.{failed}")
 
 
-def _by_mode(frame: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+def _by_mode(frame: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
     """Groups by variant and mode; training step first, then decoding, then the others."""
-    groups = list(frame.groupby(["variant", "mode"], sort=False, dropna=False))
+    groups: list[tuple[Any, pd.DataFrame]] = list(frame.groupby(["variant", "mode"], sort=False, dropna=False))
     first = ["training step", "decoding"]
     groups.sort(key=lambda item: next((i for i, name in enumerate(first) if name == mode_name(item[0][1])), len(first)))
-    yield from ((key, rows) for key, rows in groups)
+    return groups
 
 
 def _failed(run: RunData, measure: str, mode: str = "") -> str:
@@ -210,11 +206,11 @@ def _failed(run: RunData, measure: str, mode: str = "") -> str:
     if mode:
         failed = failed[failed["what"].str.startswith(mode)]
     causes: dict[str, list[str]] = {}
-    for row in failed.itertuples():
+    for row in rows_of(failed):
         what = row.what.removeprefix(mode).lstrip(", ")
         causes.setdefault(row.layout, []).append(f"{what}: {row.status}" if what else row.status)
-    each = [f"{layout} ({', '.join(dict.fromkeys(c)).replace('_', ' ')})" for layout, c in causes.items()]
-    return f" Failed: {formats.listing(each)}." if each else ""
+    named = [f"{layout} ({', '.join(dict.fromkeys(c)).replace('_', ' ')})" for layout, c in causes.items()]
+    return f" Failed: {formats.listing(named)}." if named else ""
 
 
 def _of(variant: object) -> str:
