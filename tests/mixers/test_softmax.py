@@ -1,0 +1,298 @@
+import sys
+import types
+
+import pytest
+import torch
+from mixerzoo.mixers import create_mixer
+from mixerzoo.mixers.ops.attention import attention
+from mixerzoo.mixers.ops.dispatch import record_backends
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MIXERS = [
+    ("softmax_attention", {}),
+    ("softmax_attention", {"kv_heads": 2, "rope": False, "qk_norm": True}),
+    ("softmax_attention", {"kv_heads": 1, "d_head": 6, "conv_size": 4}),
+    ("sliding_window_attention", {"window": 5, "kv_heads": 2}),
+    ("sliding_window_attention", {"window": 40, "conv_size": 3, "qk_norm": True}),
+    ("sliding_window_attention", {"window": 1}),
+    ("sliding_window_attention", {"window": 500}),
+]
+
+
+def qkv(time, key_time, heads=4, kv_heads=2, d_head=6, batch=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, time, heads, d_head), *[(batch, key_time, kv_heads, d_head)] * 2]
+    return [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+
+def double_mixer(name, options, seed=0):
+    torch.manual_seed(seed)
+    return create_mixer(name, 16, **options).double(), torch.randn(2, 131, 16, dtype=torch.float64)
+
+
+class LargestResult(TorchDispatchMode):
+    """Elements in the largest result of an operator that is not a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+@pytest.mark.parametrize(
+    ("time", "key_time", "window"),
+    [
+        (1, 1, None),
+        (7, 7, None),
+        (1, 20, None),
+        (7, 20, None),
+        (530, 600, None),  # more than one block of queries that continue a cache
+        (7, 7, 1),
+        (100, 100, 1),
+        (1, 20, 5),
+        (7, 20, 5),
+        (100, 100, 5),
+        (100, 104, 5),
+        (100, 102, 5),  # a cache that does not fill the window
+        (100, 200, 5),
+        (101, 101, 33),
+        (66, 90, 33),
+        (67, 70, 33),
+        (20, 20, 20),
+        (20, 20, 21),
+        (20, 30, 1000),
+    ],
+)
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_sdpa_agrees_with_the_definition_and_its_gradients(time, key_time, window, kv_heads):
+    inputs = qkv(time, key_time, kv_heads=kv_heads)
+    weight = torch.randn(2, time, 4, 6, dtype=torch.float64)
+    results = []
+    for backend in ("sdpa", "reference"):
+        y = attention(*inputs, window=window, backend=backend)
+        results.append((y, *torch.autograd.grad((y * weight).sum(), inputs)))
+    for ours, expected in zip(*results):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_attention_agrees_with_softmax_written_out(backend):
+    q, k, v = qkv(5, 9)
+    y = attention(q, k, v, window=3, backend=backend)
+    for t in range(5):
+        seen = slice(t + 4 - 2, t + 4 + 1)  # the query stands at position t + 4 and sees three keys
+        for head in range(4):
+            scores = k[:, seen, head // 2] @ q[:, t, head, :, None] / 6**0.5
+            expected = (scores.softmax(dim=1) * v[:, seen, head // 2]).sum(1)
+            torch.testing.assert_close(y[:, t, head], expected, rtol=0, atol=1e-12)
+
+
+def test_attention_without_window_is_torchs():
+    q, k, v = qkv(9, 9, kv_heads=4)
+    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True).transpose(1, 2)
+    for backend in ("auto", "reference"):
+        torch.testing.assert_close(attention(q, k, v, backend=backend), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("time", "window"), [(4, None), (40, 3)])
+def test_attention_passes_gradcheck(time, window):
+    assert torch.autograd.gradcheck(lambda *t: attention(*t, window=window), qkv(time, time + 2, 2, 1, 3, batch=1))
+
+
+def test_a_window_costs_linear_memory():
+    sizes = []
+    for time in (512, 2048):
+        inputs = qkv(time, time, batch=1)
+        with LargestResult() as largest:
+            attention(*inputs, window=16).sum().backward()
+        sizes.append(largest.elements)
+    assert sizes[1] < 4.5 * sizes[0]  # all scores would grow by 16
+
+
+def test_decoding_does_not_copy_the_cache():
+    q, k, v = (x.detach() for x in qkv(1, 4096, heads=4, kv_heads=1, batch=1))
+    with LargestResult() as largest:
+        attention(q, k, v)
+        attention(q, k, v, window=1000)
+    assert largest.elements <= q.numel()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "window", "message"),
+    [
+        (((1, 4, 2), (1, 4, 2, 3), (1, 4, 2, 3)), None, "queries must be"),
+        (((1, 4, 2, 3), (1, 3, 2, 3), (1, 3, 2, 3)), None, "key_time >= 4"),
+        (((1, 4, 2, 3), (2, 4, 2, 3), (2, 4, 2, 3)), None, "batch = 1"),
+        (((1, 4, 3, 3), (1, 4, 2, 3), (1, 4, 2, 3)), None, "multiple of the 2 key heads"),
+        (((1, 4, 2, 3), (1, 4, 2, 3), (1, 5, 2, 3)), None, "values must have the shape of keys"),
+        (((1, 4, 2, 3), (1, 4, 2, 3), (1, 4, 2, 3)), 0, "window must be at least 1"),
+    ],
+)
+def test_attention_refuses_sizes_that_do_not_fit(shapes, window, message):
+    with pytest.raises(ValueError, match=message):
+        attention(*(torch.zeros(s) for s in shapes), window=window)
+
+
+def test_backends_are_recorded_and_refused():
+    inputs = qkv(3, 3)
+    with record_backends() as record:
+        attention(*inputs)
+        attention(*inputs, window=2, backend="reference")
+    assert record == {"attention": {"sdpa", "reference"}}
+    with pytest.raises(RuntimeError, match="CUDA"):
+        attention(*inputs, backend="flash_attn")
+    with pytest.raises(ValueError, match="no backend 'fast'"):
+        attention(*inputs, backend="fast")
+
+
+def test_the_adapter_hands_flash_attn_its_conventions(monkeypatch):
+    from mixerzoo.mixers.ops.attention import external
+
+    def flash_attn_func(q, k, v, causal, window_size):
+        assert causal
+        left, right = window_size
+        assert right == (0 if left >= 0 else -1)
+        return attention(q, k, v, window=left + 1 if left >= 0 else None, backend="reference")
+
+    package = types.ModuleType("flash_attn")
+    package.flash_attn_func = flash_attn_func
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    q, k, v = (x.detach().bfloat16() for x in qkv(5, 9))
+    for window in (None, 3):
+        expected = attention(q, k, v, window=window, backend="reference")
+        assert torch.equal(external.attention(q, k, v, window), expected)
+    with pytest.raises(ValueError, match="float16 or bfloat16"):
+        external.attention(q.float(), k.float(), v.float(), None)
+
+
+@pytest.mark.parametrize(("name", "options"), MIXERS)
+@pytest.mark.parametrize("cuts", [[1] * 131, [7, 11, 113], [130, 1], [1, 33, 97]])
+@pytest.mark.parametrize("grad", [True, False])
+def test_mixers_give_the_same_however_the_sequence_is_cut(name, options, cuts, grad):
+    mixer, x = double_mixer(name, options)
+    with torch.set_grad_enabled(grad):
+        whole, _ = mixer(x)
+        parts, state = [], None
+        for part in x.split(cuts, dim=1):
+            y, state = mixer(part, state, return_state=True)
+            parts.append(y)
+            limit = mixer.max_state_nbytes(2, torch.float64)
+            assert limit is None or state.nbytes <= limit
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-12)
+    assert state.position == 131
+
+
+@pytest.mark.parametrize(("name", "options"), MIXERS)
+def test_every_parameter_gets_a_gradient(name, options):
+    mixer, x = double_mixer(name, options)
+    mixer(x)[0].square().sum().backward()
+    for parameter in mixer.parameters():
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("name", "options"), MIXERS[:5])
+def test_bf16_autocast_stays_close(name, options):
+    mixer, x = double_mixer(name, options)
+    mixer, x = mixer.float(), x.float()
+    expected, _ = mixer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        first, state = mixer(x[:, :100], return_state=True)
+        second, _ = mixer(x[:, 100:], state)
+    y = torch.cat([first, second], 1).float()
+    assert (y - expected).norm() < 0.02 * expected.norm()
+
+
+def test_compiled_mixers_agree():
+    mixer, x = double_mixer("sliding_window_attention", {"window": 8, "conv_size": 3, "qk_norm": True})
+    torch.compiler.reset()
+    compiled = torch.compile(mixer, backend="aot_eager")
+    first, state = compiled(x[:, :60], None, True)
+    second, _ = compiled(x[:, 60:], state, True)
+    torch.testing.assert_close(torch.cat([first, second], 1), mixer(x)[0], rtol=0, atol=1e-12)
+
+
+def test_the_cache_grows_by_the_same_bytes_for_every_token():
+    mixer = create_mixer("softmax_attention", 16, heads=4, kv_heads=2, conv_size=4)
+    for time in (1, 2, 17, 64):
+        state = mixer(torch.randn(3, time, 16), return_state=True)[1]
+        assert state.nbytes == 3 * 4 * (time * 2 * 2 * 4 + 3 * (4 + 2 + 2) * 4)
+
+
+@torch.no_grad()
+def test_a_window_bounds_the_state():
+    mixer = create_mixer("sliding_window_attention", 16, window=6, conv_size=4)
+    x, held = torch.randn(2, 300, 16), []
+    state = None
+    for part in x.split(1, dim=1):
+        _, state = mixer(part, state, return_state=True)
+        held.append(state.nbytes)
+    assert max(held) <= mixer.max_state_nbytes(2)
+    assert max(held[:100]) == max(held[100:])
+    prefilled = mixer(x, return_state=True)[1]
+    assert prefilled.nbytes == 2 * 4 * (5 * 2 * 16 + 3 * 48)
+    assert mixer.max_state_nbytes(2, torch.bfloat16) == mixer.max_state_nbytes(2) // 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "options"), [MIXERS[0], MIXERS[3]])
+def test_one_state_continues_in_several_ways(name, options):
+    mixer, x = double_mixer(name, options)
+    _, state = mixer(x[:, :50], return_state=True)
+    _, state = mixer(x[:, 50:51], state, return_state=True)  # now its buffers have room
+    other = x.clone()
+    other[:, 51:] += 1
+    for tokens in (x, other, x):
+        y, _ = mixer(tokens[:, 51:53], state)
+        torch.testing.assert_close(y, mixer(tokens[:, :53])[0][:, 51:], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rope", [True, False])
+def test_the_order_of_earlier_tokens_matters_with_rotary_embedding_alone(rope):
+    torch.manual_seed(0)
+    mixer, x = create_mixer("softmax_attention", 16, rope=rope), torch.randn(1, 6, 16)
+    swapped = x.clone()
+    swapped[:, [1, 3]] = x[:, [3, 1]]
+    change = (mixer(x)[0][:, -1] - mixer(swapped)[0][:, -1]).abs().max()
+    assert change > 1e-3 if rope else change < 1e-6
+
+
+def test_grouped_queries_share_keys():
+    mixer = create_mixer("softmax_attention", 16, heads=4, kv_heads=2, rope=False)
+    # the same mixer with the keys and values of each group written out for every head
+    q, k, v = mixer.qkv_proj.weight.detach().split([16, 8, 8])
+    written_out = create_mixer("softmax_attention", 16, heads=4, rope=False)
+    repeated = [w.unflatten(0, (2, 4)).repeat_interleave(2, dim=0).flatten(0, 1) for w in (k, v)]
+    written_out.load_state_dict({"qkv_proj.weight": torch.cat([q, *repeated]), "o_proj.weight": mixer.o_proj.weight})
+    x = torch.randn(2, 9, 16)
+    torch.testing.assert_close(mixer(x)[0], written_out(x)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("softmax_attention", {"heads": 3}, "no multiple of heads"),
+        ("softmax_attention", {"kv_heads": 3}, "multiple of kv_heads"),
+        ("softmax_attention", {"d_head": 3}, "even for rope"),
+        ("softmax_attention", {"rope_theta": 0.0}, "rope_theta must be positive"),
+        ("softmax_attention", {"conv_size": -1}, "conv_size must be at least 0"),
+        ("softmax_attention", {"windows": 3}, "no option 'windows'"),
+        ("sliding_window_attention", {"window": 0}, "window must be at least 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        create_mixer(name, 16, **options)
+
+
+def test_a_state_of_another_window_is_refused():
+    x = torch.randn(1, 4, 16)
+    _, state = create_mixer("sliding_window_attention", 16, window=4)(x, return_state=True)
+    with pytest.raises(ValueError, match="window=4"):
+        create_mixer("sliding_window_attention", 16, window=5)(x, state)
