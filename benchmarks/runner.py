@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
-import selectors
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import IO, Any, Protocol
 
 import psutil
@@ -21,8 +22,10 @@ import psutil
 from .case import Case
 from .environment import collect_environment, differences, usable_cores
 from .runs import ResultLine, Run, RunError, RunLock, Status
+from .worker import Inherited, RunCase, run_case, serve
 
-WORKER = (sys.executable, "-m", "mixerzoo.benchmarks.worker")
+# Imported once, by the process that the cases are forked from: a case starts in milliseconds, not in seconds.
+PRELOADED = ("mixerzoo.benchmarks.suite", "mixerzoo.benchmarks.cli")
 # What may change between two starts of one run: it decides how the cases are run, not what they mean.
 FREE_TO_CHANGE = ("description", "jobs", "time_limit_seconds", "memory_limit_bytes")
 _POLL_SECONDS = 0.5  # rare enough not to disturb what is measured
@@ -61,13 +64,15 @@ def execute(
     *,
     device: str,
     retry_failed: bool = False,
-    command: Sequence[str] = WORKER,
+    run_case: RunCase = run_case,
+    preloaded: Sequence[str] = PRELOADED,
 ) -> list[ResultLine]:
     """Run those of `cases` that `run` has no result of (with `retry_failed`, no `ok` result), and return the
     results of all `cases` in their order.
 
-    suite: the resolved suite, kept in the run's folder. Raises `RunError` if the folder belongs to another suite or
-    device, or another runner is at work in it. A `KeyboardInterrupt` leaves a run that can be resumed.
+    suite: the resolved suite, kept in the run's folder. run_case: runs one case, in its process; preloaded: modules
+    that it needs. Raises `RunError` if the folder belongs to another suite or device, or another runner is at work in
+    it. A `KeyboardInterrupt` leaves a run that can be resumed.
     """
     check_folder(run, suite, device)
     with run.locked() as store:
@@ -79,7 +84,7 @@ def execute(
             _write_environment(run, device, jobs)
         reporter.begin(len(cases), len(cases) - len(pending))
         try:
-            pool = _Pool(run, store, limits, reporter, command)
+            pool = _Pool(run, store, limits, reporter, run_case, preloaded)
             threads = max(1, usable_cores() // jobs)
             pool.work([case for case in pending if not case.exclusive], jobs, threads)
             pool.work([case for case in pending if case.exclusive], 1, usable_cores())
@@ -148,56 +153,60 @@ class _Worker:
     """A case at work in its process."""
 
     case: Case
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
+    connection: Connection
     stderr: IO[bytes]
     threads: int
     started: float = field(default_factory=time.monotonic)
-    received: bytes = b""
     outcome: dict[str, Any] | None = None
     resident_bytes: int = 0
     killed: tuple[Status, str] | None = None
 
 
 class _Pool:
-    """Runs cases, several at a time, and stores their results; in one thread, since children die with their thread."""
+    """Runs cases, several at a time, and stores their results."""
 
-    def __init__(self, run: Run, store: RunLock, limits: Limits, reporter: Reporter, command: Sequence[str]) -> None:
-        self.run, self.store, self.limits, self.reporter, self.command = run, store, limits, reporter, command
+    def __init__(
+        self,
+        run: Run,
+        store: RunLock,
+        limits: Limits,
+        reporter: Reporter,
+        run_case: RunCase,
+        preloaded: Sequence[str],
+    ) -> None:
+        self.run, self.store, self.limits, self.reporter, self.run_case = run, store, limits, reporter, run_case
+        # a fork server rather than a plain fork: the runner has threads, and forking those is not safe
+        linux = sys.platform == "linux"
+        self.context = multiprocessing.get_context("forkserver") if linux else multiprocessing.get_context("spawn")
+        self.context.set_forkserver_preload(list(preloaded))
 
     def work(self, cases: Sequence[Case], jobs: int, threads: int) -> None:
         """Run `cases`, at most `jobs` at a time, each with `threads` threads."""
         waiting = deque(cases)
         workers: list[_Worker] = []
-        with selectors.DefaultSelector() as selector:
-            try:
-                while waiting or workers:
-                    while waiting and len(workers) < jobs:
-                        worker = self._start(waiting.popleft(), threads)
-                        workers.append(worker)
-                        assert worker.process.stdout is not None
-                        selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
-                    for key, _ in selector.select(_POLL_SECONDS):
-                        if not self._receive(key.data):
-                            selector.unregister(key.fileobj)
-                            workers.remove(key.data)
-                            self._finish(key.data)
-                    for worker in workers:
+        try:
+            while waiting or workers:
+                while waiting and len(workers) < jobs:
+                    workers.append(self._start(waiting.popleft(), threads))
+                # a process that ended is ready forever, so is its connection: both are read until they are empty
+                ready = wait([w.process.sentinel for w in workers] + [w.connection for w in workers], _POLL_SECONDS)
+                for worker in list(workers):
+                    if worker.connection in ready:
+                        self._receive(worker)
+                    if worker.outcome is not None or not worker.process.is_alive():
+                        self._receive(worker)
+                        workers.remove(worker)
+                        self._finish(worker)
+                    else:
                         self._enforce_limits(worker)
-            finally:
-                for worker in workers:
-                    _end(worker.process)
+        finally:
+            for worker in workers:
+                _end(worker)
 
     def _start(self, case: Case, threads: int) -> _Worker:
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with its worker
-        process = subprocess.Popen(
-            self.command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            start_new_session=True,  # a group of its own: Ctrl-C goes to the runner alone, a kill to all of the case
-            pass_fds=(self.store.fileno,),  # no other runner starts here before the last worker is gone
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
-        )
+        ours, theirs = self.context.Pipe()
         job = {
             "model": case.model,
             "measure": case.measure,
@@ -207,36 +216,28 @@ class _Pool:
             "threads": threads,
             "folder": str(self.run.checkpoint_folder(case.id).resolve()),
         }
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once; its exit is read like any other
-            process.stdin.write(json.dumps(job).encode() + b"\n")
-            process.stdin.flush()  # and left open: its end tells the worker that the runner is gone
+        arguments = (self.run_case, job, theirs, Inherited(stderr.fileno()), Inherited(self.store.fileno))
+        process = self.context.Process(target=serve, args=arguments, daemon=True)
+        process.start()
+        theirs.close()
         self.reporter.started(case)
-        return _Worker(case, process, stderr, threads)
+        return _Worker(case, process, ours, stderr, threads)
 
-    def _receive(self, worker: _Worker) -> bool:
-        """Read what a worker says; False when it has nothing more to say."""
-        assert worker.process.stdout is not None
-        data = os.read(worker.process.stdout.fileno(), 1 << 16)
-        *lines, worker.received = (worker.received + data).split(b"\n")
-        for line in lines:
-            message = json.loads(line)
-            if "outcome" in message:
-                worker.outcome = message["outcome"]
-            else:
-                self.reporter.progress(worker.case, message["progress"], message["message"])
-        return bool(data) and worker.outcome is None
+    def _receive(self, worker: _Worker) -> None:
+        """Read what a worker has said so far."""
+        with contextlib.suppress(EOFError, ConnectionResetError):  # it died; its exit code tells more
+            while worker.outcome is None and worker.connection.poll():
+                message = worker.connection.recv()
+                if "outcome" in message:
+                    worker.outcome = message["outcome"]
+                else:
+                    self.reporter.progress(worker.case, message["progress"], message["message"])
 
     def _enforce_limits(self, worker: _Worker) -> None:
         if worker.killed is not None:
             return
-        if worker.process.poll() is not None:
-            _kill_group(worker.process)  # its children may hold its stdout open
-            return
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             worker.resident_bytes = psutil.Process(worker.process.pid).memory_info().rss
-        except psutil.NoSuchProcess:
-            return
         time_limit, memory_limit = self.limits.time_limit_seconds, self.limits.memory_limit_bytes
         if time.monotonic() - worker.started > time_limit:
             worker.killed = "timeout", f"stopped after the suite's time limit of {time_limit:g} s"
@@ -244,15 +245,12 @@ class _Pool:
             held = f"{worker.resident_bytes / 1e9:.2f} GB"
             worker.killed = "out_of_memory", f"held {held}, the suite's limit is {memory_limit / 1e9:.2f} GB"
         if worker.killed is not None:
-            _kill_group(worker.process)
+            _kill_group(worker)
 
     def _finish(self, worker: _Worker) -> None:
         case, seconds = worker.case, time.monotonic() - worker.started
-        if worker.outcome is None:
-            worker.process.wait()
-        _end(worker.process)  # after an outcome nothing of the case may stay, its children included
         outcome = worker.outcome or _unreported_end(worker)
-        worker.stderr.close()
+        _end(worker)  # nothing of a finished case may stay, its children included
         result = ResultLine(
             case=case.id,
             layout=case.label,
@@ -277,7 +275,7 @@ def _unreported_end(worker: _Worker) -> dict[str, Any]:
     if worker.killed is not None:
         status, error = worker.killed
         return {"status": status, "error": error}
-    code = worker.process.returncode
+    code = worker.process.exitcode or 0
     if code == -signal.SIGKILL:
         held = f"last seen with {worker.resident_bytes / 1e9:.2f} GB" if worker.resident_bytes else "early"
         error = f"killed by SIGKILL, which the runner did not send: the system ran out of memory ({held})"
@@ -288,16 +286,16 @@ def _unreported_end(worker: _Worker) -> dict[str, Any]:
     return {"status": "crashed", "error": f"{how}\n{tail}".strip()}
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
+def _kill_group(worker: _Worker) -> None:
+    worker.process.kill()  # it may not have made its group yet
     with contextlib.suppress(ProcessLookupError, PermissionError):  # all gone already
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(worker.process.pid or 0, signal.SIGKILL)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(worker: _Worker) -> None:
     """Kill what is left of a case's processes, and let go of them."""
-    _kill_group(process)
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        with contextlib.suppress(BrokenPipeError):
-            if pipe is not None:
-                pipe.close()
+    _kill_group(worker)
+    worker.process.join()
+    worker.process.close()
+    worker.connection.close()
+    worker.stderr.close()

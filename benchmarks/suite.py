@@ -204,7 +204,7 @@ def parse_measure(data: Mapping[str, Any]) -> measures.Measure:
 
 def mixer_names(layout: Layout) -> set[str]:
     """The mixers of a layout."""
-    return {part.mixer.name for part in (*layout.pattern, *layout.insertions)}
+    return {part.mixer.name for part in layout.pattern} | {part.mixer.name for part in layout.insertions}
 
 
 def _check_layouts(file: YamlFile, settings: SuiteSettings) -> dict[str, str]:
@@ -225,13 +225,13 @@ def _check_layouts(file: YamlFile, settings: SuiteSettings) -> dict[str, str]:
 
 def _resolve_match_layout(settings: SuiteSettings, layouts: Mapping[str, str]) -> SuiteSettings:
     line = settings.model.match_layout
-    if line not in layouts:
+    if line is None or line not in layouts:
         return settings
     return settings.model_copy(update={"model": settings.model.model_copy(update={"match_layout": layouts[line]})})
 
 
 def _check_measure(file: YamlFile, index: int, entry: MeasureSettings, settings: SuiteSettings) -> Entry | None:
-    where = ["measures", index]
+    where: list[str | int] = ["measures", index]
     labels = entry.layouts or tuple(settings.layouts)
     for i, label in enumerate(labels):
         if label not in settings.layouts:

@@ -1,7 +1,6 @@
-"""What the process of a case runs: `python -m mixerzoo.benchmarks.worker`, started by the runner.
+"""What the process of a case runs. It tells the runner of its progress, then of the outcome, and dies with it.
 
-One JSON line on stdin says what to run; stdin then stays open, and its end means that the runner is gone. JSON lines
-on what was stdout tell of progress, then of the outcome. Everything else that is printed goes to stderr.
+Nothing here imports torch before a case needs it, so that the runner can be tested without it.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
-import json
 import math
 import os
 import signal
@@ -18,6 +16,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import reduction
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ _TRACEBACK_CHARACTERS = 4000
 
 
 class Channel:
-    """The way back to the runner."""
+    """The way back to the runner; a case puts the backends that ran into `backends`."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._last = -math.inf
         self.backends: dict[str, set[str]] = {}
 
@@ -41,29 +41,43 @@ class Channel:
         now = time.monotonic()
         if now - self._last >= _MESSAGE_INTERVAL:
             self._last = now
-            self.send({"progress": fraction, "message": message})
+            self._connection.send({"progress": fraction, "message": message})
 
-    def send(self, message: dict[str, Any]) -> None:
-        data = json.dumps(message, allow_nan=False).encode() + b"\n"
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+
+class Inherited:
+    """An open file descriptor that a child is to hold as well, as an argument of its process."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _inherit, (reduction.DupFd(self.descriptor),)
+
+
+def _inherit(duplicate: Any) -> Inherited:
+    return Inherited(duplicate.detach())
 
 
 RunCase = Callable[[dict[str, Any], Channel], dict[str, Any]]
 
 
-def serve(run_case: RunCase) -> None:
-    """Take one job from the runner, run it with `run_case(job, channel)`, and send back metrics or what went wrong."""
+def serve(run_case: RunCase, job: dict[str, Any], connection: Connection, stderr: Inherited, lock: Inherited) -> None:
+    """Run one job with `run_case(job, channel)`, and send back metrics or what went wrong; the child's main function.
+
+    stderr: where everything that is printed goes. lock: of the run, held until the runner and all its cases are gone.
+    """
+    os.setsid()  # a group of its own: Ctrl-C goes to the runner alone, a kill to all of the case
+    for stream in (1, 2):
+        os.dup2(stderr.descriptor, stream)
     faulthandler.enable()
-    channel = Channel(_take_stdout())
-    _ask_kernel_to_die_with_runner()
-    line = sys.stdin.buffer.readline()
-    if not line.endswith(b"\n"):
-        return  # the runner died before it could say what to do
-    threading.Thread(target=_die_when_stdin_ends, daemon=True).start()
-    outcome = _outcome(run_case, json.loads(line), channel)
+    _ask_kernel_to_die_with_parent()
+    threading.Thread(target=_die_with_runner, args=(connection,), daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(job["threads"])
+    channel = Channel(connection)
+    outcome = _outcome(run_case, job, channel)
     outcome["backends"] = {op: sorted(names) for op, names in channel.backends.items()}
-    channel.send({"outcome": outcome})
+    sys.stdout.flush()
+    connection.send({"outcome": outcome})
 
 
 def _outcome(run_case: RunCase, job: dict[str, Any], channel: Channel) -> dict[str, Any]:
@@ -127,29 +141,18 @@ def _not_finite(value: Any, path: str = "") -> str | None:
     return next((where for where in found if where is not None), None)
 
 
-def _take_stdout() -> int:
-    """A private copy of stdout; from now on, what anybody prints goes to stderr."""
-    private = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return private
-
-
-def _ask_kernel_to_die_with_runner() -> None:
-    """Die with the runner even while native code runs; and where memory runs out, go before the runner does."""
+def _ask_kernel_to_die_with_parent() -> None:
+    """Die even while native code runs; and where memory runs out, go before the runner does."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         with contextlib.suppress(OSError):  # some containers forbid it
             Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _die_when_stdin_ends() -> None:
-    """Covers what the kernel does not: other systems, the children of this process, a runner that was gone before."""
-    while os.read(0, 4096):
-        pass
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
+def _die_with_runner(connection: Connection) -> None:
+    """Covers what the kernel does not: other systems, the children of this process, a runner that was gone before.
 
-
-if __name__ == "__main__":
-    serve(run_case)
+    The runner never sends anything: there is something to read when its end is closed.
+    """
+    wait([connection])
+    os.killpg(0, signal.SIGKILL)

@@ -54,7 +54,7 @@ class YamlFile:
             raise SuiteError(source, [(1, " ".join(str(error).split()))]) from None
         finally:
             loader.dispose()
-        if not isinstance(data, dict):
+        if root is None or not isinstance(data, dict):
             raise SuiteError(source, [(1, "a suite is a mapping of settings, e.g. `name: mine`")])
         file = cls(source, data, root)
         file.problems += [(line, f"{key!r} stands here twice") for line, key in _repeated_keys(root)]

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it exits with, and that a user's mistake is never a traceback."""
 
 import importlib.metadata
+import io
 import json
 import re
 import signal
@@ -11,9 +12,11 @@ import time
 import pytest
 from mixerzoo.benchmarks import cli
 from mixerzoo.benchmarks.case import Case
+from mixerzoo.benchmarks.progress import BarReporter, reporter_for
 from mixerzoo.benchmarks.runs import ResultLine, Run
 from mixerzoo.benchmarks.summary import failure_table, summary_tables
 from mixerzoo.mixers import list_mixers, registry
+from rich.console import Console
 
 
 @pytest.fixture
@@ -197,6 +200,28 @@ def result(measure, metrics, layout="lin", seed=0, status="ok", **parameters) ->
         case=case.id, layout=layout, measure=measure, parameters=parameters, seed=seed, status=status, seconds=1,
         metrics=metrics, error=None if status == "ok" else "ValueError: [bold]no[/]\nmore",
     )  # fmt: skip
+
+
+def test_progress_is_bars_on_a_terminal_and_lines_elsewhere():
+    case = Case("lin[0]", "line", {}, "recall", {"lengths": [64]}, 0, "cpu", False)
+    other = Case("soft", "line", {}, "recall", {"lengths": [64]}, 0, "cpu", False)
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, color_system=None, width=150)
+        reporter = reporter_for(console)
+        reporter.begin(4, 1)
+        reporter.started(case)
+        reporter.started(other)
+        reporter.progress(case, 0.5, "step 1 of 2 [x]")
+        if terminal:
+            assert isinstance(reporter, BarReporter)
+            tasks = {task.description: (task.completed, task.total) for task in reporter._progress.tasks}
+            labels = [r"lin\[0] recall 64 seed 0", "soft recall 64 seed 0"]
+            assert tasks == {"[bold]all cases": (1.5, 4), labels[0]: (0.5, 1.0), labels[1]: (0, 1.0)}
+        reporter.finished(case, result("recall", None, layout="lin[0]", status="invalid"))
+        reporter.end()
+        text = console.file.getvalue()
+        assert "invalid lin[0] recall 64 seed 0 (1.0 s): ValueError: [bold]no[/]" in text
+        assert ("all cases" in text) == terminal and ("[2/4" in text) != terminal
 
 
 def test_summary_tables_put_layouts_by_sizes():

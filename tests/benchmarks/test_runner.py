@@ -1,5 +1,6 @@
 """The runner with fake cases: every end of a process is a status; a kill at any moment loses and doubles nothing."""
 
+import importlib
 import json
 import os
 import random
@@ -17,11 +18,10 @@ from mixerzoo.benchmarks.environment import collect_environment, differences
 from mixerzoo.benchmarks.runner import Limits, execute, missing, suite_differences
 from mixerzoo.benchmarks.runs import ResultLine, Run, RunError
 
-# A worker that speaks the real protocol and does what its case's parameters say, without torch.
-FAKE_WORKER = """
+# A case that does what its parameters say, without torch.
+FAKE_CASE = """
 import ctypes, os, signal, subprocess, sys, time
 from mixerzoo.benchmarks.errors import NotFiniteError
-from mixerzoo.benchmarks.worker import serve
 
 def run_case(job, channel):
     parameters = job["parameters"]
@@ -46,8 +46,6 @@ def run_case(job, channel):
         log.write(f"{job['seed']} end {time.monotonic()} {os.getpid()} {job['threads']}\\n")
     channel.backends = {"fake_op": {"torch"}}
     return {"answer": 42 + job["seed"]}
-
-serve(run_case)
 """
 
 
@@ -78,7 +76,9 @@ SUITE = {"name": "fake", "layouts": {"a": "x"}, "measures": [{"measure": "fake",
 
 
 @pytest.fixture
-def bench(tmp_path):
+def bench(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)  # children get the path as well, and find the fake case there
+    monkeypatch.delitem(sys.modules, "fake_case", raising=False)
     return Bench(tmp_path)
 
 
@@ -86,8 +86,8 @@ class Bench:
     def __init__(self, folder: Path):
         self.folder = folder
         self.log = folder / "log.txt"
-        self.worker = folder / "fake_worker.py"
-        self.worker.write_text(FAKE_WORKER)
+        self.fake = folder / "fake_case.py"
+        self.fake.write_text(FAKE_CASE)
         self.run = Run(folder / "run")
         self.reporter = Silent()
 
@@ -104,7 +104,7 @@ class Bench:
             self.reporter,
             device=device,
             retry_failed=retry_failed,
-            command=(sys.executable, str(self.worker)),
+            run_case=importlib.import_module("fake_case").run_case,
         )
 
     def spans(self) -> dict[str, tuple[float, float]]:
@@ -183,7 +183,7 @@ def test_running_again_runs_what_is_missing_and_failed_ones_on_request(bench):
     assert [c.seed for c in missing([good, bad, new], bench.run)] == [2]
     assert [c.seed for c in missing([good, bad, new], bench.run, retry_failed=True)] == [1, 2]
     assert [r.status for r in bench.execute([good, bad, new])] == ["ok", "crashed", "ok"]
-    bench.worker.write_text(FAKE_WORKER.replace('raise TypeError("a bug")', "pass"))
+    bench.fake.write_text(FAKE_CASE.replace('raise TypeError("a bug")', "pass"))
     assert [r.status for r in bench.execute([good, bad, new], retry_failed=True)] == ["ok", "ok", "ok"]
     starts = Counter(line.split()[0] for line in bench.log.read_text().splitlines() if " start " in line)
     assert starts == {"0": 1, "1": 2, "2": 1}
@@ -221,23 +221,25 @@ def test_case_ids_depend_on_meaning_alone(bench):
 
 
 RUNNER = """
-import json, sys
+import sys
 from mixerzoo.benchmarks.case import Case
 from mixerzoo.benchmarks.runner import Limits, execute
 from mixerzoo.benchmarks.runs import Run
-folder, worker, log, count = sys.argv[1:]
+folder, path, log, count = sys.argv[1:]
+sys.path.insert(0, path)
+from fake_case import run_case
 parameters = {"log": log, "sleep": 0.05}
 cases = [Case("label", "line", {}, "fake", parameters, seed, "cpu", seed % 3 == 0) for seed in range(int(count))]
 class Silent:
     def begin(self, *_): pass
     started = progress = finished = begin
     def end(self): pass
-execute(cases, Run(folder), {"name": "fake"}, Limits(jobs=2), Silent(), device="cpu", command=(sys.executable, worker))
+execute(cases, Run(folder), {"name": "fake"}, Limits(jobs=2), Silent(), device="cpu", run_case=run_case, preloaded=[])
 """
 
 
 def start_runner(bench, count) -> subprocess.Popen:
-    arguments = [str(bench.run.folder), str(bench.worker), str(bench.log), str(count)]
+    arguments = [str(bench.run.folder), str(bench.folder), str(bench.log), str(count)]
     return subprocess.Popen([sys.executable, "-c", RUNNER, *arguments], stderr=subprocess.PIPE)
 
 
@@ -260,7 +262,7 @@ def test_killed_at_random_moments_no_case_is_lost_or_doubled(bench):
 
 
 def test_no_worker_outlives_a_killed_runner(bench):
-    bench.worker.write_text(FAKE_WORKER.replace('parameters.get("sleep", 0)', "60"))
+    bench.fake.write_text(FAKE_CASE.replace('parameters.get("sleep", 0)', "60"))
     runner = start_runner(bench, 2)
     deadline = time.monotonic() + 30
     while not (bench.log.exists() and len(bench.log.read_text().splitlines()) == 1):
