@@ -92,4 +92,6 @@ def markdown(value: object) -> str:
     """Text from a run as one line of Markdown that renders as itself, in a table cell too."""
     text = " ".join(str(value).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]#|~!$]|:(?=//)|^[-+=](?=\s|$)|^\d+(?=[.)]))", r"\\\1", text)
+    # what would open or close something; `_` only at the edge of a word, `]` only where a link could follow
+    marks = r"[\\`*|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|^[-+#=]|:(?=//)|^\d+(?=[.)](\s|$))"
+    return re.sub(marks, lambda m: f"{m[0]}\\" if m[0].isdigit() else f"\\{m[0]}", text)

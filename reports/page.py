@@ -120,10 +120,9 @@ def _texts(run: RunData) -> list[str]:
     for line in run.lines:
         text = (line.metrics or {}).get("text")
         if isinstance(text, dict):
-            sizes = (
-                f"{formats.bytes_(text.get('train_bytes'))} to train on, {formats.bytes_(text.get('eval_bytes'))} apart"
-            )
-            described = f"{text.get('source')} ({sizes}; SHA-256 {str(text.get('sha256'))[:12]})"
+            train, held_out = (formats.bytes_(text.get(f"{split}_bytes")) for split in ("train", "eval"))
+            digest = str(text.get("sha256"))[:12]
+            described = f"{text.get('source')} ({train} to train on, {held_out} held out; SHA-256 {digest})"
             measures = found.setdefault(described, [])
             if line.measure not in measures:
                 measures.append(line.measure)

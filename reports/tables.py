@@ -121,7 +121,11 @@ def read_run(folder: str | Path) -> RunData:
     if not isinstance(suite, dict):
         raise RunError(f"{run.suite_path} is not a suite; copy the suite that was run back to it")
     environment = run.environment() if run.environment_path.is_file() else {}
-    return tabulate(run.folder, suite, environment, lines)
+    try:
+        return tabulate(run.folder, suite, environment, lines)
+    except (KeyError, TypeError) as error:
+        message = f"{run.results_path} holds metrics of a form that this version does not know"
+        raise RunError(f"{message} ({type(error).__name__}: {error}); run the suite again") from error
 
 
 def tabulate(folder: Path, suite: dict[str, Any], environment: dict[str, Any], lines: list[ResultLine]) -> RunData:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from mixerzoo.benchmarks.runs import SCHEMA_VERSION, ResultLine, Run
+from mixerzoo.reports import write_report
 
 LENGTHS = [256, 512, 1024, 2048, 4096, 8192]
 MODES = ["forward", "train", "prefill", "decode"]
@@ -201,6 +202,12 @@ def write_run(folder: Path, lines: list[ResultLine], **suite: Any) -> Path:
 def made_up_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole made-up run; tests do not change it."""
     return write_run(tmp_path_factory.mktemp("reports") / "run", list(made_up_lines()))
+
+
+@pytest.fixture(scope="session")
+def made_up_report(made_up_run: Path) -> Path:
+    """The page of the made-up run."""
+    return write_report(made_up_run)
 
 
 @pytest.fixture

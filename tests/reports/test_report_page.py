@@ -1,0 +1,198 @@
+import html
+import json
+import os
+import re
+import subprocess
+import sys
+import webbrowser
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mixerzoo.benchmarks.runs import RunError
+from mixerzoo.reports import write_report
+from mixerzoo.reports.command import report
+from mixerzoo.reports.formats import bytes_, markdown, percent_interval, seconds, si
+from mixerzoo.reports.statistics import wilson
+
+MakeRun = Callable[..., Path]
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: tags with attributes, scripts, and the text of the rest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(made_up_report: Path) -> Page:
+    return Page(made_up_report.read_text(encoding="utf-8"))
+
+
+def test_a_report_is_a_page_markdown_csv_and_charts(made_up_report: Path) -> None:
+    folder = made_up_report.parent
+    assert made_up_report.is_absolute() and (folder / "report.md").is_file()
+    drawn = {f.stem for f in (folder / "figures").glob("*.svg")}
+    assert drawn == {"recall", "recall-depth", "speed", "memory", "state", "trade-off", "perplexity", "training"}
+    assert {f.stem for f in (folder / "figures").glob("*.png")} == drawn
+    assert (folder / "figures" / "recall.png").read_bytes().startswith(b"\x89PNG")
+    assert len(pd.read_csv(folder / "tables" / "recall.csv")) == 420
+    numbers = pd.read_csv(folder / "summary.csv").query("quantity == 'accuracy' and length == 8192")
+    row = numbers.set_index("layout").loc["swa"]
+    interval = wilson(round(row["value"] * row["count"]), int(row["count"]))
+    assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
+
+
+def test_scripts_on_the_page_are_ours_alone(page: Page) -> None:
+    data = [attrs for tag, attrs in page.tags if tag == "script" and attrs.get("type") == "application/json"]
+    assert len(page.scripts) == len(data) + 2 and len(data) == 8
+    assert not [attrs for tag, attrs in page.tags if tag == "script" and "src" in attrs]
+    assert not [tag for tag, attrs in page.tags if "onerror" in attrs or tag in ("b", "i")]
+    assert '</script><script>alert("label")</script> *bold*' in page.text
+    assert "<img src=x onerror=alert(1)>" in page.text
+
+
+def test_chart_data_in_the_page_is_whole(page: Page) -> None:
+    spec = json.loads(page.scripts[0])
+    layouts = {row["layout"] for rows in spec["datasets"].values() for row in rows if "layout" in row}
+    assert len(layouts) == 7 and any(name.startswith("</script>") for name in layouts)
+    assert "<" not in page.scripts[0]
+
+
+def test_nothing_on_the_page_is_fetched(page: Page) -> None:
+    addresses = [attrs.get(name) or "" for _, attrs in page.tags for name in ("src", "href") if name in attrs]
+    assert addresses and all(a.startswith(("#", "data:")) for a in addresses)
+
+
+def test_the_page_is_accessible(page: Page) -> None:
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert len(images) == 8 and all(len(attrs["alt"] or "") > 20 for attrs in images)
+    tables = [attrs for tag, attrs in page.tags if tag == "table"]
+    assert len(tables) == len([tag for tag, _ in page.tags if tag == "caption"])
+    assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    anchors = {(attrs.get("href") or "")[1:] for tag, attrs in page.tags if tag == "a"}
+    assert {"verdict", "recall", "failures", "repeat", "method"} <= anchors & set(ids)
+
+
+def test_the_page_says_where_the_numbers_come_from(page: Page) -> None:
+    for text in (
+        "88.4 % [86.6, 90.1]",
+        "0123456789abcdef0123456789abcdef01234567",
+        "with uncommitted changes",
+        "Example CPU <b>9000</b>",
+        "suite.yaml --out",
+        "5 of 276 cases failed",
+        "out of memory",
+        "Python 3.11 standard library (9.00 MB to train on, 1.00 MB held out",
+        "triton",
+    ):
+        assert text in page.text or text in html.unescape(page.text), text
+
+
+def test_markdown_cannot_be_broken_by_names(made_up_report: Path) -> None:
+    text = (made_up_report.parent / "report.md").read_text(encoding="utf-8")
+    assert "<script>" not in text and "&lt;script&gt;" in text
+    widths: dict[str, int] = {}
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        cells = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(cells) == 1, block
+        widths[block] = cells.pop()
+    assert len(widths) > 10
+    assert "![How far back each layout recalls](figures/recall.svg)" in text
+
+
+def test_an_empty_run_says_that_there_is_nothing(make_run: MakeRun) -> None:
+    page = Page(write_report(make_run(lambda line: False)).read_text(encoding="utf-8"))
+    assert "No case has a result yet" in page.text and "No case failed." in page.text
+    assert "The suite asks for recall, but no case of it has a result." in page.text
+    assert "the suite asks for and this run does not hold yet" in page.text
+    assert page.scripts == []
+
+
+def test_a_partial_run_shows_what_it_has(make_run: MakeRun) -> None:
+    kept = lambda line: line.measure == "memory" and line.layout in ("swa", "softmax")  # noqa: E731
+    folder = make_run(kept, measures=[{"measure": "memory", "lengths": [256], "modes": ["forward"], "batch": 1}])
+    (folder / "environment.json").unlink()
+    (folder / "figures").mkdir()
+    (folder / "figures" / "recall.svg").write_text("left by an earlier report")
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "The suite does not measure speed." in page.text and "No case failed." in page.text
+    assert "Smallest state" in page.text and "commit not known" in page.text
+    assert {f.name for f in (folder / "figures").glob("*.svg")} == {"memory.svg", "state.svg"}
+
+
+def test_the_command_prints_the_path_and_opens_the_page(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    folder = make_run(lambda line: False)
+    report(folder)
+    assert str(folder.resolve() / "report.html") in capsys.readouterr().out and not opened
+    report(folder, open_page=True)
+    assert opened == [(folder.resolve() / "report.html").as_uri()]
+
+
+def test_the_command_refuses_a_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no run"):
+        report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reports_never_import_torch(make_run: MakeRun) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mixerzoo.reports import read_run; import mixerzoo.reports.page; "
+        f"read_run(Path({str(make_run(lambda line: line.measure == 'memory'))!r})); "
+        "loaded = [m for m in sys.modules if m == 'torch' or m.startswith(('mixerzoo.mixers', 'mixerzoo.models'))]; "
+        "sys.exit(f'imported {loaded}' if loaded else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (si(12_345), "12.3 k"),
+        (si(999.6), "1.00 k"),
+        (si(0), "0"),
+        (si(512, "B"), "512 B"),
+        (bytes_(1_234_567_890), "1.23 GB"),
+        (seconds(0.00123), "1.23 ms"),
+        (seconds(200), "3 min 20 s"),
+        (seconds(7500), "2 h 5 min"),
+        (si(None), "–"),
+        (si(float("nan")), "–"),
+        (percent_interval(wilson(0, 0)), "–"),
+        (markdown("a_b _c_ [x](y)\n1. <b> | `d`"), "a_b \\_c\\_ [x\\](y) 1. &lt;b&gt; \\| \\`d\\`"),
+        (markdown("1. first"), "1\\. first"),
+        (markdown("3.3 %"), "3.3 %"),
+    ],
+)
+def test_numbers_and_names_are_written_well(written: str, expected: str) -> None:
+    assert written == expected
