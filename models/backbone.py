@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,6 @@ from ..mixers import Mixer, MixerState, create_mixer
 from .config import ModelConfig
 from .layout import LayerSpec, Layout, MixerSpec, parse_layout
 
-INITIAL_STD = 0.02
 NORM_EPS = 1e-5
 
 BlockState = tuple[MixerState | None, MixerState | None, MixerState | None]
@@ -43,10 +41,10 @@ class SwiGLU(nn.Module):
         self.gate = nn.Linear(d_model, d_ff, bias=False)
         self.up = nn.Linear(d_model, d_ff, bias=False)
         self.down = nn.Linear(d_ff, d_model, bias=False)
-        nn.init.normal_(self.gate.weight, std=INITIAL_STD)
-        nn.init.normal_(self.up.weight, std=INITIAL_STD)
+        nn.init.normal_(self.gate.weight, std=d_model**-0.5)
+        nn.init.normal_(self.up.weight, std=d_model**-0.5)
         # two residual branches a layer: the sum of all of them keeps its scale at any depth (GPT-2)
-        nn.init.normal_(self.down.weight, std=INITIAL_STD / math.sqrt(2 * n_layers))
+        nn.init.normal_(self.down.weight, std=(2 * n_layers * d_ff) ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [batch, time, d_model]` -> the same shape."""
@@ -98,7 +96,8 @@ class Backbone(nn.Module):
         with torch.device("meta" if device.type == "meta" else "cpu"):
             with _random_stream(config.seed, "embedding"):
                 self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-                nn.init.normal_(self.embedding.weight, std=INITIAL_STD)
+                # a fixed small scale would drown the token in what the first mixers of a narrow model add to it
+                nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
             places = layout.place(config.n_layers)
             self.layers = nn.ModuleList(self._build_block(layout, i, place) for i, place in enumerate(places))
             self.norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)

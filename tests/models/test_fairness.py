@@ -83,8 +83,8 @@ def test_no_two_modules_draw_the_same_values():
 def test_initial_scales():
     model = build("toy_sum")
     block = model.layers[0].feed_forward
-    assert model.embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert block.gate.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert block.down.weight.std().item() == pytest.approx(0.02 / 2, rel=0.05)
+    assert model.embedding.weight.std().item() == pytest.approx(model.config.d_model**-0.5, rel=0.05)
+    assert block.gate.weight.std().item() == pytest.approx(model.config.d_model**-0.5, rel=0.05)
+    assert block.down.weight.std().item() == pytest.approx(model.d_ff**-0.5 / 2, rel=0.05)
     norms = [m for name, m in model.named_modules() if isinstance(m, nn.RMSNorm)]
     assert len(norms) == 5 and all((norm.weight == 1).all() for norm in norms)
