@@ -85,7 +85,10 @@ def fwpkm(
     if queries.shape[1] == 0:
         raise ValueError(f"fwpkm needs at least one token, got queries of shape {list(queries.shape)}")
     problem = _problem(queries, targets, gates, keys, values, options, state, finish=False)
-    solution = _solve(problem, backend)
+    # Which rows are touched depends on the data: there is nothing to compile. Disabling is left to compiled callers,
+    # because it imports the whole compiler.
+    solve = compiler.disable(_solve) if compiler.is_compiling() else _solve
+    solution = solve(problem, backend)
     new_state = _state_after(problem, solution, state) if return_state else None
     return FwpkmOutput(solution.retrieved, solution.slots, solution.weights, new_state)
 
@@ -173,7 +176,6 @@ def _check_state(state: FwpkmState, batch: int, keys: Tensor, values: Tensor, op
         raise ValueError(f"the state was made with {state.settings}; it cannot be continued with {options!r}")
 
 
-@compiler.disable  # which rows are touched depends on the data, and there is nothing for a compiler to fuse across
 def _solve(problem: Problem, backend: str) -> Solution:
     run = op.select(backend, problem.queries.device)
     with autocast(problem.queries.device.type, enabled=False):
