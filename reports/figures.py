@@ -34,6 +34,9 @@ from .statistics import Interval, pool_perplexity, pool_recall, pool_speed, rows
 from .tables import RunData
 from .verdict import common_length, headline_recall, mode_name
 
+_BUBBLES = (60, 1100)  # square pixels of the smallest and the largest bubble
+_LABEL = 16  # pixels from one name at the end of a curve to the next
+
 
 def figures(run: RunData) -> list[Figure]:
     """Every chart that the run has data for."""
@@ -71,11 +74,12 @@ def _recall(run: RunData) -> Iterator[Figure]:
     for number, (variant, rows) in enumerate(headline_recall(run.recall).groupby("variant", sort=False)):
         pooled = _accuracy_texts(pool_recall(rows, ["layout", "length"])).sort_values("length", kind="stable")
         x, y = lengths_axis(pooled["length"].tolist()), share_axis("accuracy", "Needles recalled")
+        height = max(HEIGHT, _LABEL * pooled["layout"].nunique())
         chance = pooled.groupby("length", as_index=False)["chance"].mean().dropna()
         guess = alt.Chart(chance).mark_line(strokeDash=[3, 3], color=MUTED, strokeWidth=1.2)
         layers = [*_trained_marks(rows, x), guess.encode(x=x, y=alt.Y("chance:Q"))]
-        layers += [*style.curves(pooled, x, y, tooltips(*_ACCURACY_TIPS)), _end_labels(pooled, style)]
-        chart = alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+        layers += [*style.curves(pooled, x, y, tooltips(*_ACCURACY_TIPS)), _end_labels(pooled, style, height)]
+        chart = alt.layer(*layers).properties(width=WIDTH, height=height)
         title = titled("How far back each layout recalls", str(variant))
         last = pooled[pooled["length"] == pooled["length"].max()]
         text = f"Accuracy at the longest length, {formats.whole(last['length'].max())} tokens: "
@@ -97,13 +101,13 @@ def _trained_marks(rows: pd.DataFrame, x: alt.X) -> list[Any]:
     return [rule, text.encode(y=alt.value(0), text="text:N")]
 
 
-def _end_labels(pooled: pd.DataFrame, style: Style) -> Any:
+def _end_labels(pooled: pd.DataFrame, style: Style, height: int) -> Any:
     """Names at the right end of the curves, moved apart where they would overlap."""
     ends = pooled.loc[pooled.groupby("layout", sort=False)["length"].idxmax()]
-    pixels = spread([(1 - v) * HEIGHT for v in ends["accuracy"].fillna(0)], gap=16, low=0, high=HEIGHT)
+    pixels = spread([(1 - v) * height for v in ends["accuracy"].fillna(0)], gap=_LABEL, low=0, high=height)
     names = [f"{formats.shorten(r.layout, 32)}\u2002{formats.percent(r.accuracy)}" for r in rows_of(ends)]
     # the plot's own scale, so that one axis serves the curves and the labels
-    ends = ends.assign(label=names, label_y=[1 - p / HEIGHT for p in pixels])
+    ends = ends.assign(label=names, label_y=[1 - p / height for p in pixels])
     labels = alt.Chart(ends).mark_text(align="left", dx=10, fontSize=12, cursor="pointer")
     return labels.encode(
         x=alt.value(WIDTH), y="label_y:Q", text="label:N", color=style.colour(), opacity=style.emphasis
@@ -290,10 +294,12 @@ def _trade_off(run: RunData) -> Iterator[Figure]:
         axis=alt.Axis(labelExpr=COUNT, tickCount=6),
     )
     y = share_axis("accuracy", f"Needles recalled at {formats.whole(recalled)} tokens")
+    shares = (table["state_bytes"] / table["state_bytes"].max()).fillna(0)
+    radii = [math.sqrt((_BUBBLES[0] + (_BUBBLES[1] - _BUBBLES[0]) * math.sqrt(share)) / math.pi) for share in shares]
     extremes = sorted(set(table["state_bytes"].dropna().agg(["min", "max"]).dropna()))
     size = alt.Size(
         "state_bytes:Q",
-        scale=alt.Scale(type="sqrt", range=[60, 1100]),
+        scale=alt.Scale(type="sqrt", range=list(_BUBBLES)),
         title=f"State after {formats.whole(recalled)} tokens",
         legend=alt.Legend(orient="bottom", labelExpr=BYTES, symbolType="circle", values=extremes),
     )
@@ -311,7 +317,7 @@ def _trade_off(run: RunData) -> Iterator[Figure]:
         )
         .add_params(style.select),
     ]
-    for place, row, name in zip(beside_points(points, names, reach=12, width=width), table.to_dict("records"), names):
+    for place, row, name in zip(beside_points(points, names, radii, width), table.to_dict("records"), names):
         label = alt.Chart(pd.DataFrame([{**row, "label": name}])).mark_text(
             dx=place.dx, dy=place.dy, align=place.align, fontSize=12
         )

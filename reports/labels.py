@@ -40,20 +40,21 @@ class Placement:
     align: Literal["left", "right"]
 
 
-def beside_points(points: list[tuple[float, float]], texts: list[str], reach: float, width: float) -> list[Placement]:
+def beside_points(
+    points: list[tuple[float, float]], texts: list[str], radii: list[float], width: float
+) -> list[Placement]:
     """For every point the first of some places around it where its label covers no point and no earlier label.
 
-    points: x to the right and y downwards. reach: pixels from a point's centre to its label.
-    width: of the plot; labels that would leave it go to the left.
+    points: x to the right and y downwards; radii: of their marks. width: of the plot; labels that would leave it go to
+    the left. All in pixels.
     """
     steps = [0.0] + [sign * _LINE * n for n in range(1, 7) for sign in (-1, 1)]
-    boxes = [(x - reach, y - reach, x + reach, y + reach) for x, y in points]
+    boxes = [(x - r, y - r, x + r, y + r) for (x, y), r in zip(points, radii)]
     placements = []
     for number, ((x, y), text) in enumerate(zip(points, texts)):
+        reach = radii[number] + 4
         size = len(text) * _CHARACTER
-        candidates = [Placement(reach + 3, dy, "left") for dy in steps] + [
-            Placement(-reach - 3, dy, "right") for dy in steps
-        ]
+        candidates = [Placement(reach, dy, "left") for dy in steps] + [Placement(-reach, dy, "right") for dy in steps]
         if x + reach + size > width:
             candidates = candidates[len(steps) :] + candidates[: len(steps)]
         others = boxes[:number] + boxes[number + 1 :]

@@ -280,8 +280,8 @@ def _model_tables(run: RunData) -> Iterator[Table]:
             for r in rows_of(run.models)
         ]
         note = (
-            "FLOPs of a forward pass. Matched: which size the feed-forward width was adjusted to, within 1 %; "
-            "d_ff is then the width before. A dash: not given, or not counted in this run."
+            "FLOPs of a forward pass. Matched: what the feed-forward width was adjusted to keep equal, within 1 %. "
+            "A dash: left to the default, or not counted in this run."
         )
         yield Table("models", "models", "The models", columns, rows, note, text_columns=2)
 
@@ -289,7 +289,7 @@ def _model_tables(run: RunData) -> Iterator[Table]:
 def _backend_tables(run: RunData) -> Iterator[Table]:
     if len(run.backends):
         keys = ["layout", "op", "backends", "device"]
-        merged = run.backends.groupby(keys, sort=False, as_index=False)["measure"].agg(", ".join)
+        merged = run.backends.groupby(keys, sort=False, as_index=False)[["measure"]].agg(", ".join)
         rows = [[r.layout, r.op, r.backends, r.device, r.measure] for r in rows_of(merged)]
         note = "The implementation behind every number."
         columns = ["Layout", "Op", "Backend", "Device", "Measures"]

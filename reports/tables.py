@@ -316,7 +316,9 @@ def _model_rows(lines: list[ResultLine], layouts: list[str]) -> Iterator[dict[st
         own = [line for line in lines if line.layout == layout]
         if not own:
             continue
-        model = own[0].parameters.get("model", {})
+        model = dict(own[0].parameters.get("model", {}))
+        if model.get("match"):
+            model["d_ff"] = None  # the width before matching
         counted = {k: v for line in own for k, v in (line.metrics or {}).items() if k in ("parameters", "d_ff")}
         each = {"flops_per_token": flops[length].get(layout), "flops_length": length} if length else {}
         yield {**model, **counted, **each, "layout": layout, "layout_line": layout_line(own[0])}

@@ -90,9 +90,9 @@ def test_spread_labels_keep_their_distance_and_order(positions: list[float]) -> 
 
 
 def test_labels_of_close_points_do_not_lie_on_each_other() -> None:
-    places = beside_points([(100, 100), (104, 100), (102, 103)], ["first", "second", "third"], reach=10, width=600)
+    places = beside_points([(100, 100), (104, 100), (102, 103)], ["first", "second", "third"], [10, 10, 10], 600)
     assert len({(p.align, p.dy) for p in places}) == 3
 
 
 def test_a_label_at_the_right_edge_goes_to_the_left() -> None:
-    assert beside_points([(590, 50)], ["a long name"], reach=10, width=600)[0].align == "right"
+    assert beside_points([(590, 50)], ["a long name"], [10], 600)[0].align == "right"
