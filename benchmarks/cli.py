@@ -25,7 +25,7 @@ from . import cli_mixers
 
 if TYPE_CHECKING:
     from .case import Case
-    from .runs import Run
+    from .runs import ResultLine, Run
 
 COMMAND_GROUP = "mixerzoo.commands"
 INTERRUPTED = 130
@@ -164,14 +164,16 @@ def _case_table(cases: Sequence[Case], run: Run) -> Table:
     return table
 
 
-def _print_results(console: Console, results: Sequence, run: Run) -> int:
+def _print_results(console: Console, results: Sequence[ResultLine], run: Run) -> int:
     """The tables that end a run; returns how many cases are not ok."""
     from .summary import failure_table, summary_tables
 
-    for table in summary_tables(results):
+    for title, table in summary_tables(results).items():
+        console.print(f"\n[bold]{escape(title)}[/]", highlight=False)
         console.print(table)
     failures = failure_table(results)
     if failures is not None:
+        console.print("\n[bold red]not ok[/]")
         console.print(failures)
     failed = sum(r.status != "ok" for r in results)
     kept = f", {failed} not ok" if failed else ""

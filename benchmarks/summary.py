@@ -19,8 +19,8 @@ Entry = tuple[str, Any, float]
 Format = Callable[[list[float]], str]
 
 
-def summary_tables(results: Iterable[ResultLine]) -> list[Table]:
-    """One table a quantity, layouts by sizes, of the `ok` results; the values of several seeds are put together."""
+def summary_tables(results: Iterable[ResultLine]) -> dict[str, Table]:
+    """One table a quantity, by title: layouts by sizes, of the `ok` results; several seeds are put together."""
     values: dict[str, dict[str, dict[Any, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     formats: dict[str, Format] = {}
     for result in results:
@@ -29,7 +29,7 @@ def summary_tables(results: Iterable[ResultLine]) -> list[Table]:
             for title, column, value in reader(result):
                 values[title][result.layout][column].append(value)
                 formats[title] = formatter
-    return [_table(title, rows, formats[title]) for title, rows in values.items()]
+    return {title: _table(rows, formats[title]) for title, rows in values.items()}
 
 
 def failure_table(results: Iterable[ResultLine]) -> Table | None:
@@ -37,17 +37,16 @@ def failure_table(results: Iterable[ResultLine]) -> Table | None:
     failures = [r for r in results if r.status != "ok"]
     if not failures:
         return None
-    table = Table("case", "layout", "measure", "seed", "status", "error", title="not ok", title_justify="left")
+    table = Table("case", "layout", "measure", "seed", "status", "error")
     for r in failures:
         error = escape((r.error or "").split("\n", 1)[0])
         table.add_row(r.case, escape(r.layout), r.measure, str(r.seed), status_text(r.status), error)
     return table
 
 
-def _table(title: str, rows: dict[str, dict[Any, list[float]]], formatter: Format) -> Table:
+def _table(rows: dict[str, dict[Any, list[float]]], formatter: Format) -> Table:
     columns = sorted({column for cells in rows.values() for column in cells})
-    table = Table(title=title, title_justify="left")
-    table.add_column("layout")
+    table = Table("layout")
     for column in columns:
         table.add_column("–".join(map(str, column)) if isinstance(column, tuple) else str(column), justify="right")
     for label, cells in rows.items():
