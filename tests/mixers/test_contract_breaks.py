@@ -94,15 +94,6 @@ class AcceptsAnything(Average):
 
 
 @broken(1)
-class RaisesTheWrongError(Average):
-    def check_input(self, x: Tensor, state: MixerState | None) -> None:
-        try:
-            super().check_input(x, state)
-        except ValueError as error:
-            raise RuntimeError(str(error)) from error
-
-
-@broken(1)
 class DoesNotNameTheSizes(Average):
     def check_input(self, x: Tensor, state: MixerState | None) -> None:
         try:
@@ -175,12 +166,6 @@ class CountsFromTheCall(Changed):
 class AnswersOtherwiseWithState(Changed):
     def change(self, x: Tensor, before: Any, return_state: bool, y: Tensor, after: Any) -> Any:
         return y * (1.001 if return_state else 1), after
-
-
-@broken(3)
-class AveragesOverTheLength(Changed):
-    def change(self, x: Tensor, before: Any, return_state: bool, y: Tensor, after: Any) -> Any:
-        return y + 1 / (x.shape[1] + (0 if before is None else before.position)), after
 
 
 # 4: batch-independent
@@ -432,11 +417,6 @@ class TurnsBfloat16IntoFloat32(Average):
 class HasADisagreeingBackend(Changed):
     def change(self, x: Tensor, before: Any, return_state: bool, y: Tensor, after: Any) -> Any:
         return y * (1 + 1e-6 * (self.options["backend"] == "reference")), after
-
-
-@broken(10)
-class HasNoReference(Average):
-    card = replace(CARD, backends=("torch", "triton"))
 
 
 @broken(10)

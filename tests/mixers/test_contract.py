@@ -1,0 +1,184 @@
+"""Every registered mixer passes the contract, and `check_mixer` says readably what it found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from mixerzoo.mixers import (
+    ContractError,
+    Mixer,
+    UnknownMixerError,
+    check_mixer,
+    create_mixer,
+    list_mixers,
+    mixer_class,
+    small_options,
+)
+from mixerzoo.mixers import contract_checks as checks
+
+Softmax: Any = mixer_class("softmax_attention")
+
+VARIANTS = [
+    ("softmax_attention", {"kv_heads": 1, "qk_norm": True, "rope": False, "conv_size": 3}),
+    ("sliding_window_attention", {"kv_heads": 1, "window": 1, "conv_size": 2}),
+    ("sliding_window_attention", {"window": 21, "rope": False}),
+    ("linear_attention", {"feature_map": "taylor", "d_head": 8, "chunk_size": 7}),
+    ("linear_attention", {"feature_map": "identity", "normaliser": False, "conv_size": 4}),
+    ("gated_deltanet", {"chunk_size": 5, "conv_size": 0}),
+    ("ttt_linear", {"mini_batch_size": 1}),
+    ("fwpkm", {"boundary": "drop", "heads": 2}),
+    ("fwpkm", {"lookahead": 0, "score": "dot", "chunk_size": 7}),
+    ("fwpkm", {"chunk_size": 40, "lookahead": 3}),
+]
+
+
+@pytest.mark.parametrize("name", list_mixers())
+def test_registered_mixers_keep_the_contract(name: str) -> None:
+    report = check_mixer(name, compile_backend="aot_eager")
+    assert [r.number for r in report] == list(range(1, 12))
+    assert all(r.status == "passed" or (r.status == "skipped" and r.reason) for r in report), str(report)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_their_options_keep_the_contract(name: str, options: dict[str, Any]) -> None:
+    report = check_mixer(name, options=options, only=range(1, 11))
+    assert report.passed
+
+
+def test_inductor_gives_the_same_result() -> None:
+    (result,) = check_mixer("softmax_attention", only=[11], compile_backend="inductor")
+    if result.status == "skipped":
+        pytest.skip(result.reason)
+    assert result.status == "passed"
+
+
+def test_a_report_is_readable_and_ready_for_json() -> None:
+    report = check_mixer("softmax_attention", only=[3, 1, 10])
+    assert [r.number for r in report] == [1, 3, 10] and len(report) == 3
+    assert str(report).startswith("softmax_attention(") and " 3 passed  split-invariant" in str(report)
+    values = json.loads(json.dumps(report.to_dict()))
+    assert values["passed"] is True
+    single = next(m for m in values["results"][1]["measurements"] if m["what"] == "single tokens")
+    assert 0 <= single["value"] <= single["limit"] == 1e-9
+    assert "comparisons, closest to its limit" in values["results"][1]["detail"]
+
+
+def test_an_accelerator_repeats_the_checks_in_bfloat16() -> None:
+    report = check_mixer("softmax_attention", device="cpu", only=[1, 3, 6])
+    places = {m.what.partition(":")[0] for m in report.results[1].measurements}
+    assert places == {"on cpu in float64", "on cpu in bfloat16"}
+    limits = {m.limit for m in report.results[1].measurements}
+    assert limits == {1e-9, Softmax.card.low_precision_tolerance}
+
+
+def test_a_failure_in_bfloat16_alone_is_a_failure() -> None:
+    class Forgetful(Softmax):
+        def mix(self, x: torch.Tensor, state: Any, return_state: bool) -> Any:
+            y, after = super().mix(x, state, return_state)
+            return (y * (1.5 if return_state else 1) if x.dtype == torch.bfloat16 else y), after
+
+    report = check_mixer(Forgetful, device="cpu", only=[3, 5], raise_on_failure=False)
+    assert [r.number for r in report.failures] == [3]
+    assert "on cpu in bfloat16: return_state=True" in report.failures[0].reason
+    assert "float64" not in report.failures[0].reason
+
+
+def with_card(**changes: Any) -> type[Mixer]:
+    return type("Changed", (Softmax,), {"card": replace(Softmax.card, **changes)})
+
+
+def skip_reason(mixer: type[Mixer], number: int) -> str:
+    (result,) = check_mixer(mixer, only=[number])
+    assert result.status == "skipped"
+    return result.reason
+
+
+def test_skips_give_their_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert skip_reason(with_card(backends=("reference",)), 10) == "one backend only (reference)"
+    assert "no CUDA" in skip_reason(with_card(compile_note="no CUDA graphs"), 11)
+    monkeypatch.setattr(checks.shutil, "which", lambda name: None)
+    assert "inductor needs a C++ compiler" in skip_reason(Softmax, 11)
+
+
+def test_backends_that_cannot_run_here_are_listed() -> None:
+    class Unavailable(Softmax):
+        card = replace(Softmax.card, backends=("elsewhere", "reference"))
+
+        def mix(self, x: torch.Tensor, state: Any, return_state: bool) -> Any:
+            if self.options["backend"] == "elsewhere":
+                raise RuntimeError("backend 'elsewhere' cannot run: it is elsewhere")
+            return super().mix(x, state, return_state)
+
+        def __init__(self, d_model: int, backend: str = "auto") -> None:
+            super().__init__(d_model, heads=2)
+            self.options["backend"] = backend
+
+    assert "elsewhere not compared: backend 'elsewhere' cannot run" in skip_reason(Unavailable, 10)
+
+
+def test_a_card_without_a_reference_fails() -> None:
+    with pytest.raises(ContractError, match="no reference"):
+        check_mixer(with_card(backends=("sdpa", "flash_attn")), only=[10])
+
+
+def test_memory_kept_on_purpose_is_no_failure() -> None:
+    class Counting(Softmax):
+        def __init__(self, d_model: int, heads: int = 2) -> None:
+            super().__init__(d_model, heads=heads)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def mix(self, x: torch.Tensor, state: Any, return_state: bool) -> Any:
+            self.calls += 1
+            return super().mix(x, state, return_state)
+
+    with pytest.raises(ContractError, match="forward changes calls"):
+        check_mixer(Counting, only=[4, 5])
+    Counting.card = replace(Softmax.card, keeps_memory=True)
+    report = check_mixer(Counting, only=[4, 5])
+    assert "changed: calls" in report.results[1].detail
+
+
+def test_small_options_shrink_only_what_is_larger() -> None:
+    def factory(d_model: int, window: int, chunk_size: int = 512, top_k: int = 2, heads: int | None = None) -> Mixer:
+        raise NotImplementedError
+
+    assert small_options(factory) == {"window": 16, "chunk_size": 16}
+    assert small_options(factory, {"chunk_size": 64}) == {"window": 16}
+
+
+def test_given_options_win() -> None:
+    report = check_mixer("linear_attention", options={"chunk_size": 3}, only=[1])
+    assert "chunk_size=3" in report.mixer
+
+
+def test_the_random_state_of_the_caller_is_left_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    check_mixer("softmax_attention", only=[1, 8])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_it_works_under_no_grad() -> None:
+    with torch.no_grad():
+        assert check_mixer("softmax_attention", only=[2, 6]).passed
+
+
+@pytest.mark.parametrize("only", [[0], [12], [1, 99], []])
+def test_unknown_numbers_are_refused(only: list[int]) -> None:
+    with pytest.raises(ValueError, match="from 1 to 11"):
+        check_mixer("softmax_attention", only=only)
+
+
+def test_mistakes_are_errors_before_any_check() -> None:
+    with pytest.raises(UnknownMixerError, match="softmax_attention"):
+        check_mixer("softmax_atention")
+    with pytest.raises(ValueError, match="no option 'head'"):
+        check_mixer("softmax_attention", options={"head": 2})
+    with pytest.raises(TypeError, match="got Linear"):
+        check_mixer(lambda d_model: torch.nn.Linear(d_model, d_model))
+    assert check_mixer(lambda d_model: create_mixer("softmax_attention", d_model, heads=2), only=[1]).passed
