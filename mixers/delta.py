@@ -36,7 +36,7 @@ class GatedDeltaNet(Mixer):
         name="gated_deltanet",
         family="delta",
         summary="Linear recurrent memory that decays by a gate and replaces values by the delta rule",
-        paper="Gated Delta Networks: Improving Mamba2 with Delta Rule",
+        paper="Yang et al., Gated Delta Networks: Improving Mamba2 with Delta Rule",
         arxiv="2412.06464",
         year=2024,
         state_growth="constant",

@@ -39,7 +39,7 @@ class TTTLinear(Mixer):
         name="ttt_linear",
         family="ttt",
         summary="A linear model per head as the state, trained on each mini-batch of tokens by a gradient step",
-        paper="Learning to (Learn at Test Time): RNNs with Expressive Hidden States",
+        paper="Sun et al., Learning to (Learn at Test Time): RNNs with Expressive Hidden States",
         arxiv="2407.04620",
         year=2024,
         state_growth="constant",

@@ -60,11 +60,17 @@ def _part(
     z = q @ state.W1 + state.b1 - scale[first:last] * (earlier + (q @ k.mT + 1).tril() @ gradient)
 
     W, b = state.W1, state.b1
-    grad_W, grad_b = state.grad_W1 + k.mT @ gradient, state.grad_b1 + gradient.sum(2, keepdim=True)
+    grad_W, grad_b = state.grad_W1 + _outer(k, gradient), state.grad_b1 + gradient.sum(2, keepdim=True)
     if last == len(scale):
         W, b = W - scale[-1] * grad_W, b - scale[-1] * grad_b
         grad_W, grad_b = torch.zeros_like(grad_W), torch.zeros_like(grad_b)
     return z, TTTLinearState(W, b, grad_W, grad_b, state.position + q.shape[2])
+
+
+def _outer(k: Tensor, gradient: Tensor) -> Tensor:
+    """Sum over the tokens of `k_j^T grad_j`, `[batch, heads, d_head, d_head]`."""
+    # Inductor (torch 2.13, CPU) leaves the product unwritten where a dynamic length happens to be 1.
+    return k.mT * gradient if k.shape[2] == 1 else k.mT @ gradient
 
 
 def _complete(
