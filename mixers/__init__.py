@@ -14,9 +14,10 @@ from .registry import (
     plugin_errors,
     register_mixer,
 )
-from .state import GrowableBuffer, MixerState, shared_field
+from .state import SHARED, GrowableBuffer, MixerState
 
 __all__ = [
+    "SHARED",
     "CheckReport",
     "CheckResult",
     "ContractError",
@@ -33,6 +34,5 @@ __all__ = [
     "mixer_options",
     "plugin_errors",
     "register_mixer",
-    "shared_field",
     "small_options",
 ]

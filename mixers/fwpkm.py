@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .interface import Mixer, MixerCard
-from .ops.fwpkm import FwpkmState, finish, fwpkm
+from .ops.fwpkm import FwpkmOptions, FwpkmState, finish, fwpkm
 from .ops.fwpkm.problem import Boundary, KeyObjective, Scope, Score
 from .registry import register_mixer
 
@@ -32,8 +32,8 @@ class FwPKM(Mixer):
     card = MixerCard(
         name="fwpkm",
         family="fast-weight memory",
-        summary="sparse product-key memory, rewritten once a chunk by a gradient step",
-        paper="Fast-weight Product Key Memory (Zhao & Jones)",
+        summary="Sparse product-key memory, rewritten once a chunk by a gradient step",
+        paper="Zhao & Jones, Fast-weight Product Key Memory",
         arxiv="2601.00671",
         year=2026,
         state_growth="bounded",
@@ -76,6 +76,7 @@ class FwPKM(Mixer):
         }
         sizes = {"heads": heads, "d_k": d_k, "d_v": d_v, "n_subkeys": n_subkeys}
         super().__init__(d_model, **sizes, **self.settings, initial_memory=initial_memory, backend=backend)
+        FwpkmOptions(**self.settings)  # refuses what does not fit now, not at the first call
         if d_k % 2 or d_v < 2 or min(sizes.values()) < 1:  # one feature has no standard deviation
             raise ValueError(f"fwpkm needs an even d_k, d_v of at least 2 and other sizes of at least 1, got {sizes}")
         if top_k > n_subkeys:

@@ -20,9 +20,8 @@ from torch import Tensor
 _METADATA_KEY = "mixerzoo_state"
 
 
-def shared_field() -> Any:
-    """A dataclass field whose tensors belong to the whole batch: `select` leaves them alone."""
-    return dataclasses.field(metadata={"shared": True})
+SHARED = {"shared": True}
+"""Metadata of a dataclass field whose tensors belong to the whole batch, so that `select` leaves them alone."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

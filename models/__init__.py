@@ -2,7 +2,7 @@
 
 from .backbone import ModelState
 from .config import ModelConfig
-from .counting import count_flops, count_parameters
+from .counting import count_flops, count_parameters, resolve_d_ff
 from .language_model import LanguageModel
 from .layout import Layout, LayoutError, parse_layout
 from .presets import PAPER_LAYOUTS, PRESETS, preset_config
@@ -19,4 +19,5 @@ __all__ = [
     "count_parameters",
     "parse_layout",
     "preset_config",
+    "resolve_d_ff",
 ]

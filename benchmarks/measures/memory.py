@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from typing_extensions import Self
 
-from ...models import LanguageModel, ModelConfig, count_flops, count_parameters
+from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
 from ..training import Precision, Progress
 from .base import Measure, Size, single, split_grid
 from .meter import measure_memory
@@ -71,6 +71,7 @@ class Memory(Measure):
             "activation_bytes_per_token": activation_bytes / (self.batch * length),
             "method": reading.method,
             "parameters": count_parameters(config)["total"],
+            "d_ff": resolve_d_ff(config),
             "flops": flops,
         }
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from ...models import LanguageModel, ModelConfig, count_flops, count_parameters
+from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
 from ..errors import NotFiniteError
 from ..tasks import IGNORE, Batch, NeedleTask, RecallTask
 from ..training import Progress, TrainingSettings, autocast, scored_logits, train_or_load
@@ -85,6 +85,7 @@ class Recall(Measure):
             "rows": rows,
             "training": training,
             "parameters": count_parameters(config)["total"],
+            "d_ff": resolve_d_ff(config),
             "flops_per_token": round(flops / self.training.length),
             "state_bytes": state_bytes,
             "text": self.task.describe_text(),

@@ -91,7 +91,7 @@ def test_recall_reports_everything(tmp_path):
     said = []
     with record_backends() as backends:
         metrics = recall.run(CONFIG, seed=3, device=CPU, folder=tmp_path, progress=lambda *args: said.append(args))
-    assert set(metrics) == {"rows", "training", "parameters", "flops_per_token", "state_bytes", "text"}
+    assert set(metrics) == {"rows", "training", "parameters", "d_ff", "flops_per_token", "state_bytes", "text"}
     assert metrics == json.loads(json.dumps(metrics))
     for length in (64, 256):
         rows = [row for row in metrics["rows"] if row["length"] == length]

@@ -1,15 +1,15 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
-from mixerzoo.mixers import GrowableBuffer, MixerState, shared_field
+from mixerzoo.mixers import SHARED, GrowableBuffer, MixerState
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @dataclass(frozen=True, eq=False)
 class InnerState(MixerState):
     cache: GrowableBuffer
-    table: torch.Tensor = shared_field()  # noqa: RUF009
+    table: torch.Tensor = field(metadata=SHARED)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ...state import GrowableBuffer, MixerState, shared_field
+from ...state import SHARED, GrowableBuffer, MixerState
 
 Score = Literal["idw", "dot"]
 KeyObjective = Literal["address", "memory", "both", "none"]
@@ -188,9 +188,9 @@ class FwpkmState(MixerState):
     """
 
     settings: str
-    keys: Tensor | None = shared_field()  # these three are not simply batch-first: see pick
-    slots: Tensor = shared_field()
-    rows: Tensor = shared_field()
+    keys: Tensor | None = field(metadata=SHARED)  # these three are not simply batch-first: see pick
+    slots: Tensor = field(metadata=SHARED)
+    rows: Tensor = field(metadata=SHARED)
     queries: GrowableBuffer
     targets: GrowableBuffer
     gates: GrowableBuffer
