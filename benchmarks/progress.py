@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from .case import Case
 from .runner import Reporter
@@ -32,6 +35,29 @@ def finished_line(case: Case, result: ResultLine) -> str:
     return f"{status_text(result.status)} {escape(case.title)} ({result.seconds:.1f} s){error}"
 
 
+class TimeLeft:
+    """How long the rest of a run may take: cases of one measure are alike, those of different ones are not."""
+
+    def __init__(self, pending: Sequence[Case]) -> None:
+        self._pending = {case.id: case for case in pending}
+        self._seconds: dict[str, list[float]] = {}
+        self._begun = time.monotonic()
+
+    def finished(self, case: Case, result: ResultLine) -> None:
+        del self._pending[case.id]
+        self._seconds.setdefault(case.measure, []).append(result.seconds)
+
+    def __str__(self) -> str:
+        """`, about 3 min left`; empty if less than a minute, `at least` if some measure has no finished case yet."""
+        ran = sum(sum(seconds) for seconds in self._seconds.values())
+        side_by_side = max(1.0, ran / max(1e-9, time.monotonic() - self._begun))
+        known = [case for case in self._pending.values() if case.measure in self._seconds]
+        means = {measure: statistics.fmean(seconds) for measure, seconds in self._seconds.items()}
+        left = sum(means[case.measure] / (1.0 if case.exclusive else side_by_side) for case in known)
+        about = "about" if len(known) == len(self._pending) else "at least"
+        return f", {about} {left / 60:.0f} min left" if left >= 60 else ""
+
+
 class LineReporter:
     """A line when a case starts and when it ends, and in between one a minute."""
 
@@ -39,12 +65,13 @@ class LineReporter:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._begun = time.monotonic()
         self._spoke: dict[str, float] = {}
-        self._total = self._done = self._ran = 0
+        self._total = self._done = 0
+        self._left = TimeLeft([])
 
-    def begin(self, cases: int, done: int) -> None:
-        self._total, self._done, self._begun = cases, done, time.monotonic()
+    def begin(self, pending: Sequence[Case], done: int) -> None:
+        cases = len(pending) + done
+        self._total, self._done, self._left = cases, done, TimeLeft(pending)
         already = f", {done} done already" if done else ""
         self._print(f"{cases} cases{already}")
 
@@ -60,16 +87,21 @@ class LineReporter:
 
     def finished(self, case: Case, result: ResultLine) -> None:
         self._done += 1
-        self._ran += 1
-        left = (time.monotonic() - self._begun) / self._ran * (self._total - self._done)
-        remaining = f", about {left / 60:.0f} min left" if left >= 60 else ""
-        self._print(f"[{self._done}/{self._total}{remaining}] ".replace("[", r"\[", 1) + finished_line(case, result))
+        self._left.finished(case, result)
+        self._print(f"[{self._done}/{self._total}{self._left}] ".replace("[", r"\[", 1) + finished_line(case, result))
 
     def end(self) -> None:
         self._spoke.clear()
 
     def _print(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False)
+
+
+class _CaseTimeLeft(TimeRemainingColumn):
+    """Time left of a case. The bar over all of them has it in its message: its cases are not alike."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.fields.get("all_cases") else super().render(task)
 
 
 class BarReporter:
@@ -81,21 +113,25 @@ class BarReporter:
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            _CaseTimeLeft(),
             TextColumn("{task.fields[message]}"),
             console=console,
             refresh_per_second=2,  # drawing takes time from what is measured
             speed_estimate_period=600,
         )
+        self._left = TimeLeft([])
         self._fractions: dict[str, float] = {}
         self._bars: dict[str, TaskID] = {}
         self._done = 0
         self._all: TaskID | None = None
 
-    def begin(self, cases: int, done: int) -> None:
-        self._done = done
+    def begin(self, pending: Sequence[Case], done: int) -> None:
+        self._done, self._left = done, TimeLeft(pending)
         self._progress.start()
-        self._all = self._progress.add_task("[bold]all cases", total=cases, completed=done, message=f"{done}/{cases}")
+        cases = len(pending) + done
+        self._all = self._progress.add_task(
+            "[bold]all cases", total=cases, completed=done, message=f"{done}/{cases}", all_cases=True
+        )
 
     def started(self, case: Case) -> None:
         self._fractions[case.id] = 0.0
@@ -108,6 +144,7 @@ class BarReporter:
 
     def finished(self, case: Case, result: ResultLine) -> None:
         self._done += 1
+        self._left.finished(case, result)
         del self._fractions[case.id]
         self._progress.remove_task(self._bars.pop(case.id))
         self._progress.console.print(finished_line(case, result), highlight=False)
@@ -120,4 +157,4 @@ class BarReporter:
         assert self._all is not None, "begin comes first"
         total = self._progress.tasks[0].total or 0
         completed = self._done + sum(self._fractions.values())
-        self._progress.update(self._all, completed=completed, message=f"{self._done}/{total:.0f}")
+        self._progress.update(self._all, completed=completed, message=f"{self._done}/{total:.0f}{self._left}")

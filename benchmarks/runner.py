@@ -35,7 +35,7 @@ _STDERR_BYTES = 4000
 class Reporter(Protocol):
     """Who is told how a run goes."""
 
-    def begin(self, cases: int, done: int) -> None: ...
+    def begin(self, pending: Sequence[Case], done: int) -> None: ...
     def started(self, case: Case) -> None: ...
     def progress(self, case: Case, fraction: float, message: str) -> None: ...
     def finished(self, case: Case, result: ResultLine) -> None: ...
@@ -82,7 +82,7 @@ def execute(
         pending = missing(cases, run, retry_failed)
         if pending:
             _write_environment(run, device, jobs)
-        reporter.begin(len(cases), len(cases) - len(pending))
+        reporter.begin(pending, len(cases) - len(pending))
         try:
             pool = _Pool(run, store, limits, reporter, run_case, preloaded)
             threads = max(1, usable_cores() // jobs)

@@ -101,13 +101,24 @@ def _recall(run: RunData) -> Iterator[Finding]:
             sentence += (
                 f", clear of {others[0]} ({shown[others[0]]}), the next." if others else "; nothing to compare with."
             )
-        low = [r.layout for r in rows_of(pooled) if (r.total and r.low <= r.chance <= r.high) or r.high < r.chance]
+        low = _at_chance(rows[rows["length"] == length])
         if low:
             chance = formats.percent(float(pooled["chance"].mean()))
             sentence += f" Not above chance ({chance}): {formats.listing(low)}."
+        untaught = _at_chance(rows[rows["length"].isin(trained)]) if len(trained) == 1 else []
+        if untaught:
+            sentence += (
+                f" At the training length already not above chance: {formats.listing(untaught)}; this training taught "
+                "them nothing, so their curves say nothing about length."
+            )
         sentence += f" {seeds_statement(rows['seed'])}{_failed(run, 'recall')}"
         topic = f"Recall at {formats.whole(length)} tokens{factor}{_of(variant)}"
         yield Finding(topic, None if rivals else best, shown[best], sentence)
+
+
+def _at_chance(rows: pd.DataFrame) -> list[str]:
+    """The layouts whose recall over `rows`, all seeds together, is not above chance."""
+    return [r.layout for r in rows_of(pool_recall(rows, ["layout"])) if r.total and r.low <= r.chance]
 
 
 def _speed(run: RunData) -> Iterator[Finding]:

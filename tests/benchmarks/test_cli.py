@@ -12,7 +12,7 @@ import time
 import pytest
 from mixerzoo.benchmarks import cli
 from mixerzoo.benchmarks.case import Case
-from mixerzoo.benchmarks.progress import BarReporter, reporter_for
+from mixerzoo.benchmarks.progress import BarReporter, TimeLeft, reporter_for
 from mixerzoo.benchmarks.runs import ResultLine, Run
 from mixerzoo.benchmarks.summary import failure_table, summary_tables
 from mixerzoo.mixers import list_mixers, registry
@@ -205,10 +205,11 @@ def result(measure, metrics, layout="lin", seed=0, status="ok", **parameters) ->
 def test_progress_is_bars_on_a_terminal_and_lines_elsewhere():
     case = Case("lin[0]", "line", {}, "recall", {"lengths": [64]}, 0, "cpu", False)
     other = Case("soft", "line", {}, "recall", {"lengths": [64]}, 1, "cpu", False)
+    third = Case("soft", "line", {}, "speed", {}, 0, "cpu", True)
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, color_system=None, width=150)
         reporter = reporter_for(console)
-        reporter.begin(4, 1)
+        reporter.begin([case, other, third], 1)
         reporter.started(case)
         reporter.started(other)
         reporter.progress(case, 0.5, "step 1 of 2 [x]")
@@ -222,6 +223,20 @@ def test_progress_is_bars_on_a_terminal_and_lines_elsewhere():
         text = console.file.getvalue()
         assert "invalid lin[0] recall 64 seed 0 (1.0 s): ValueError: [bold]no[/]" in text
         assert ("all cases" in text) == terminal and ("[2/4" in text) != terminal
+
+
+def test_time_left_counts_each_measure_by_its_own():
+    cases = [Case("l", "line", {}, "recall", {}, seed, "cpu", False) for seed in range(3)]
+    quick = [Case("l", "line", {}, "speed", {}, seed, "cpu", True) for seed in range(100)]
+    left = TimeLeft([*cases, *quick])
+    left._begun -= 200.0
+    left.finished(cases[0], result("recall", None).model_copy(update={"seconds": 200.0}))
+    assert str(left) == ", at least 7 min left"  # two more, and nothing is known of speed
+    left.finished(quick[0], result("speed", None))
+    assert str(left) == ", about 8 min left"
+    for case in cases[1:]:
+        left.finished(case, result("recall", None))
+    assert str(left) == ", about 2 min left"
 
 
 def test_summary_tables_put_layouts_by_sizes():

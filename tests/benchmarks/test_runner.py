@@ -55,8 +55,8 @@ class Silent:
     def __init__(self):
         self.told = Counter()
 
-    def begin(self, cases, done):
-        self.told.update(begin=cases, done=done)
+    def begin(self, pending, done):
+        self.told.update(begin=len(pending) + done, done=done)
 
     def started(self, case):
         self.told["started"] += 1
