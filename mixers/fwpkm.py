@@ -121,6 +121,10 @@ class FwPKM(Mixer):
         self.check_state(state)
         return finish(state, self.keys, self.values, backend=self.backend, **self.settings)
 
+    def restart(self, state: FwpkmState) -> FwpkmState:
+        """See `Mixer.restart`: the memory stays, with the unfinished chunk written into it."""
+        return self.finish(state)
+
     def max_state_nbytes(self, batch: int, dtype: torch.dtype = torch.float32) -> int:
         memories = batch if self.settings["scope"] == "sequence" else 1
         weight_bytes = torch.promote_types(self.values.dtype, torch.float32).itemsize

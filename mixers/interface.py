@@ -84,6 +84,15 @@ class Mixer(nn.Module):
         options = {"d_model": self.d_model, **self.options}
         return f"{self.card.name}({', '.join(f'{k}={v!r}' for k, v in sorted(options.items()) if k != 'backend')})"
 
+    def restart(self, state: Any) -> MixerState | None:
+        """The state to read a text again with: what was memorised stays, what belongs to places in the text goes.
+
+        None, as here: nothing outlives the text, start fresh. A mixer whose memory does returns a state at position 0.
+        Raises `ValueError` for a state of another mixer.
+        """
+        self.check_state(state)
+        return None
+
     def max_state_nbytes(self, batch: int, dtype: torch.dtype = torch.float32) -> int | None:
         """The most bytes a state of `batch` sequences can hold, for mixers whose card says `bounded`; else None."""
         return None

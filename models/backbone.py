@@ -7,10 +7,11 @@ model's seed and the module's name. What a mixer draws changes nothing elsewhere
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,15 @@ class Block(nn.Module):
         else:
             y = self.feed_forward(y)
         return x + y.to(x.dtype), (memory_state, mixer_state, feed_forward_state)
+
+    def restart(self, state: BlockState) -> BlockState:
+        """The states to read a text again with, see `Mixer.restart`; None where nothing stays."""
+        modules = (self.memory, self.mixer, self.feed_forward)
+        memory, mixer, feed_forward = (
+            module.restart(part) if isinstance(module, Mixer) and part is not None else None
+            for module, part in zip(modules, state, strict=True)
+        )
+        return memory, mixer, feed_forward
 
 
 class Backbone(nn.Module):
@@ -167,6 +177,18 @@ class Backbone(nn.Module):
 
     def check_input(self, tokens: Tensor, state: ModelState | None) -> None:
         """Raise `ValueError`, naming what was given and what was expected, before any work is done."""
+    def restart(self, state: ModelState) -> ModelState:
+        """The state to read a text again with (iterative reading): memories stay, the rest starts at position 0 again.
+
+        Attention and recurrent states are dropped; a memory that outlives its text keeps what it was told, its
+        unfinished chunk included, and every sequence keeps its own. See `Mixer.restart`.
+        Raises `ValueError` for a state of another model.
+        """
+        self.check_state(state)
+        blocks = (cast(Block, block) for block in self.layers)
+        layers = tuple(block.restart(part) for block, part in zip(blocks, state.layers, strict=True))
+        return dataclasses.replace(state, position=0, layers=layers)
+
         if tokens.ndim != 2 or 0 in tokens.shape:
             raise ValueError(f"a model expects tokens of shape [batch >= 1, time >= 1], got {list(tokens.shape)}")
         if tokens.dtype != torch.int64:
@@ -177,10 +199,7 @@ class Backbone(nn.Module):
                 raise ValueError(f"token ids must be in 0..{self.config.vocab_size - 1}, got {low}..{high}")
         if state is None:
             return
-        if not isinstance(state, ModelState):
-            raise ValueError(f"a model expects a ModelState or None as state, got {type(state).__name__}")
-        if state.signature != self.signature:
-            raise ValueError(f"the state was made by {state.signature}; it cannot be continued by {self.signature}")
+        self.check_state(state)
         if state.batch != tokens.shape[0]:
             raise ValueError(
                 f"the state holds {state.batch} sequences but tokens has {tokens.shape[0]}; "
@@ -191,6 +210,13 @@ class Backbone(nn.Module):
 
 
 @contextlib.contextmanager
+    def check_state(self, state: ModelState) -> None:
+        """Raise `ValueError` unless a model of this signature made the state."""
+        if not isinstance(state, ModelState):
+            raise ValueError(f"a model expects a ModelState or None as state, got {type(state).__name__}")
+        if state.signature != self.signature:
+            raise ValueError(f"the state was made by {state.signature}; it cannot be continued by {self.signature}")
+
 def _random_stream(seed: int, name: str) -> Iterator[None]:
     """Seed the CPU's generator from `seed` and `name`; afterwards it is as it was."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
