@@ -66,13 +66,12 @@ def _memory(result: ResultLine) -> Iterator[Entry]:
 
 
 def _recall(result: ResultLine) -> Iterator[Entry]:
-    title = "recall: % right by length, needles of the last {} tokens apart"
-    for length in sorted({row["length"] for row in (result.metrics or {})["rows"]}):
-        rows = [r for r in (result.metrics or {})["rows"] if r["length"] == length and not r["recent"]]
-        total = sum(row["total"] for row in rows)
-        if total:
-            percent = 100 * sum(row["correct"] for row in rows) / total
-            yield title.format(result.parameters["recent"]), length, percent
+    rows = [row for row in (result.metrics or {})["rows"] if not row["recent"]]
+    for passes, length in sorted({(row["passes"], row["length"]) for row in rows}):
+        own = [row for row in rows if (row["passes"], row["length"]) == (passes, length)]
+        again = f", context read {passes} times" if passes > 1 else ""
+        title = f"recall{again}: % right by length, needles of the last {result.parameters['recent']} tokens apart"
+        yield title, length, 100 * sum(row["correct"] for row in own) / sum(row["total"] for row in own)
 
 
 def _perplexity(result: ResultLine) -> Iterator[Entry]:

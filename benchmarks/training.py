@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models import LanguageModel, ModelConfig
+from ..models import LanguageModel, ModelConfig, ModelState
 from .errors import NotFiniteError
 from .tasks import IGNORE, Batch, Task
 
@@ -78,12 +78,12 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def scored_logits(model: LanguageModel, tokens: Tensor, scored: Tensor) -> Tensor:
+def scored_logits(model: LanguageModel, tokens: Tensor, scored: Tensor, state: ModelState | None = None) -> Tensor:
     """float32 logits `[n, vocab_size]` after the positions of `tokens` that the mask `scored [batch, time]` picks.
 
-    The output layer runs at those positions only.
+    The output layer runs at those positions only. state: what the model read before; None starts fresh.
     """
-    features, _ = model.features(tokens)
+    features, _ = model.features(tokens, state)
     return model.head(features[scored]).float()
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
+from ...models import LanguageModel, ModelConfig, ModelState, count_flops, count_parameters, resolve_d_ff
 from ..errors import NotFiniteError
 from ..tasks import IGNORE, Batch, NeedleTask, RecallTask
 from ..training import Progress, TrainingSettings, autocast, scored_logits, train_or_load
@@ -25,7 +25,8 @@ class Recall(Measure):
     task; training: what to train on and how. lengths: tokens of the evaluated sequences. examples: sequences at each
     length. eval_batch: sequences read at once. recent: an answer fewer than this many tokens back from its question is
     counted apart, since a memory that works in chunks has not written it yet. passes: how often the context is read
-    before the questions; only 1 so far.
+    before the questions; each number of times is counted apart. Between two readings memories are kept and all else is
+    dropped (`LanguageModel.restart`), so only models with such a memory gain by a second one.
 
     An answer is right if the likeliest token of the whole vocabulary is the one asked for.
     """
@@ -37,19 +38,24 @@ class Recall(Measure):
     examples: int = Field(default=64, ge=1)
     eval_batch: int = Field(default=8, ge=1)
     recent: int = Field(default=64, ge=0)
-    passes: tuple[int, ...] = (1,)
+    passes: tuple[Size, ...] = Field(default=(1,), min_length=1)
 
     @field_validator("passes")
     @classmethod
     def _check_passes(cls, passes: tuple[int, ...]) -> tuple[int, ...]:
-        if passes != (1,):
-            raise ValueError(f"passes must be [1], got {list(passes)}: reading a context again is not available")
+        if list(passes) != sorted(set(passes)):
+            raise ValueError(f"passes must be distinct and rising, such as [1, 2, 4], got {list(passes)}")
         return passes
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Recall:
         for length in (self.training.length, *self.lengths):
             self.task.check_length(length)
+        if self.passes != (1,) and self.task.context_length(self.lengths[0]) is None:
+            raise ValueError(
+                f"passes must be [1] for {self.task.task}, got {list(self.passes)}: its questions stand among its "
+                "context, which therefore cannot be read again without them; take the task needle"
+            )
         return self
 
     def run(
@@ -63,7 +69,8 @@ class Recall(Measure):
         """
         check_vocabulary(config, self.task)
         # a training step costs about three times the reading
-        weights = [3.0 * self.training.tokens, *(float(self.examples * length) for length in self.lengths)]
+        reading = self.examples * (len(self.passes) + self.passes[-1] - 1)
+        weights = [3.0 * self.training.tokens, *(float(reading * length) for length in self.lengths)]
         ends = [sum(weights[: i + 1]) / sum(weights) for i in range(len(weights))]
         model, training = train_or_load(
             config,
@@ -95,32 +102,46 @@ class Recall(Measure):
     def _rows(
         self, model: LanguageModel, length: int, seed: int, device: torch.device, progress: Progress
     ) -> list[dict[str, Any]]:
-        total: Counter[tuple[float, bool]] = Counter()
-        correct: Counter[tuple[float, bool]] = Counter()
+        total: Counter[tuple[int, float, bool]] = Counter()
+        correct: Counter[tuple[int, float, bool]] = Counter()
         done = 0
         for batch in self.task.eval_batches(length, self.examples, seed, self.eval_batch):
             with autocast(device, self.training.precision):
-                hits = answers_right(model, batch, device)
+                hits = self._hits(model, batch, device)
             scored = batch.targets != IGNORE
             depths, distances = batch.depths[scored].tolist(), batch.distances[scored].tolist()
-            for depth, distance, hit in zip(depths, distances, hits.tolist(), strict=True):
-                bucket = max(edge for edge in DEPTH_EDGES if edge <= depth), distance < self.recent
-                total[bucket] += 1
-                correct[bucket] += hit
+            for passes, right in hits.items():
+                for depth, distance, hit in zip(depths, distances, right.tolist(), strict=True):
+                    bucket = passes, max(edge for edge in DEPTH_EDGES if edge <= depth), distance < self.recent
+                    total[bucket] += 1
+                    correct[bucket] += hit
             done += len(batch.tokens)
             progress(done / self.examples, f"evaluating {length} tokens: {sum(correct.values())}/{sum(total.values())}")
         return [
             {
                 "length": length,
                 "depth": depth,
-                "passes": 1,
-                "correct": correct[depth, recent],
-                "total": total[depth, recent],
+                "passes": passes,
+                "correct": correct[passes, depth, recent],
+                "total": total[passes, depth, recent],
                 "chance": self.task.chance,
                 "recent": recent,
             }
-            for depth, recent in sorted(total)
+            for passes, depth, recent in sorted(total)
         ]
+
+    def _hits(self, model: LanguageModel, batch: Batch, device: torch.device) -> dict[int, torch.Tensor]:
+        """By number of passes, which answers are right; see `answers_right`."""
+        context = self.task.context_length(batch.tokens.shape[1])
+        state, hits = None, {}
+        for reading in range(1, self.passes[-1] + 1):
+            if reading in self.passes:
+                hits[reading] = answers_right(model, batch, device, state)
+            if reading < self.passes[-1]:
+                _, read = model.features(batch.tokens[:, :context].to(device), state, return_state=True)
+                assert read is not None
+                state = model.restart(read)
+        return hits
 
     @torch.no_grad()
     def _state_bytes(self, model: LanguageModel, length: int, seed: int, device: torch.device) -> int:
@@ -131,13 +152,17 @@ class Recall(Measure):
         return state.nbytes
 
 
-def answers_right(model: LanguageModel, batch: Batch, device: torch.device) -> torch.Tensor:
+def answers_right(
+    model: LanguageModel, batch: Batch, device: torch.device, state: ModelState | None = None
+) -> torch.Tensor:
     """For each scored position of `batch`, in row-major order, whether the likeliest token is the target; bool `[n]`.
+
+    state: what earlier readings left; it stays as it is.
 
     Raises `NotFiniteError` if a logit is NaN or infinite.
     """
     scored = batch.targets != IGNORE
-    logits = scored_logits(model, batch.tokens.to(device), scored.to(device))
+    logits = scored_logits(model, batch.tokens.to(device), scored.to(device), state)
     if not logits.isfinite().all():
         raise NotFiniteError(f"logits are not finite after reading {batch.tokens.shape[1]} tokens")
     return logits.argmax(-1).cpu() == batch.targets[scored]

@@ -72,6 +72,13 @@ class Task(BaseModel):
         """Tokens of the shortest sequence that holds the task."""
         raise NotImplementedError
 
+    def context_length(self, length: int) -> int | None:
+        """How many tokens of a sequence of `length` come before all questions, and could be read by themselves.
+
+        None if questions stand among them.
+        """
+        return None
+
     def check_length(self, length: int) -> None:
         """Raise `ValueError` if a sequence of `length` tokens is too short for the task."""
         if length < self.min_length:

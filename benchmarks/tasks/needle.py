@@ -70,9 +70,12 @@ class NeedleTask(Task):
     def min_length(self) -> int:
         return 2 * self.n_needles + 2 + 2 * self.n_asked
 
+    def context_length(self, length: int) -> int:
+        return length - 1 - 2 * self.n_asked
+
     def sample(self, rng: np.random.Generator, split: Split, batch: int, length: int) -> Batch:
         self.check_length(length)
-        context = length - 1 - 2 * self.n_asked
+        context = self.context_length(length)
         n_text = context - 2 * self.n_needles
         rows = np.arange(batch)[:, None]
         keys = self.first_key + rng.permuted(np.tile(np.arange(self.n_keys), (batch, 1)), axis=1)[:, : self.n_needles]

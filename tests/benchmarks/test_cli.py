@@ -240,20 +240,21 @@ def test_time_left_counts_each_measure_by_its_own():
 
 
 def test_summary_tables_put_layouts_by_sizes():
-    def row(length, correct, recent):
-        return {"length": length, "depth": 0.0, "correct": correct, "total": 4, "recent": recent}
+    def row(length, correct, recent, passes=1):
+        return {"length": length, "depth": 0.0, "passes": passes, "correct": correct, "total": 4, "recent": recent}
 
     results = [
         result("speed", {"tokens_per_second": {"median": 1234.5}}, modes=["train"], lengths=[64]),
-        result("recall", {"rows": [row(64, 4, False), row(64, 0, True)]}, recent=16, seed=0),
+        result("recall", {"rows": [row(64, 4, False), row(64, 0, True), row(64, 3, False, 2)]}, recent=16, seed=0),
         result("recall", {"rows": [row(64, 2, False)]}, recent=16, seed=1),
         result("perplexity", {"rows": [{"start": 0, "end": 64, "tokens": 64, "nats": 0.0}]}),
         result("speed", None, layout="soft", status="invalid", modes=["train"], lengths=[64]),
     ]
     tables = summary_tables(results)
-    assert [title.split()[0] for title in tables] == ["speed,", "recall:", "perplexity"]
+    assert [title.split()[0] for title in tables] == ["speed,", "recall:", "recall,", "perplexity"]
+    assert list(tables)[2].startswith("recall, context read 2 times: % right")
     cells = [[list(column.cells) for column in table.columns] for table in tables.values()]
-    assert cells == [[["lin"], ["1,234"]], [["lin"], ["75.0"]], [["lin"], ["1.00"]]]
+    assert cells == [[["lin"], ["1,234"]], [["lin"], ["75.0"]], [["lin"], ["75.0"]], [["lin"], ["1.00"]]]
     failures = failure_table(results)
     assert failures is not None and list(failures.columns[5].cells) == [r"ValueError: \[bold]no\[/]"]
     assert failure_table(results[:1]) is None

@@ -1,5 +1,6 @@
 """Recall and perplexity: what they score, and the form of what they report."""
 
+import itertools
 import json
 import math
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from mixerzoo.benchmarks.measures import MEASURES, AnyMeasure, Perplexity, Recal
 from mixerzoo.benchmarks.tasks import MqarTask, NeedleTask, TextTask
 from mixerzoo.benchmarks.training import TrainingSettings
 from mixerzoo.mixers.ops.dispatch import record_backends
-from mixerzoo.models import ModelConfig
+from mixerzoo.models import LanguageModel, ModelConfig
 from pydantic import TypeAdapter
 from torch import nn
 from torch.nn import functional as F
@@ -79,6 +80,41 @@ def test_a_model_that_knows_nothing_is_at_chance():
     assert share == pytest.approx(task.chance, abs=0.1)  # 512 answers
 
 
+class SlowLearner(Lookup):
+    """Knows what followed each token in what it has read at least `readings` times, and nothing before."""
+
+    def __init__(self, vocab_size, readings):
+        super().__init__(vocab_size)
+        self.readings = readings
+        self.read = []
+
+    def features(self, tokens, state=None, return_state=False):
+        self.read.append(tokens.shape[1])
+        known = state.known if state is not None and state.times >= self.readings else [{} for _ in tokens]
+        answers = torch.tensor([[seen.get(t, 0) for t in ids] for seen, ids in zip(known, tokens.tolist())])
+        known = [dict(itertools.pairwise(ids)) for ids in tokens.tolist()]
+        state = SimpleNamespace(known=known, times=state.times if state is not None else 0)
+        return F.one_hot(answers, self.config.vocab_size).float(), state
+
+    def restart(self, state):
+        return SimpleNamespace(known=state.known, times=state.times + 1)
+
+
+@pytest.mark.parametrize("readings, learned", [(1, {1: False, 2: True, 4: True}), (3, {1: False, 2: False, 4: True})])
+def test_a_model_that_learns_by_reading_again_is_found_out(readings, learned):
+    task = NeedleTask()
+    model = SlowLearner(task.vocab_size, readings)
+    recall = Recall(task=task, training=BRIEF, examples=6, eval_batch=3, passes=(1, 2, 4))
+    rows = rows_of(recall, model, 256)
+    assert {row["passes"] for row in rows} == {1, 2, 4}
+    for row in rows:
+        assert row["correct"] == (row["total"] if learned[row["passes"]] else 0)
+    for passes in (1, 2, 4):
+        assert sum(row["total"] for row in rows if row["passes"] == passes) == 6 * 8
+    # twice, for two batches: the context is 256 tokens less the ask marker, 8 keys and 8 values
+    assert model.read == 2 * [256, 239, 256, 239, 239, 256]
+
+
 def test_logits_that_are_not_finite_are_no_answer():
     model = Lookup(NeedleTask().vocab_size)
     model.head = lambda features: features * torch.nan
@@ -107,6 +143,24 @@ def test_recall_reports_everything(tmp_path):
     assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(1.0)
     again = recall.run(CONFIG, seed=3, device=CPU, folder=tmp_path, progress=lambda *_: None)
     assert again == metrics  # from the checkpoint, seconds of the training included
+
+
+def test_a_memory_is_read_again_and_a_window_gains_nothing_by_it(tmp_path):
+    recall = Recall(training=BRIEF, lengths=(64,), examples=4, passes=(1, 3))
+    memory = "sliding_window_attention(heads=2, window=8) | fwpkm(n_subkeys=8, d_k=8, d_v=8, top_k=2, chunk_size=16)@0"
+    for name, layout in (("window", CONFIG.layout), ("memory", memory)):
+        config = ModelConfig(layout, d_model=16, n_layers=1)
+        metrics = recall.run(config, seed=0, device=CPU, folder=tmp_path / name, progress=lambda *_: None)
+        rows = {passes: [r for r in metrics["rows"] if r["passes"] == passes] for passes in (1, 3)}
+        assert [r["total"] for r in rows[1]] == [r["total"] for r in rows[3]]
+        if name == "window":
+            assert [r["correct"] for r in rows[1]] == [r["correct"] for r in rows[3]]
+        model = LanguageModel.load(tmp_path / name / "checkpoint").eval()
+        batch = next(recall.task.eval_batches(64, 4, 0, 4))
+        with torch.no_grad():
+            _, state = model.features(batch.tokens[:, :47], return_state=True)
+            first, again = model(batch.tokens)[0], model(batch.tokens, model.restart(state))[0]
+        assert torch.equal(first, again) == (name == "window")
 
 
 def test_perplexity_reports_every_position(tmp_path):
@@ -153,7 +207,12 @@ def test_a_vocabulary_that_is_too_small_is_refused_before_any_work(tmp_path):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"passes": (1, 2)}, r"passes must be \[1\]"),
+        ({"passes": (2, 1)}, r"passes must be distinct and rising, such as \[1, 2, 4\], got \[2, 1\]"),
+        ({"passes": (1, 1)}, "distinct and rising"),
+        ({"passes": ()}, "at least 1 item"),
+        ({"passes": (0,)}, "greater than or equal to 1"),
+        ({"passes": (1, 2), "task": {"task": "mqar"}}, r"passes must be \[1\] for mqar, got \[1, 2\]: its questions"),
+        ({"passes": (2,), "task": {"task": "mqar"}}, r"passes must be \[1\] for mqar"),
         ({"lengths": (32,)}, "needs length >= 34, got 32"),
         ({"training": {"length": 30}}, "needs length >= 34, got 30"),
         ({"task": {"task": "text"}}, "does not match any of the expected tags"),

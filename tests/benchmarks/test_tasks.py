@@ -46,6 +46,13 @@ def test_shapes_ids_and_questions(task):
     assert torch.equal(batch.tokens[rows, answers - 1], batch.tokens[asked])
 
 
+def test_the_context_ends_before_the_questions_or_cannot_be_told_from_them():
+    task = NeedleTask(n_needles=5, asked=2)
+    tokens, context = task.train_batch(0, 3, 96, seed=0).tokens, task.context_length(96)
+    assert (tokens[:, context] == task.ask_id).all() and (tokens[:, :context] != task.ask_id).all()
+    assert MqarTask().context_length(96) is None and TextTask().context_length(96) is None
+
+
 @pytest.mark.parametrize("task", RECALL_TASKS, ids=repr)
 def test_a_length_that_is_too_short_is_refused(task):
     shortest = task.min_length
