@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .inspection import recorder
 from .interface import Mixer, MixerCard
 from .ops.fwpkm import FwpkmOptions, FwpkmState, finish, fwpkm
 from .ops.fwpkm.problem import Boundary, KeyObjective, Scope, Score
@@ -112,6 +113,8 @@ class FwPKM(Mixer):
             return_state=return_state,
             backend=self.backend,
         )
+        if (look := recorder()) is not None:
+            look(self, x, state, gates, output)
         mixed = gates[..., None] * output.retrieved + (1 - gates[..., None]) * targets
         y = self.out(self.out_norm(mixed.to(x.dtype)))
         return y, output.state and replace(output.state, signature=self.signature)
