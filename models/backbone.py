@@ -175,8 +175,6 @@ class Backbone(nn.Module):
         x, state = self.features(tokens, state, return_state)
         return self.head(x), state
 
-    def check_input(self, tokens: Tensor, state: ModelState | None) -> None:
-        """Raise `ValueError`, naming what was given and what was expected, before any work is done."""
     def restart(self, state: ModelState) -> ModelState:
         """The state to read a text again with (iterative reading): memories stay, the rest starts at position 0 again.
 
@@ -189,6 +187,8 @@ class Backbone(nn.Module):
         layers = tuple(block.restart(part) for block, part in zip(blocks, state.layers, strict=True))
         return dataclasses.replace(state, position=0, layers=layers)
 
+    def check_input(self, tokens: Tensor, state: ModelState | None) -> None:
+        """Raise `ValueError`, naming what was given and what was expected, before any work is done."""
         if tokens.ndim != 2 or 0 in tokens.shape:
             raise ValueError(f"a model expects tokens of shape [batch >= 1, time >= 1], got {list(tokens.shape)}")
         if tokens.dtype != torch.int64:
@@ -208,8 +208,6 @@ class Backbone(nn.Module):
         if state.device is not None and state.device != tokens.device:
             raise ValueError(f"the state is on {state.device} but tokens on {tokens.device}; move it: state.to(device)")
 
-
-@contextlib.contextmanager
     def check_state(self, state: ModelState) -> None:
         """Raise `ValueError` unless a model of this signature made the state."""
         if not isinstance(state, ModelState):
@@ -217,6 +215,8 @@ class Backbone(nn.Module):
         if state.signature != self.signature:
             raise ValueError(f"the state was made by {state.signature}; it cannot be continued by {self.signature}")
 
+
+@contextlib.contextmanager
 def _random_stream(seed: int, name: str) -> Iterator[None]:
     """Seed the CPU's generator from `seed` and `name`; afterwards it is as it was."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
