@@ -118,8 +118,10 @@ def run_command(
     from .suite import load_suite
 
     cli_mixers.load_plugins()
-    loaded, kind, console = load_suite(suite), choose_device(device), Console()
-    cases, resolved, settings = select_cases(loaded.cases(kind), only), loaded.resolved(), loaded.settings
+    loaded, console = load_suite(suite), Console()
+    resolved, settings = loaded.resolved(), loaded.settings
+    kind = choose_device(device, settings.device)
+    cases = select_cases(loaded.cases(kind), only)
     run = Run(out or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}")
     if dry_run:
         check_folder(run, resolved, kind)

@@ -67,7 +67,7 @@ class MeasureSettings(BaseModel):
 
 
 class SuiteSettings(_Settings):
-    """What a suite's file says."""
+    """What a suite's file says. device: the only kind that it makes sense on, default any."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     description: str = ""
@@ -78,6 +78,7 @@ class SuiteSettings(_Settings):
     time_limit_seconds: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
     memory_limit_bytes: int | None = Field(default=None, gt=0)
     jobs: int | None = Field(default=None, ge=1)
+    device: Literal["cpu", "cuda"] | None = None
 
     @field_validator("seeds")
     @classmethod

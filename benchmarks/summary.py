@@ -79,6 +79,19 @@ def _perplexity(result: ResultLine) -> Iterator[Entry]:
         yield "perplexity per token by position", (row["start"], row["end"]), row["nats"]
 
 
+def _op_speed(result: ResultLine) -> Iterator[Entry]:
+    metrics = result.metrics or {}
+    for row in metrics["rows"]:
+        title = f"op speed, {row['mode']}, {row['backend']}"
+        yield f"{title}: ms (median) by length", row["tokens"], 1e3 * row["median"]
+        yield f"{title}: peak MB above table and tokens, by length", row["tokens"], row["peak_bytes"] / 1e6
+    for ratio in metrics["ratios"]:
+        if ratio["bar"] is not None:
+            length = f", {ratio['tokens']} tokens" if ratio["tokens"] else ""
+            what = f"{ratio['kind']}, {ratio['mode']}{length}, {ratio['backend']}"
+            yield f"bar {ratio['bar']:g} {'met' if ratio['met'] else 'NOT met'}: {what}", "value", ratio["value"]
+
+
 def _mode_and_length(result: ResultLine) -> tuple[str, int]:
     return result.parameters["modes"][0], result.parameters["lengths"][0]
 
@@ -101,4 +114,5 @@ _READERS: dict[str, tuple[Callable[[ResultLine], Iterator[Entry]], Format]] = {
     "memory": (_memory, _three_digits),
     "recall": (_recall, _percent),
     "perplexity": (_perplexity, _exponential),
+    "op_speed": (_op_speed, _three_digits),
 }

@@ -1,4 +1,4 @@
-"""What is measured of a model."""
+"""What is measured of a model, or of an op."""
 
 from typing import Annotated
 
@@ -6,16 +6,18 @@ from pydantic import Field
 
 from .base import Measure
 from .memory import Memory
+from .op_speed import OpSpeed
 from .perplexity import Perplexity
 from .recall import Recall
 from .speed import Speed
 
-AnyMeasure = Annotated[Speed | Memory | Recall | Perplexity, Field(discriminator="measure")]
+AnyMeasure = Annotated[Speed | Memory | Recall | Perplexity | OpSpeed, Field(discriminator="measure")]
 MEASURES: dict[str, type[Measure]] = {
     "speed": Speed,
     "memory": Memory,
     "recall": Recall,
     "perplexity": Perplexity,
+    "op_speed": OpSpeed,
 }
 
-__all__ = ["MEASURES", "AnyMeasure", "Measure", "Memory", "Perplexity", "Recall", "Speed"]
+__all__ = ["MEASURES", "AnyMeasure", "Measure", "Memory", "OpSpeed", "Perplexity", "Recall", "Speed"]

@@ -48,7 +48,7 @@ def time_rounds(
     At least `rounds` rounds, and more (at most 100) while they fit in `budget_seconds`. CUDA work is timed by device
     events, CPU work by `time.perf_counter`.
     """
-    clock = _round_clock(device)
+    clock = round_clock(device)
 
     def run(calls: int) -> float:
         prepared = prepare() if prepare is not None else None
@@ -127,7 +127,7 @@ def _cpu_memory(work: Callable[[], object]) -> MemoryReading:
     return MemoryReading(int(allocated.max()), int(allocated[-1]), "torch.profiler CPU allocator events")
 
 
-def _round_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
+def round_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
     if device.type == "cuda":
         return lambda work: _cuda_seconds(work, device)
     if device.type == "cpu":

@@ -1,0 +1,211 @@
+"""Op speed: what is timed, the bytes that are counted, ratios and bars; nothing here asserts how fast anything is."""
+
+import json
+
+import pytest
+import torch
+from mixerzoo.benchmarks.device import choose_device
+from mixerzoo.benchmarks.measures import OpSpeed
+from mixerzoo.benchmarks.measures.bars import Bar, ratios
+from mixerzoo.benchmarks.measures.contest import Contender, peaks_in_turn, time_in_turn
+from mixerzoo.benchmarks.measures.op_work import FwpkmWork
+from mixerzoo.benchmarks.suite import load_suite, parse_suite
+from mixerzoo.models import ModelConfig
+
+CPU = torch.device("cpu")
+OPTIONS = {"n_subkeys": 8, "d_k": 8, "d_v": 6, "top_k": 2, "chunk_size": 16}
+CONFIG = ModelConfig("fwpkm", d_model=16, n_layers=1, vocab_size=16, mixer_defaults={"fwpkm": OPTIONS})
+
+
+def silent(fraction, text):
+    assert 0 <= fraction <= 1 and text
+
+
+def make_work(*, batch=2, length=40, decode_chunks=0, **options):
+    sizes = {"d_model": 16, "batch": batch, "length": length, "decode_chunks": decode_chunks}
+    return FwpkmWork({**OPTIONS, **options}, **sizes, seed=0, device=CPU, dtype=torch.float32)
+
+
+def measure(tmp_path, config=CONFIG, **fields):
+    quick = {"lengths": (16, 40), "rounds": 3, "slow_rounds": 1, "copy_bytes": 4096, "batch": 2}
+    return OpSpeed(**{**quick, **fields}).run(config, seed=0, device=CPU, folder=tmp_path, progress=silent)
+
+
+def test_every_backend_mode_and_length_is_a_row(tmp_path):
+    fields = {"modes": ("forward", "train", "decode"), "backends": ("torch", "reference")}
+    metrics = measure(tmp_path, **fields)
+    assert metrics == json.loads(json.dumps(metrics))
+    rows = {(r["backend"], r["mode"], r["tokens"]): r for r in metrics["rows"]}
+    assert len(rows) == len(metrics["rows"]) == 2 * 3 * 2
+    for (backend, mode, tokens), row in rows.items():
+        assert row["rounds"] == len(row["samples"]) == (1 if backend == "reference" else 3)
+        assert 0 < row["q1"] <= row["median"] <= row["q3"] and row["peak_bytes"] > 0
+        assert row["units"] == 2 * (1 if mode == "decode" else tokens) and row["batch"] == 2
+        assert row["floor_bytes"] == rows["torch", mode, tokens]["floor_bytes"] > 0
+        rate = metrics["copy_bandwidth"]["median"]
+        assert row["floor_seconds"] == pytest.approx(row["floor_bytes"] / rate)
+    kinds = [r["kind"] for r in metrics["ratios"]]
+    assert {k: kinds.count(k) for k in set(kinds)} == {"faster": 6, "smaller": 6, "flat": 6, "floor": 12}
+    assert all(r["bar"] is None and r["met"] is None for r in metrics["ratios"])
+    assert metrics["table_bytes"] == 4 * (64 * 6 + 8 * 8)
+
+
+def test_bars_are_held_by_the_ratios_they_name(tmp_path):
+    bars = [
+        {"kind": "faster", "mode": "forward", "backend": "torch", "over": "reference", "value": 1e-9},
+        {"kind": "smaller", "mode": "forward", "backend": "torch", "over": "reference", "value": 1e9},
+        {"kind": "flat", "mode": "forward", "backend": "torch", "value": 1e9},
+        {"kind": "floor", "mode": "forward", "backend": "torch", "value": 1e-9},
+    ]
+    metrics = measure(tmp_path, modes=("forward",), backends=("torch", "reference"), bars=bars)
+    held = {(r["kind"], r["met"]) for r in metrics["ratios"] if r["bar"] is not None}
+    assert held == {("faster", True), ("smaller", False), ("flat", True), ("floor", False)}
+    assert not [r for r in metrics["ratios"] if r["backend"] == "reference" and r["bar"] is not None]
+
+
+def made_up(backend, tokens, seconds, peak, mode="train", **more):
+    times = {"median": seconds, "q1": 0.9 * seconds, "q3": 1.2 * seconds}
+    return {"backend": backend, "mode": mode, "tokens": tokens, "units": tokens, "peak_bytes": peak, **times, **more}
+
+
+def test_ratios_equal_numbers_computed_by_hand():
+    rows = [made_up("torch", 100, 1.0, 50, floor_seconds=0.25), made_up("reference", 100, 30.0, 400)]
+    found = {r["kind"]: r for r in ratios(rows, [Bar(kind="floor", mode="train", backend="torch", value=4)])}
+    assert set(found) == {"faster", "smaller", "floor"}
+    faster = found["faster"]
+    assert (faster["backend"], faster["over"], faster["tokens"]) == ("torch", "reference", 100)
+    assert (faster["value"], faster["low"], faster["high"]) == pytest.approx((30.0, 27 / 1.2, 36 / 0.9))
+    assert found["smaller"]["value"] == found["smaller"]["low"] == 8.0
+    assert found["floor"]["value"] == 4.0 and found["floor"]["met"] is True
+
+
+def test_flat_and_linear_look_at_all_lengths():
+    straight = [made_up("torch", n, 0.01 * n, 7 * n + 5) for n in (10, 20, 40)]
+    bars = [Bar(kind=kind, mode="train", backend="torch", value=v) for kind, v in (("flat", 1.15), ("linear", 0.05))]
+    found = {r["kind"]: r for r in ratios(straight, bars)}
+    assert found["flat"]["value"] == pytest.approx(1.0) and found["linear"]["value"] == pytest.approx(0, abs=1e-12)
+    assert found["flat"]["tokens"] is None and found["flat"]["met"] and found["linear"]["met"]
+    bent = [made_up("torch", n, 0.01 * n * (1 + n / 40), n * n) for n in (10, 20, 40)]
+    found = {r["kind"]: r for r in ratios(bent, bars)}
+    assert found["flat"]["value"] == pytest.approx(2 / 1.25) and found["linear"]["value"] > 0.5
+    assert not found["flat"]["met"] and not found["linear"]["met"]
+
+
+def test_decoding_has_no_line_of_bytes():
+    rows = [made_up("torch", n, 1.0, n * n, mode="decode") for n in (10, 20, 40)]
+    assert {r["kind"] for r in ratios(rows, [])} == {"flat"}
+
+
+@pytest.mark.parametrize("batch, scope", [(1, "sequence"), (2, "sequence"), (2, "batch")])
+def test_counted_bytes_equal_a_count_by_hand(batch, scope):
+    """40 tokens in chunks of 16, two of them complete; float32, 6 values a row, keys of 8 * 8 numbers."""
+    work = make_work(batch=batch, decode_chunks=1, scope=scope)
+    slots = work._call("reference", *work._first(40)).slots
+    memories = batch if scope == "sequence" else 1
+    parts = slots.reshape(memories, -1, 40, 2) if scope == "sequence" else slots.reshape(1, batch, 40, 2)
+    touched = [sum(len(set(part[:, s : s + 16].flatten().tolist())) for part in parts) for s in (0, 16, 32)]
+    keys, token, result = memories * 8 * 8 * 4, batch * (8 + 6 + 1) * 4, batch * 6 * 4
+    forward = (sum(touched) + sum(touched[:2])) * 24 + (3 + 2) * keys + 40 * (token + result)
+    train = forward + 3 * sum(touched) * 24 + 3 * 3 * keys + 40 * (2 * token + result)
+    assert work.counted_bytes("torch", [("forward", 40), ("train", 40)], 0) == [forward, train]
+    # tokens 16 to 32: 16 read the keys and two rows each, and one rewrite reads and writes keys and touched rows
+    decode = 2 * touched[1] * 24 + (16 + 2) * keys + 16 * (batch * 2 * 24 + result + 3 * token)
+    assert work.counted_bytes("torch", [("decode", 16)], 16) == [decode // 16]
+
+
+def test_keys_that_stay_are_not_counted_as_written():
+    moving, still = make_work(), make_work(key_objective="none")
+    counts = [w.counted_bytes("torch", [("forward", 15)], 0)[0] for w in (moving, still)]
+    assert counts[0] == counts[1]  # no chunk is complete
+    rows = [sum(w._touched("torch", 32)) * 24 * 2 for w in (moving, still)]
+    counts = [w.counted_bytes("torch", [("forward", 32)], 0)[0] for w in (moving, still)]
+    assert (counts[0] - rows[0]) - (counts[1] - rows[1]) == 2 * 2 * 8 * 8 * 4
+
+
+def test_work_trains_everything_and_decodes_over_rewrites():
+    work = make_work(decode_chunks=2, initial_memory="learned")
+    gradients = work.train("torch", 40)
+    assert len(gradients) == 5 and all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
+    assert len(make_work().train("torch", 40)) == 4  # a random memory is not learned
+    state = work.decode("torch", work.context("torch", 40), 33)
+    assert state.position == 73
+    whole = work.context("torch", 73)
+    torch.testing.assert_close(state.keys, whole.keys, atol=1e-5, rtol=1e-5)
+
+
+def test_backends_take_turns_and_slow_ones_fewer(monkeypatch):
+    calls = []
+
+    def contender(name, **fields):
+        return Contender(name, "forward", 1, lambda _: calls.append(name), prepare=lambda: None, **fields)
+
+    samples = time_in_turn(
+        [contender("a"), contender("b", slow=True), contender("c", units=4)],
+        CPU,
+        rounds=3,
+        slow_rounds=2,
+        progress=silent,
+    )
+    assert calls == ["a", "b", "c", "a", "b", "c", "a", "c"]
+    assert [len(s) for s in samples] == [3, 2, 3]
+
+
+def test_peaks_are_of_the_call_alone():
+    known = Contender("a", "forward", 1, lambda x: torch.zeros(x, dtype=torch.uint8), prepare=lambda: 5000)
+    (peak,) = peaks_in_turn([known], CPU, silent)
+    assert peak["peak_bytes"] == 5000 and "profiler" in peak["method"]
+
+
+def test_a_layout_without_the_mixer_and_a_backend_that_cannot_run_are_refused(tmp_path):
+    other = ModelConfig("softmax_attention", d_model=16, n_layers=1)
+    with pytest.raises(ValueError, match="'softmax_attention' has no fwpkm; op speed takes the sizes"):
+        measure(tmp_path, config=other)
+    inserted = ModelConfig("softmax_attention | fwpkm@0", d_model=16, n_layers=1, mixer_defaults=CONFIG.mixer_defaults)
+    assert measure(tmp_path, config=inserted, modes=("forward",))["table_bytes"] == 4 * (64 * 6 + 8 * 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backends": ("cuda",)}, "fwpkm has no backend 'cuda'; it has"),
+        ({"backends": ("torch", "torch")}, "the backends must differ"),
+        ({"lengths": (8, 8)}, "the lengths must differ"),
+        ({"rounds": 2}, "greater than or equal to 3"),
+        ({"bars": [{"kind": "floor", "mode": "decode", "backend": "torch", "value": 4}]}, "not in modes"),
+        ({"bars": [{"kind": "floor", "mode": "train", "backend": "reference", "value": 4}]}, "needs a backend, and"),
+        ({"bars": [{"kind": "faster", "mode": "train", "backend": "torch", "value": 4}]}, "in over, one that follows"),
+        ({"bars": [{"kind": "flat", "mode": "train", "backend": "torch", "value": 4}]}, "at least 2 lengths"),
+        ({"bars": [{"kind": "linear", "mode": "train", "backend": "torch", "value": 4}]}, "at least 3 lengths"),
+        ({"bars": [{"kind": "floor", "mode": "train", "backend": "torch", "value": 0}]}, "greater than 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        OpSpeed(**fields)
+
+
+def test_the_suites_state_the_bars_and_their_device():
+    suite = load_suite("fwpkm-speed")
+    bars = [bar for entry in suite.entries for bar in entry.measure.bars]
+    assert {bar.kind for bar in bars} == {"faster", "smaller", "flat", "linear"} and len(bars) >= 7
+    assert suite.settings.device == "cpu" and load_suite("fwpkm-speed-gpu").settings.device == "cuda"
+
+
+def test_a_suite_for_one_device_refuses_the_other(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="measures a CUDA device, and none can be used here"):
+        choose_device("auto", only="cuda")
+    with pytest.raises(ValueError, match="measures on cuda, and says nothing about cpu"):
+        choose_device("cpu", only="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto", only="cpu") == "cpu" and choose_device("auto", only="cuda") == "cuda"
+    assert choose_device("auto") == "cuda"
+
+
+def test_one_entry_is_one_case():
+    text = (
+        "name: mine\nmodel: {n_layers: 1}\nlayouts: {a: fwpkm}\n"
+        "measures:\n  - {measure: op_speed, modes: [forward, train], lengths: [16, 32], backends: [torch, reference]}\n"
+    )
+    (case,) = parse_suite(text, "s").cases("cpu")
+    assert case.exclusive and case.sizes == "forward,train 16,32"
