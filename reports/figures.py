@@ -29,10 +29,11 @@ from .charts import (
     titled,
     tooltips,
 )
+from .formats import mode_name
 from .labels import beside_points, spread
 from .statistics import Interval, pool_perplexity, pool_recall, pool_speed, rows_of
 from .tables import RunData
-from .verdict import common_length, headline_recall, mode_name
+from .verdict import common_length, headline_recall
 
 _BUBBLES = (60, 1100)  # square pixels of the smallest and the largest bubble
 _LABEL = 16  # pixels from one name at the end of a curve to the next

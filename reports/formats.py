@@ -9,6 +9,13 @@ from .statistics import Interval
 
 _PREFIXES = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n")]
 NOTHING = "–"
+_MODES = {
+    "forward": "forward pass",
+    "train": "training step",
+    "training_step": "training step",
+    "prefill": "prefill",
+    "decode": "decoding",
+}
 
 
 def missing(value: float | None) -> bool:
@@ -81,6 +88,11 @@ def times(interval: Interval) -> str:
 def listing(words: list[str]) -> str:
     """`a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+def mode_name(mode: object) -> str:
+    """How a mode of a measure of speed or memory is written."""
+    return _MODES.get(str(mode), str(mode).replace("_", " "))
 
 
 def shorten(text: str, limit: int) -> str:

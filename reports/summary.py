@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from . import formats
+from . import formats, op_speed
+from .formats import mode_name
 from .statistics import Interval, pool_perplexity, pool_recall, pool_speed, rows_of
 from .tables import RunData
-from .verdict import headline_recall, mode_name
+from .verdict import headline_recall
 
 SUMMARY = ["layout", "measure", "variant", "quantity", "mode", "length", "value", "low", "high"]
 SUMMARY += ["interval", "unit", "count", "seeds", "backends"]
@@ -43,14 +44,23 @@ class Table:
 
 def summary(run: RunData) -> pd.DataFrame:
     """Every pooled number of the run, one a row, with its interval, unit and the backends that ran."""
-    rows = [*_recall_numbers(run), *_speed_numbers(run), *_memory_numbers(run), *_perplexity_numbers(run)]
+    makers = (_recall_numbers, _speed_numbers, _memory_numbers, _perplexity_numbers, _op_speed_numbers)
+    rows = [number for make in makers for number in make(run)]
     return pd.DataFrame(rows, columns=SUMMARY)
 
 
 def page_tables(run: RunData) -> list[Table]:
     """The tables of the page, in its order."""
     recall = (_recall_tables, _seed_tables, _recent_tables, _depth_tables)
-    others = (_speed_tables, _memory_tables, _state_tables, _perplexity_tables, _training_tables)
+    others = (
+        _speed_tables,
+        _memory_tables,
+        _state_tables,
+        _ratio_tables,
+        _op_speed_tables,
+        _perplexity_tables,
+        _training_tables,
+    )
     makers = (*recall, *others, _model_tables, _backend_tables)
     return [table for make in makers for table in make(run)]
 
@@ -100,6 +110,21 @@ def _perplexity_numbers(run: RunData) -> Iterator[dict[str, Any]]:
         number = {"value": r.bits_per_byte, "low": r.seed_low, "high": r.seed_high, "interval": "range of the seeds"}
         where = {"layout": r.layout, "measure": "perplexity", "variant": r.variant, "unit": "bits/byte"}
         yield {**where, **number, "quantity": "bits_per_byte", "count": r.tokens, "seeds": r.seeds, "backends": ran(r)}
+
+
+def _op_speed_numbers(run: RunData) -> Iterator[dict[str, Any]]:
+    for r in rows_of(run.op_speed):
+        where = {"layout": r.layout, "measure": "op_speed", "variant": r.variant, "mode": r.mode, "length": r.tokens}
+        how = {"seeds": 1, "backends": f"{r.op}: {r.backend}"}
+        seconds = {"value": r.seconds, "low": r.seconds_low, "high": r.seconds_high, "interval": "quartiles"}
+        yield {**where, **how, **seconds, "quantity": "seconds", "unit": "s", "count": r.rounds}
+        for quantity in ("peak_bytes", "floor_bytes"):
+            yield {**where, **how, "quantity": quantity, "value": getattr(r, quantity), "unit": "B", "count": 1}
+    for r in rows_of(run.op_ratios):
+        where = {"layout": r.layout, "measure": "op_speed", "variant": r.variant, "mode": r.mode, "length": r.tokens}
+        number = {"quantity": r.kind, "value": r.value, "low": r.low, "high": r.high, "interval": "quartiles"}
+        which = " over ".join(name for name in (r.backend, r.over) if isinstance(name, str))
+        yield {**where, **number, "unit": "ratio", "count": 1, "seeds": 1, "backends": which}
 
 
 # --- The tables of the page ---
@@ -208,6 +233,53 @@ def _state_tables(run: RunData) -> Iterator[Table]:
     if len(run.states):
         columns, cells = _wide(run.states, "length", lambda r: formats.bytes_(r.state_bytes))
         yield Table("state", "memory", "State of one sequence", columns, cells, "After reading that many tokens.")
+
+
+def _ratio_tables(run: RunData) -> Iterator[Table]:
+    if len(run.op_ratios):
+        held = run.op_ratios.sort_values("bar", key=pd.isna, kind="stable")  # those with a bar first
+        rows = [
+            [
+                f"{op_speed.topic(r)}{_in_brackets(r.variant)}",
+                r.layout,
+                op_speed.number(r),
+                op_speed.bar(r),
+                op_speed.outcome(r),
+            ]
+            for r in rows_of(held)
+        ]
+        columns = ["What", "Layout", "Value", "Bar", "Outcome"]
+        note = "Of the medians; in brackets the widest range that the quartiles allow."
+        yield Table("op-ratios", "op-speed", "Ratios, and the bars they are held to", columns, rows, note, 2)
+
+
+def _op_speed_tables(run: RunData) -> Iterator[Table]:
+    if len(run.op_speed):
+        rows = [
+            [
+                f"{mode_name(r.mode)}, {_tokens(r.tokens)}{_in_brackets(r.variant)}",
+                r.layout,
+                f"{r.op}: {r.backend}",
+                formats.whole(r.batch),
+                f"{formats.seconds(r.seconds)} [{formats.seconds(r.seconds_low)}, {formats.seconds(r.seconds_high)}]",
+                formats.seconds(r.seconds / r.units),
+                formats.bytes_(r.peak_bytes),
+                formats.bytes_(r.floor_bytes),
+                f"{r.seconds / r.floor_seconds:.3g}",
+                formats.whole(r.rounds),
+            ]
+            for r in rows_of(run.op_speed)
+        ]
+        columns = ["What", "Layout", "Backend", "Batch", "Seconds", "A token", "Peak", "Floor", "Times floor", "Rounds"]
+        rates = sorted(run.op_speed["copy_bandwidth"].unique())
+        copied = formats.listing([f"{formats.bytes_(rate)}/s" for rate in rates])
+        methods = formats.listing(sorted({str(m) for m in run.op_speed["method"].dropna()}))
+        note = (
+            "Seconds of a call, in decoding of a token: median [first, third quartile]. Peak: bytes above the table "
+            f"and the tokens; how they were read: {methods}. Floor: bytes that must be moved; as time at the rate of "
+            f"a copy in the same case: {copied}."
+        )
+        yield Table("op-speed", "op-speed", "Backends of an op, in one process in turn", columns, rows, note, 3)
 
 
 def _perplexity_tables(run: RunData) -> Iterator[Table]:

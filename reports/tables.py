@@ -21,7 +21,10 @@ _CASE = {"model", "layout_line", "device", "threads"}
 _ALIKE = {
     "speed": {"model", "layout_line", "modes", "lengths", "rounds", "budget_seconds"},
     "memory": {"model", "layout_line", "modes", "lengths"},
+    "op_speed": {"model", "layout_line", "modes", "lengths", "backends", "rounds", "slow", "slow_rounds", "bars"}
+    | {"decode_chunks", "copy_bytes"},
 }
+_SPLIT = ("speed", "memory")  # measured one mode and one length at a time
 _ALIKE_TRAINED = {"model", "layout_line", "threads", "eval_batch"}
 _CURVE_POINTS = 120
 
@@ -71,6 +74,42 @@ MEMORY = [
 ]
 STATES = ["layout", "length", "state_bytes"]
 PERPLEXITY = [*KEYS, "trained_on", "start", "end", "tokens", "nats", "bits_per_byte", "backends", "case"]
+OP_SPEED = [
+    *KEYS,
+    "op",
+    "backend",
+    "mode",
+    "tokens",
+    "batch",
+    "seconds",
+    "seconds_low",
+    "seconds_high",
+    "units",
+    "rounds",
+    "samples",
+    "peak_bytes",
+    "method",
+    "floor_bytes",
+    "floor_seconds",
+    "copy_bandwidth",
+    "case",
+]
+OP_RATIOS = [
+    *KEYS,
+    "kind",
+    "mode",
+    "tokens",
+    "lengths",
+    "batch",
+    "backend",
+    "over",
+    "value",
+    "low",
+    "high",
+    "bar",
+    "met",
+    "case",
+]
 MODELS = [
     "layout",
     "layout_line",
@@ -103,6 +142,8 @@ class RunData:
     memory: pd.DataFrame
     states: pd.DataFrame
     perplexity: pd.DataFrame
+    op_speed: pd.DataFrame
+    op_ratios: pd.DataFrame
     models: pd.DataFrame
     backends: pd.DataFrame
     failures: pd.DataFrame
@@ -148,6 +189,8 @@ def tabulate(folder: Path, suite: dict[str, Any], environment: dict[str, Any], l
         memory=_frame(_memory_rows(measured), MEMORY).sort_values("length", kind="stable", ignore_index=True),
         states=_frame(_state_rows(measured), STATES),
         perplexity=_frame(_perplexity_rows(measured), PERPLEXITY),
+        op_speed=_frame(_op_speed_rows(measured), OP_SPEED),
+        op_ratios=_frame(_op_ratio_rows(measured), OP_RATIOS),
         models=_frame(_model_rows(lines, layouts), MODELS),
         backends=_frame(_backend_rows(lines), BACKENDS),
         failures=_frame(_failure_rows(lines), FAILURES),
@@ -239,6 +282,21 @@ def _perplexity_rows(measured: Measured) -> Iterator[dict[str, Any]]:
     for _, metrics, identity in _metrics(measured, "perplexity"):
         for row in metrics.get("rows") or []:
             yield {**identity, **row, "bits_per_byte": bits_per_byte(row["nats"])}
+
+
+def _op_speed_rows(measured: Measured) -> Iterator[dict[str, Any]]:
+    for line, metrics, identity in _metrics(measured, "op_speed"):
+        bandwidth = metrics["copy_bandwidth"]["median"]
+        for row in metrics["rows"]:
+            seconds = {"seconds": row["median"], "seconds_low": row["q1"], "seconds_high": row["q3"]}
+            yield {**identity, **row, **seconds, "op": line.parameters.get("op"), "copy_bandwidth": bandwidth}
+
+
+def _op_ratio_rows(measured: Measured) -> Iterator[dict[str, Any]]:
+    for line, metrics, identity in _metrics(measured, "op_speed"):
+        shared = {"batch": line.parameters.get("batch", 1), "lengths": line.parameters.get("lengths")}
+        for ratio in metrics["ratios"]:
+            yield {**identity, **shared, **ratio}
 
 
 def _trainings(measured: Measured) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[list[float]]]]:
@@ -362,7 +420,7 @@ def _cells(entry: dict[str, Any], suite: dict[str, Any], layouts: list[str]) -> 
     """The cases of an entry of a resolved suite: layout, measure, seed, and the parameters as JSON."""
     settings = {k: v for k, v in entry.items() if k not in ("measure", "layouts", "seeds")}
     grid = [settings]
-    if entry["measure"] in _ALIKE:  # measured one mode and one length at a time
+    if entry["measure"] in _SPLIT:
         sizes = product(settings.get("modes") or [], settings.get("lengths") or [])
         grid = [{**settings, "modes": [mode], "lengths": [length]} for mode, length in sizes]
     seeds = entry.get("seeds") or suite.get("seeds") or [0]

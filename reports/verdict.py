@@ -8,18 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from . import formats
+from . import formats, op_speed
+from .formats import mode_name
 from .statistics import Interval, pool_perplexity, pool_recall, pool_speed, ratio, rows_of
 from .tables import RunData
 
 _NEAR = 0.01  # peak memory within 1 % counts as equal: allocators round
-MODE_NAMES = {
-    "forward": "forward pass",
-    "train": "training step",
-    "training_step": "training step",
-    "prefill": "prefill",
-    "decode": "decoding",
-}
 
 
 @dataclass(frozen=True)
@@ -32,14 +26,9 @@ class Finding:
     sentence: str
 
 
-def mode_name(mode: object) -> str:
-    """How a mode of the speed or memory measure is written."""
-    return MODE_NAMES.get(str(mode), str(mode).replace("_", " "))
-
-
 def findings(run: RunData) -> list[Finding]:
     """The verdict, most important first; what was not measured is left out."""
-    questions = (_recall, _speed, _peak_memory, _state, _perplexity)
+    questions = (_recall, _speed, _peak_memory, _state, _perplexity, _bars)
     return [finding for question in questions for finding in question(run)]
 
 
@@ -108,8 +97,8 @@ def _recall(run: RunData) -> Iterator[Finding]:
         untaught = _at_chance(rows[rows["length"].isin(trained)]) if len(trained) == 1 else []
         if untaught:
             sentence += (
-                f" At the training length already not above chance: {formats.listing(untaught)}; this training taught "
-                "them nothing, so their curves say nothing about length."
+                f" At the training length already not above chance: {formats.listing(untaught)}; this training did not "
+                "teach them the task, so their curves say nothing about length."
             )
         sentence += f" {seeds_statement(rows['seed'])}{_failed(run, 'recall')}"
         topic = f"Recall at {formats.whole(length)} tokens{factor}{_of(variant)}"
@@ -180,6 +169,20 @@ def _perplexity(run: RunData) -> Iterator[Finding]:
             shown[best],
             f"{sentence}{_failed(run, 'perplexity')}",
         )
+
+
+def _bars(run: RunData) -> Iterator[Finding]:
+    for row in rows_of(run.op_ratios[run.op_ratios["bar"].notna()]):
+        value = op_speed.number(row)
+        sentence = f"{row.layout}: {value}; the bar is {op_speed.bar(row)}."
+        yield Finding(f"Bar, {op_speed.topic(row)}{_of(row.variant)}", op_speed.outcome(row), value, sentence)
+    for line in run.lines:
+        bars = line.parameters.get("bars") if line.measure == "op_speed" and line.status != "ok" else None
+        if bars:
+            modes = formats.listing([mode_name(m) for m in line.parameters["modes"]])
+            status = line.status.replace("_", " ")
+            sentence = f"{line.layout}: {status}, so {len(bars)} of the suite's bars have no number."
+            yield Finding(f"Bars, {modes}", "not measured", status, sentence)
 
 
 def _rank(values: dict[str, Interval]) -> tuple[str, list[str], list[str]]:
