@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_PIN := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test lint format install install-test browser clean
+.PHONY: demo test micro lint format install install-test browser clean
 
 demo: install
 	$(BIN)/mixerzoo run quick --out runs/quick
@@ -12,6 +12,10 @@ demo: install
 
 test: install-test browser
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Microbenchmarks of the ops, kept in .benchmarks; `make micro MICRO="--benchmark-compare"` compares with the run before.
+micro: install-test
+	$(BIN)/python -m pytest benchmarks/micro --benchmark-autosave --benchmark-columns=median,iqr,min,rounds --benchmark-sort=fullname $(MICRO)
 
 lint: install-test
 	$(BIN)/ruff check .

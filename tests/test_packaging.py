@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ["mixers", "models", "benchmarks", "reports"]
+SIDE_ROOMS = ("published", "micro")  # reports with their data, and pytest files: they stay in the checkout
 
 # GPU packages are never needed to import; a finder of an editable install would find what the wheel lacks.
 SCRIPT = """
@@ -33,7 +34,7 @@ print(json.dumps([files, errors]))
 
 
 def is_source(path: Path) -> bool:
-    return path.is_file() and "__pycache__" not in path.parts and "published" not in path.parts
+    return path.is_file() and "__pycache__" not in path.parts and not set(SIDE_ROOMS) & set(path.parts)
 
 
 def source_files() -> list[Path]:
@@ -52,7 +53,7 @@ def build_wheel(folder: Path) -> Path:
         copy.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
     for room in ROOMS:
-        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", "published"))
+        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", *SIDE_ROOMS))
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(copy)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
