@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..mixers import Mixer
 from ..models import LanguageModel, ModelConfig, ModelState
 from .errors import NotFiniteError
 from .tasks import IGNORE, Batch, Task
@@ -62,12 +63,22 @@ class TrainingSettings(BaseModel):
 
 
 def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with betas 0.9 and 0.95, and weight decay on parameters of two dimensions or more."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """AdamW with betas 0.9 and 0.95, and weight decay on parameters of two dimensions or more.
+
+    Mixers may ask for groups of their own, see `Mixer.parameter_groups`. The learning rate of a group
+    is `learning_rate` times its `learning_rate_scale`; whoever changes it later keeps to that.
+    """
+    apart = [g for m in model.modules() if isinstance(m, Mixer) for g in m.parameter_groups()]
+    theirs = {id(p) for group in apart for p in group["params"]}
+    parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in theirs]
+    rest = {"learning_rate_scale": 1.0, "weight_decay": weight_decay}
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {**rest, "params": [p for p in parameters if p.ndim >= 2]},
+        {**rest, "params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        *({**rest, **group} for group in apart),
     ]
+    for group in groups:
+        group["lr"] = learning_rate * group["learning_rate_scale"]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
 
@@ -116,7 +127,7 @@ def train(
     model.train()
     for step in range(settings.steps):
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate_at(step)
+            group["lr"] = settings.rate_at(step) * group["learning_rate_scale"]
         batch = task.train_batch(step, settings.batch, settings.length, seed)
         with autocast(device, settings.precision):
             loss = batch_loss(model, batch, device)

@@ -1,7 +1,7 @@
 """Causal sequence mixers under one contract."""
 
 # Importing a family registers its mixers.
-from . import delta, fwpkm, linear, softmax, ttt  # noqa: F401
+from . import delta, fwmlp, fwpkm, linear, pkm, softmax, ttt  # noqa: F401
 from .contract import CheckReport, CheckResult, ContractError, check_mixer, small_options
 from .interface import Mixer, MixerCard
 from .registry import (

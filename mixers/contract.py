@@ -37,6 +37,7 @@ _SMALL_OPTIONS: dict[str, int] = {
     "n_subkeys": 8,
     "d_k": 16,
     "d_v": 16,
+    "d_hidden": 32,
     "top_k": 4,
 }
 

@@ -97,6 +97,14 @@ class Mixer(nn.Module):
         """The most bytes a state of `batch` sequences can hold, for mixers whose card says `bounded`; else None."""
         return None
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters that an optimizer should treat apart; none here.
+
+        Groups as `torch.optim` takes them: `params`, and where it differs from the rest of the model `weight_decay`, or
+        `learning_rate_scale`, by which the learning rate is multiplied.
+        """
+        return []
+
     def check_input(self, x: Tensor, state: MixerState | None) -> None:
         """Raise `ValueError`, naming what was given and what was expected, before any work is done."""
         name = self.card.name

@@ -21,6 +21,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "gated_deltanet": {"heads": 4},
             "ttt_linear": {"heads": 4},
             "fwpkm": {"n_subkeys": 32, "d_k": 64, "d_v": 64, "top_k": 8, "chunk_size": 64},
+            "pkm": {"n_subkeys": 32, "heads": 2, "top_k": 8, "d_k": 64},
+            "fwmlp": {"d_k": 64, "d_v": 64, "d_hidden": 192, "chunk_size": 64},
         },
     },
     "mini": {
@@ -34,6 +36,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "gated_deltanet": {"heads": 4},
             "ttt_linear": {"heads": 4},
             "fwpkm": {"n_subkeys": 128, "d_k": 256, "d_v": 256, "top_k": 8, "chunk_size": 128},
+            "pkm": {"n_subkeys": 128, "heads": 4, "top_k": 16, "d_k": 128},
+            "fwmlp": {"d_k": 256, "d_v": 256, "d_hidden": 768, "chunk_size": 128},
         },
     },
     # Zhao & Jones 2026 (arXiv 2601.00671), table 2 and the released configurations. Not theirs: no gate on the output
@@ -51,8 +55,23 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "gated_deltanet": {"heads": 8, "d_head": 64, "conv_size": 4},
             "ttt_linear": {"heads": 12},
             "fwpkm": {"n_subkeys": 512, "d_k": 512, "d_v": 512, "heads": 1, "top_k": 8, "chunk_size": 512},
-            "pkm": {"n_subkeys": 512, "heads": 4, "top_k": 32},
-            "fwmlp": {"d_k": 512, "d_v": 512, "d_hidden": 2304, "learning_rate": 0.1, "chunk_size": 512},
+            "pkm": {
+                "n_subkeys": 512,
+                "heads": 4,
+                "top_k": 32,
+                "d_k": 512,
+                "d_v": 512,
+                "gated": True,
+                "value_learning_rate_scale": 1.0,
+            },
+            "fwmlp": {
+                "d_k": 512,
+                "d_v": 512,
+                "d_hidden": 2304,
+                "learning_rate": 0.1,
+                "chunk_size": 512,
+                "gated_loss": False,
+            },
         },
     },
 }
@@ -96,8 +115,8 @@ PAPER_LAYOUTS: Mapping[str, str] = {
     "lact-c512w2048": "lact(chunk_size=512, window=2048)",
 }
 """Every main, baseline and ablation layout of the FwPKM paper, for `paper-112m`, under the names of the released
-configurations (`cfgs/model_config/` of SakanaAI/fast-weight-product-key-memory, without the prefix `l12-`). Some name
-mixers that a zoo need not have (`pkm`, `fwmlp`, `lact`): building them gives the unknown-mixer error."""
+configurations (`cfgs/model_config/` of SakanaAI/fast-weight-product-key-memory, without the prefix `l12-`). The
+last names a mixer that this zoo does not have (`lact`): building it gives the unknown-mixer error."""
 
 
 def preset_config(name: str, layout: str, **changes: Any) -> ModelConfig:

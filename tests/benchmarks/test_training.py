@@ -125,3 +125,30 @@ def test_the_seed_decides_the_initial_parameters(tmp_path):
 def test_settings_that_cannot_be_are_refused(fields):
     with pytest.raises(ValueError):
         TrainingSettings(**fields)
+
+
+PKM = ModelConfig("softmax_attention(heads=2) | pkm(heads=1, n_subkeys=8, d_k=8, top_k=2)@0", d_model=16, n_layers=1)
+
+
+def test_a_mixers_parameter_group_has_its_own_rate_and_decay():
+    model = LanguageModel(PKM)
+    values = model.layers[0].feed_forward.values
+    optimizer = make_optimizer(model, 1e-3, 0.5)
+    (group,) = [g for g in optimizer.param_groups if any(p is values for p in g["params"])]
+    assert len(group["params"]) == 1
+    assert (group["lr"], group["weight_decay"]) == (pytest.approx(4e-3), 0.0)
+    rest = [g for g in optimizer.param_groups if g is not group]
+    assert {g["lr"] for g in rest} == {1e-3}
+    held = [id(p) for g in optimizer.param_groups for p in g["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+
+
+def test_the_schedule_keeps_the_ratio_of_the_rates():
+    """One step of Adam moves what has a gradient by about the learning rate."""
+    settings = SHORT.model_copy(update={"steps": 1, "warmup": 0.0, "weight_decay": 0.0})
+    model = LanguageModel(PKM)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, EASY, settings, seed=0, device=CPU)
+    moved = {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters()}
+    assert moved["layers.0.feed_forward.values"] == pytest.approx(4e-3, rel=1e-2)
+    assert moved["layers.0.mixer.o_proj.weight"] == pytest.approx(1e-3, rel=1e-2)

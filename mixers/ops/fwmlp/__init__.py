@@ -1,0 +1,203 @@
+"""A dense fast-weight memory: a SwiGLU MLP that the sequence trains, the baseline of FwPKM (arXiv 2601.00671)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, autocast, float32, promote_types  # not `import torch`: the backend torch.py has that name
+
+from ...state import GrowableBuffer, MixerState
+from ..dispatch import Backend, Op
+from ..fwpkm.problem import FwpkmOptions, Segment, chunk_start, segments, window_start
+
+__all__ = ["FwmlpOutput", "FwmlpState", "Problem", "Solution", "Weights", "finish", "fwmlp", "op"]
+
+op = Op(__name__, Backend("torch", "torch:run"), Backend("reference", "reference:run", automatic=False))
+
+Weights = tuple[Tensor, ...]
+"""up `[d_hidden, d_k]`, its bias `[d_hidden]`, gate and bias of the same shapes, down `[d_v, d_hidden]`, bias `[d_v]`.
+The initial ones are shared by the batch; as fast weights each has a dimension more, in front: the sequence."""
+
+
+@dataclass(frozen=True, eq=False)
+class FwmlpState(MixerState):
+    """The fast weights of `batch` sequences, and the tokens that their next rewrite needs.
+
+    settings: the options it was made with. weights: six tensors, batch first; None until the first rewrite.
+    """
+
+    settings: str
+    weights: Weights | None
+    queries: GrowableBuffer
+    targets: GrowableBuffer
+    gates: GrowableBuffer
+
+
+@dataclass(frozen=True)
+class FwmlpOutput:
+    """retrieved `[batch, time, d_v]`, float32 at least; state or None."""
+
+    retrieved: Tensor
+    state: FwmlpState | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a backend is given: tokens from absolute position `origin` on, `weights [1 or batch, ...]`, and the chunks'
+    work, see `Segment`; `[batch, n, d_k]`, `[batch, n, d_v]` and `[batch, n]`."""
+
+    queries: Tensor
+    targets: Tensor
+    gates: Tensor
+    origin: int
+    weights: Weights
+    segments: list[Segment]
+    lookahead: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a backend returns: `retrieved [batch, new tokens, d_v]` and the weights after them."""
+
+    retrieved: Tensor
+    weights: Weights
+
+
+def fwmlp(
+    queries: Tensor,
+    targets: Tensor,
+    gates: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    chunk_size: int = 512,
+    lookahead: int = 1,
+    learning_rate: float = 0.1,
+    state: FwmlpState | None = None,
+    return_state: bool = False,
+    backend: str = "auto",
+) -> FwmlpOutput:
+    """Read an MLP token by token, and train it chunk by chunk: `f(q) = down(up(q) * silu(gate(q)))`, all with biases.
+
+    queries `[batch, time, d_k]`; targets `[batch, time, d_v]`, what the memory should have returned for the query
+    `lookahead` tokens earlier; gates `[batch, time]`, the weight of each pair (None: all ones); weights: six tensors,
+    see `Weights`, with which every sequence begins.
+
+    Tokens of a chunk read the weights from before it. When it is complete, each sequence takes one step of plain
+    gradient descent on its loss, the mean over the P pairs and the features of the gated squared error,
+
+        loss = 1 / (P * d_v) * sum_t gates_t * ||f(queries_t) - targets_{t+lookahead}||^2
+
+    over the pairs whose target is in the chunk (`boundary="carry"` of `fwpkm`). The released code has this mean too,
+    without gates and without a factor 1/2, so that `learning_rate` 0.1 with `gates=None` is the step of the paper.
+    Differentiable in every tensor, through the steps. Fast weights are at least float32.
+
+    Raises `ValueError` for sizes that do not fit, an option out of range, or a state made with other options.
+    """
+    options = _options(chunk_size, lookahead, learning_rate)
+    if gates is None:
+        gates = targets.new_ones(targets.shape[:2])
+    _check_sizes(queries, targets, gates, weights)
+    if queries.shape[1] == 0:
+        raise ValueError(f"fwmlp needs at least one token, got queries of shape {list(queries.shape)}")
+    dtype = promote_types(weights[0].dtype, float32)
+    tokens = [GrowableBuffer.of(t.to(dtype)) for t in (queries, targets, gates)]
+    position = 0
+    if state is not None:
+        _check_state(state, len(queries), weights, options)
+        position = state.position
+        tokens = [old.append(new.values) for old, new in zip((state.queries, state.targets, state.gates), tokens)]
+    end = position + queries.shape[1]
+    work = segments(position, end, options, finish=False)
+    retrieved, fast = _solve(tokens, end, weights, state, work, options, backend)
+    if not return_state:
+        return FwmlpOutput(retrieved, None)
+    pending = min(end - window_start(chunk_start(end, options), options), tokens[0].length)
+    tokens = [buffer.keep_last(pending) for buffer in tokens]
+    if state is None:  # the caller's tensors may be views of larger ones, which a state must not keep alive
+        tokens = [GrowableBuffer.of(buffer.values.clone()) for buffer in tokens]
+    return FwmlpOutput(retrieved, FwmlpState("fwmlp op", len(queries), end, _settings(options), fast, *tokens))
+
+
+def finish(state: FwmlpState, weights: Sequence[Tensor], *, backend: str = "auto", **options: Any) -> FwmlpState:
+    """Let the unfinished chunk rewrite the memory, as at the end of a text; position 0 of the next text follows.
+
+    weights, options: as `fwmlp` was called with. Pairs whose target never came are not written.
+    """
+    settings = _options(**options)
+    _check_sizes(state.queries.values, state.targets.values, state.gates.values, weights)
+    _check_state(state, state.batch, weights, settings)
+    tokens = [state.queries, state.targets, state.gates]
+    work = segments(state.position, state.position, settings, finish=True)
+    _, fast = _solve(tokens, state.position, weights, state, work, settings, backend)
+    empty = {name: getattr(state, name).keep_last(0) for name in ("queries", "targets", "gates")}
+    return replace(state, position=0, weights=fast, **empty)
+
+
+def _options(chunk_size: int = 512, lookahead: int = 1, learning_rate: float = 0.1) -> FwpkmOptions:
+    """The chunks are those of FwPKM, so its options say where they end; nothing is addressed, so top_k has no use."""
+    if not learning_rate >= 0:
+        raise ValueError(f"learning_rate must not be negative, got {learning_rate}")
+    return FwpkmOptions(top_k=1, chunk_size=chunk_size, lookahead=lookahead, learning_rate=learning_rate)
+
+
+def _settings(options: FwpkmOptions) -> str:
+    return f"chunk_size={options.chunk_size}, lookahead={options.lookahead}, learning_rate={options.learning_rate}"
+
+
+def _check_sizes(queries: Tensor, targets: Tensor, gates: Tensor, weights: Sequence[Tensor]) -> None:
+    if queries.ndim != 3 or targets.ndim != 3 or len(weights) != 6 or weights[0].ndim != 2:
+        raise ValueError(
+            "fwmlp expects queries [batch, time, d_k], targets [batch, time, d_v] and six weights, the first "
+            f"[d_hidden, d_k], got shapes {list(queries.shape)}, {list(targets.shape)} and "
+            f"{[list(w.shape) for w in weights]}"
+        )
+    (batch, time, d_k), d_v, d_hidden = queries.shape, targets.shape[2], len(weights[0])
+    if targets.shape != (batch, time, d_v) or gates.shape != (batch, time):
+        raise ValueError(
+            f"queries {list(queries.shape)} need targets [{batch}, {time}, d_v] and gates [{batch}, {time}], "
+            f"got {list(targets.shape)} and {list(gates.shape)}"
+        )
+    expected = [(d_hidden, d_k), (d_hidden,), (d_hidden, d_k), (d_hidden,), (d_v, d_hidden), (d_v,)]
+    if [tuple(w.shape) for w in weights] != expected:
+        raise ValueError(
+            f"d_k {d_k}, d_hidden {d_hidden} and d_v {d_v} need weights of shapes {expected}, "
+            f"got {[tuple(w.shape) for w in weights]}"
+        )
+
+
+def _check_state(state: FwmlpState, batch: int, weights: Sequence[Tensor], options: FwpkmOptions) -> None:
+    if not isinstance(state, FwmlpState):
+        raise ValueError(f"fwmlp expects an FwmlpState, got {type(state).__name__}")
+    if state.batch != batch:
+        raise ValueError(f"the state holds {state.batch} sequences but queries has {batch}")
+    if state.settings != _settings(options):
+        raise ValueError(f"the state was made with {state.settings}; it cannot be continued with {_settings(options)}")
+    held = (state.queries.storage.shape[2], state.targets.storage.shape[2])
+    sizes = (weights[0].shape[1], len(weights[5]))
+    if held != sizes or (state.weights is not None and state.weights[0].shape[1:] != weights[0].shape):
+        raise ValueError(f"the state belongs to a memory of (d_k, d_v) {held} or another d_hidden, got {sizes}")
+
+
+def _solve(
+    tokens: list[GrowableBuffer],
+    end: int,
+    weights: Sequence[Tensor],
+    state: FwmlpState | None,
+    work: list[Segment],
+    options: FwpkmOptions,
+    backend: str,
+) -> tuple[Tensor, Weights | None]:
+    """What the new tokens retrieve, and the fast weights after them: None while they are still the initial ones."""
+    queries, targets, gates = (buffer.values for buffer in tokens)
+    before = None if state is None else state.weights
+    fast = before if before is not None else tuple(w.to(queries.dtype)[None] for w in weights)
+    rate = options.learning_rate
+    problem = Problem(queries, targets, gates, end - queries.shape[1], fast, work, options.lookahead, rate)
+    run = op.select(backend, queries.device)
+    with autocast(queries.device.type, enabled=False):
+        solution = run(problem)
+    rewritten = any(segment.pair_end > segment.start for segment in work)
+    return solution.retrieved, solution.weights if rewritten else before
