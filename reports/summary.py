@@ -14,7 +14,7 @@ from . import formats, op_speed
 from .formats import mode_name
 from .statistics import Interval, pool_perplexity, pool_recall, pool_speed, rows_of
 from .tables import RunData
-from .verdict import headline_recall
+from .verdict import common_length, headline_recall
 
 SUMMARY = ["layout", "measure", "variant", "quantity", "mode", "length", "value", "low", "high"]
 SUMMARY += ["interval", "unit", "count", "seeds", "backends"]
@@ -51,7 +51,7 @@ def summary(run: RunData) -> pd.DataFrame:
 
 def page_tables(run: RunData) -> list[Table]:
     """The tables of the page, in its order."""
-    recall = (_recall_tables, _seed_tables, _recent_tables, _depth_tables)
+    recall = (_recall_tables, _seed_tables, _passes_tables, _recent_tables, _depth_tables)
     others = (
         _speed_tables,
         _memory_tables,
@@ -183,8 +183,22 @@ def _seed_tables(run: RunData) -> Iterator[Table]:
         yield Table(f"recall-by-seed{suffix}", "recall", title, columns, cells, note)
 
 
+def _passes_tables(run: RunData) -> Iterator[Table]:
+    for suffix, (variant,), rows in _each(run.recall[~run.recall["recent"].astype(bool)], "variant"):
+        length = common_length(rows)
+        rows = rows[rows["length"] == length]
+        if rows["passes"].nunique() < 2:
+            continue
+        columns, cells = _wide(pool_recall(rows, ["layout", "passes"]), "passes", _accuracy, str, "Layout, passes")
+        title = f"Needles recalled at {_tokens(length)}, by passes over the context{_in_brackets(variant)}"
+        note = "Between two passes memories are kept and everything else is dropped."
+        yield Table(f"recall-by-passes{suffix}", "recall", title, columns, cells, note)
+
+
 def _recent_tables(run: RunData) -> Iterator[Table]:
-    for suffix, (variant,), rows in _each(run.recall[run.recall["recent"].astype(bool)], "variant"):
+    recent = run.recall[run.recall["recent"].astype(bool)]
+    # after a second reading a recent needle is written too, from the first
+    for suffix, (variant,), rows in _each(recent[recent["passes"] == recent["passes"].min()], "variant"):
         columns, cells = _wide(pool_recall(rows, ["layout", "length"]), "length", _accuracy)
         title = f"Recent needles, scored apart{_in_brackets(variant)}"
         note = (
