@@ -106,7 +106,7 @@ def classify(error: BaseException) -> str:
         for text in ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")
     ):
         return "out_of_memory"
-    if isinstance(error, NotFiniteError):
+    if isinstance(error, NotFiniteError | FloatingPointError):  # the latter: a mixer that looks at its input
         return "not_finite"
     return "invalid" if isinstance(error, ValueError) else "crashed"
 

@@ -3,7 +3,7 @@
 # Importing a family registers its mixers.
 from . import delta, fwmlp, fwpkm, linear, pkm, softmax, ttt  # noqa: F401
 from .contract import CheckReport, CheckResult, ContractError, check_mixer, small_options
-from .interface import Mixer, MixerCard
+from .interface import Mixer, MixerCard, NotFiniteInputError
 from .registry import (
     UnknownMixerError,
     create_mixer,
@@ -25,6 +25,7 @@ __all__ = [
     "Mixer",
     "MixerCard",
     "MixerState",
+    "NotFiniteInputError",
     "UnknownMixerError",
     "check_mixer",
     "create_mixer",

@@ -114,8 +114,8 @@ def is_batch_independent(t: Trial) -> None:
     order = [2, 0, 3, 1]
     t.same("rows in another order", mixer(x[order])[0], y[order])
     t.same("row 0 beside other rows", mixer(torch.cat([x[:1], 3 * t.input(2, t.time)]))[0][:1], y[:1])
-    if t.card.keeps_memory:
-        t.notes.append("the card says keeps_memory: the order of calls may matter")
+    if mixer.keeps_memory:
+        t.notes.append("it keeps memory on purpose: the order of calls may matter")
         return
     mixer(t.input(2, 5), None, True)
     t.same("after other calls", mixer(x)[0], y)
@@ -139,8 +139,8 @@ def is_pure(t: Trial) -> None:
         t.require(torch.equal(x, given), f"{mode}: a call changes its input")
         after = {**dict(mixer.named_parameters()), **dict(mixer.named_buffers())}
         changed = [n for n in {**before, **after} if n not in before or not torch.equal(before[n], after[n])]
-        if t.card.keeps_memory:
-            t.notes.append(f"{mode}: the card says keeps_memory; changed: {', '.join(changed) or 'nothing'}")
+        if mixer.keeps_memory:
+            t.notes.append(f"{mode}: it keeps memory on purpose; changed: {', '.join(changed) or 'nothing'}")
         else:
             t.require(not changed, f"{mode}: forward changes {', '.join(changed)}")
 

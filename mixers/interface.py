@@ -13,6 +13,10 @@ from .state import MixerState
 Growth = Literal["constant", "bounded", "linear"]
 
 
+class NotFiniteInputError(ValueError, FloatingPointError):
+    """A mixer was given NaN or infinity; whoever trains a model that diverges sees the arithmetic error in it."""
+
+
 @dataclass(frozen=True)
 class MixerCard:
     """What a table, a report or a search needs to know of a mixer.
@@ -52,6 +56,8 @@ class Mixer(nn.Module):
     """
 
     card: ClassVar[MixerCard]
+    place: str = ""
+    """Where a model put the mixer, as `layers.1.memory`; for messages."""
 
     def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__()
@@ -93,6 +99,11 @@ class Mixer(nn.Module):
         self.check_state(state)
         return None
 
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether calls change the mixer on purpose: what the card says, unless an option of the mixer decides it."""
+        return self.card.keeps_memory
+
     def max_state_nbytes(self, batch: int, dtype: torch.dtype = torch.float32) -> int | None:
         """The most bytes a state of `batch` sequences can hold, for mixers whose card says `bounded`; else None."""
         return None
@@ -100,8 +111,9 @@ class Mixer(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters that an optimizer should treat apart; none here.
 
-        Groups as `torch.optim` takes them: `params`, and where it differs from the rest of the model `weight_decay`, or
-        `learning_rate_scale`, by which the learning rate is multiplied.
+        Groups as `torch.optim` takes them: `params`, and where it differs from the rest of the model `weight_decay`;
+        `learning_rate_scale`, by which the learning rate is multiplied; `sparse_gradient=True` if gradients are sparse
+        tensors, which few optimizers take.
         """
         return []
 

@@ -131,10 +131,12 @@ class Backbone(nn.Module):
         options = {**self.config.mixer_defaults.get(mixer.name, {}), **mixer.options}
         try:
             with _random_stream(self.config.seed, name):
-                return create_mixer(mixer.name, self.config.d_model, **options)
+                built = create_mixer(mixer.name, self.config.d_model, **options)
         except (ValueError, TypeError) as error:
-            built = MixerSpec(mixer.name, options)
-            raise layout.error(f"{built} cannot be built: {error}", mixer.column) from error
+            spec = MixerSpec(mixer.name, options)
+            raise layout.error(f"{spec} cannot be built: {error}", mixer.column) from error
+        built.place = name
+        return built
 
     def mixers(self) -> Iterator[Mixer]:
         """Every mixer, layer by layer, in the order in which they run."""

@@ -33,6 +33,8 @@ VARIANTS = [
     ("fwpkm", {"boundary": "drop", "heads": 2}),
     ("fwpkm", {"lookahead": 0, "score": "dot", "chunk_size": 7}),
     ("fwpkm", {"chunk_size": 40, "lookahead": 3}),
+    ("fwpkm", {"nonlinearity": "silu", "score": "dot", "learning_rate": 0.1, "clip": 0.5}),
+    ("fwpkm", {"weight_decay": 0.1}),
 ]
 
 

@@ -1,5 +1,6 @@
 """FwPKM: released numbers, the compact op against the definition, states, gradients, and what must be refused."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -203,7 +204,7 @@ def test_a_token_between_rewrites_costs_one_retrieval():
     for t in range(17, 24):
         token = [x[:, t : t + 1] for x in inputs]
         after = fwpkm(*token, keys, values, **options, state=state, return_state=True).state
-        assert (after.rows is state.rows and after.keys is state.keys) == (t != 23)
+        assert (after.log is state.log and after.keys is state.keys) == (t != 23)
         state = after
 
 
@@ -312,3 +313,19 @@ def test_finishing_a_text_writes_its_last_chunk():
         assert not torch.allclose(mixer(x, done)[0], mixer(x)[0])
     with pytest.raises(ValueError, match="cannot be continued by"):
         create_mixer("fwpkm", 8, n_subkeys=4, d_k=4, d_v=6, top_k=2, chunk_size=4).finish(state)
+
+
+def test_the_log_of_a_long_text_stays_short():
+    """Rewrites add runs and merge short ones; together they hold each slot at most twice, and say the same as one."""
+    options = {"top_k": 2, "chunk_size": 4}
+    *inputs, keys, values = problem(batch=2, time=200, n_subkeys=16)
+    state = None
+    for piece in zip(*(t.split(4, dim=1) for t in inputs)):
+        state = fwpkm(*piece, keys, values, **options, state=state, return_state=True).state
+        lengths = [len(slots) for slots, _ in state.log]
+        assert all(older >= 2 * newer for older, newer in itertools.pairwise(lengths))
+        assert sum(lengths) <= 2 * len(state.slots)
+    assert len(lengths) > 1  # one run would prove nothing
+    whole = fwpkm(*inputs, keys, values, **options, return_state=True).state
+    assert state.slots.equal(whole.slots)
+    torch.testing.assert_close(state.rows, whole.rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, autocast, compiler, empty, float32, long, promote_types
+from torch import Tensor, autocast, compiler, float32, promote_types
 
 from ...state import GrowableBuffer
 from ..dispatch import Backend, Op
@@ -13,14 +13,17 @@ from .problem import (
     Boundary,
     FwpkmOptions,
     FwpkmState,
+    KeyGradient,
     KeyObjective,
     Memory,
+    Nonlinearity,
     Problem,
     Scope,
     Score,
     Solution,
     chunk_start,
     window_start,
+    with_chunk_size,
 )
 
 __all__ = ["FwpkmOptions", "FwpkmOutput", "FwpkmState", "finish", "fwpkm", "op"]
@@ -55,6 +58,10 @@ def fwpkm(
     key_objective: KeyObjective = "address",
     boundary: Boundary = "carry",
     scope: Scope = "sequence",
+    nonlinearity: Nonlinearity = "softmax",
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    key_gradient: KeyGradient = "exact",
     state: FwpkmState | None = None,
     return_state: bool = False,
     backend: str = "auto",
@@ -66,18 +73,42 @@ def fwpkm(
     keys `[heads, 2, n_subkeys, d_k/2]` and values `[n_subkeys**2, d_v]`, the memory before the sequence.
 
     score: `idw`, `-log(1e-3 + ||q - k||^2)`, or `dot`. The best `top_k` sums of both halves' best `top_k` sub-scores
-    are read, weighted by a softmax over all heads' scores divided by `temperature`.
+    are read, divided by `temperature`. nonlinearity: what makes them weights: `softmax` over all heads' scores, or,
+    element by element and without normalisation, `silu` (x * sigmoid(x)) or `relu` (max(x, 0)); a negative weight reads
+    and writes with the other sign, and a token whose weights are all 0 neither reads nor writes, but counts.
+
     Every `chunk_size` tokens the memory takes one gradient step of `learning_rate`: the values on the squared error,
-    each row's gradient averaged over its accesses; the keys on `key_objective`: `address` (minus the entropy of each
-    codebook's use, times `address_weight`), `memory` (the mean squared error), `both` or `none`.
+    each row's gradient averaged over its accesses and multiplied by `heads * top_k`; the keys on `key_objective`:
+    `address` (minus the entropy of each codebook's use, times `address_weight`), `memory` (half the squared error,
+    weighted by the gates, its mean over tokens and features), `both` (their sum) or `none`.
+    clip: the gradient of a row, averaged and scaled so, is multiplied by `min(1, clip / its 2-norm)` before the step.
+    weight_decay: at an update, each row that it accesses first loses the share `learning_rate * weight_decay` of
+    itself (decoupled from the gradient and its clipping); rows that are not accessed stay as they are, so that the cost
+    of an update does not depend on the size of the table.
+    key_gradient: `exact` differentiates through the step of the keys to second order; `first_order` takes the step for
+    a constant, so that gradients reach the initial keys through what is read only.
     boundary: `carry` writes a pair in the chunk where its target arrives, `drop` leaves out pairs across an edge.
     scope: `sequence` gives every row its own memory, `batch` lets the rows share one.
-    Differentiable in every tensor, to second order through the key step. Fast weights are at least float32.
+    state: of an earlier call, with the same options; only `chunk_size` may be another one where `finish` ended a text.
+    Differentiable in every tensor. Fast weights are at least float32.
 
     Raises `ValueError` for sizes that do not fit, an option out of range, or a state made with other options.
     """
     options = FwpkmOptions(
-        top_k, chunk_size, lookahead, score, temperature, learning_rate, address_weight, key_objective, boundary, scope
+        top_k,
+        chunk_size,
+        lookahead,
+        score,
+        temperature,
+        learning_rate,
+        address_weight,
+        key_objective,
+        boundary,
+        scope,
+        nonlinearity,
+        weight_decay,
+        clip,
+        key_gradient,
     )
     if gates is None:
         gates = targets.new_ones(targets.shape[:2])
@@ -150,12 +181,11 @@ def _problem(
     new = queries.to(dtype), targets.to(dtype), gates.to(dtype)
     all_keys = keys.to(dtype).expand(memories, *keys.shape)
     if state is None:
-        nothing = empty(0, dtype=long, device=values.device)
-        memory = Memory(all_keys, nothing, values.new_empty((0, values.shape[1]), dtype=dtype), values)
+        memory = Memory(all_keys, (), values)
         first, second, third = (GrowableBuffer.of(t) for t in new)
         return Problem((first, second, third), 0, 0, memory, options, finish)
     _check_state(state, batch, keys, values, options)
-    memory = Memory(all_keys if state.keys is None else state.keys, state.slots, state.rows, values)
+    memory = Memory(all_keys if state.keys is None else state.keys, state.log, values)
     held = state.queries, state.targets, state.gates
     first, second, third = (old.append(t) if t.shape[1] else old for old, t in zip(held, new))
     return Problem(
@@ -170,9 +200,10 @@ def _check_state(state: FwpkmState, batch: int, keys: Tensor, values: Tensor, op
         raise ValueError(f"the state holds {state.batch} sequences but queries has {batch}")
     sizes = (*keys.shape[:3], keys.shape[3], values.shape[1])
     held = (state.queries.storage.shape[2], 2, round(state.n_slots**0.5), state.queries.storage.shape[3] // 2)
-    if (*held, state.rows.shape[1]) != sizes:
+    if (*held, state.targets.storage.shape[2]) != sizes:
         raise ValueError(f"the state belongs to keys of shape {list(held)}, got {list(keys.shape)}, or another d_v")
-    if state.settings != repr(options):
+    held_settings = state.settings if state.position else with_chunk_size(state.settings, options.chunk_size)
+    if held_settings != repr(options):
         raise ValueError(f"the state was made with {state.settings}; it cannot be continued with {options!r}")
 
 
@@ -198,8 +229,7 @@ def _state_after(problem: Problem, solution: Solution, before: FwpkmState | None
         position=problem.end,
         settings=repr(options),
         keys=keys,
-        slots=memory.slots,
-        rows=memory.rows,
+        log=memory.log,
         queries=tokens[0],
         targets=tokens[1],
         gates=tokens[2],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -14,6 +16,16 @@ Score = Literal["idw", "dot"]
 KeyObjective = Literal["address", "memory", "both", "none"]
 Boundary = Literal["carry", "drop"]
 Scope = Literal["sequence", "batch"]
+Nonlinearity = Literal["softmax", "silu", "relu"]
+KeyGradient = Literal["exact", "first_order"]
+_CHOICES = {
+    "score": Score,
+    "key_objective": KeyObjective,
+    "boundary": Boundary,
+    "scope": Scope,
+    "nonlinearity": Nonlinearity,
+    "key_gradient": KeyGradient,
+}
 
 
 @dataclass(frozen=True)
@@ -30,9 +42,13 @@ class FwpkmOptions:
     key_objective: KeyObjective = "address"
     boundary: Boundary = "carry"
     scope: Scope = "sequence"
+    nonlinearity: Nonlinearity = "softmax"
+    weight_decay: float = 0.0
+    clip: float | None = None
+    key_gradient: KeyGradient = "exact"
 
     def __post_init__(self) -> None:
-        for name, kind in (("score", Score), ("key_objective", KeyObjective), ("boundary", Boundary), ("scope", Scope)):
+        for name, kind in _CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
         if self.top_k < 1 or self.chunk_size < 1:
@@ -43,6 +59,15 @@ class FwpkmOptions:
             )
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if not self.learning_rate >= 0:
+            raise ValueError(f"learning_rate must not be negative, got {self.learning_rate}")
+        if not 0 <= self.learning_rate * self.weight_decay < 1:  # at 1 an update would erase the row
+            raise ValueError(
+                "weight_decay times learning_rate must be at least 0 and less than 1, "
+                f"got {self.weight_decay} and {self.learning_rate}"
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be positive or None, got {self.clip}")
 
     @property
     def keys_follow_memory_loss(self) -> bool:
@@ -51,6 +76,16 @@ class FwpkmOptions:
     @property
     def keys_follow_address_loss(self) -> bool:
         return self.key_objective in ("address", "both")
+
+    @property
+    def kept_share(self) -> float:
+        """What weight decay leaves of a row at each update that touches it."""
+        return 1.0 - self.learning_rate * self.weight_decay
+
+    @property
+    def longest_step(self) -> float | None:
+        """The largest 2-norm of a row's step, decay aside; None if unlimited."""
+        return self.clip * self.learning_rate if self.clip is not None and self.learning_rate else None
 
 
 @dataclass(frozen=True)
@@ -69,6 +104,11 @@ class Segment:
     pair_end: int
     access_end: int
     scale: float
+
+
+def with_chunk_size(settings: str, chunk_size: int) -> str:
+    """Settings or a signature with another chunk size. Where a text begins, nothing else depends on it."""
+    return re.sub(r"\bchunk_size=\d+", f"chunk_size={chunk_size}", settings)
 
 
 def chunk_start(position: int, options: FwpkmOptions) -> int:
@@ -101,17 +141,21 @@ def segments(position: int, end: int, options: FwpkmOptions, finish: bool) -> li
     return found
 
 
+Run = tuple[Tensor, Tensor]
+"""Written rows: slots `[n]` int64, sorted and distinct, `memory * n_slots + slot`; their values `[n, d_v]`."""
+
+
 @dataclass(frozen=True)
 class Memory:
-    """Fast weights: `keys [memories, heads, 2, n_subkeys, d_k/2]`, and the rows that differ from the initial table.
+    """Fast weights: `keys [memories, heads, 2, n_subkeys, d_k/2]`, and a log of what differs from the initial table.
 
-    `slots [written]` int64, sorted, holds `memory * n_slots + slot`; `rows [written, d_v]` their values;
-    `initial [n_slots, d_v]` is the table that all memories start from.
+    `initial [n_slots, d_v]` is the table that all memories start from. In the `log`, oldest first, a later run hides
+    what earlier ones say of a slot; each is at least twice as long as the next, so there are few. A rewrite adds a run
+    and merges short ones: it costs what it writes, times a logarithm, however much was written before.
     """
 
     keys: Tensor
-    slots: Tensor
-    rows: Tensor
+    log: tuple[Run, ...]
     initial: Tensor
 
     @property
@@ -119,19 +163,36 @@ class Memory:
         return self.initial.shape[0]
 
     def read(self, slots: Tensor) -> Tensor:
-        """The rows `[n, d_v]` at `slots [n]` (numbered as above); differentiable."""
-        rows = self.initial.index_select(0, slots % self.n_slots).to(self.rows.dtype)
-        if not len(self.slots):
-            return rows
-        place = torch.searchsorted(self.slots, slots).clamp_max(len(self.slots) - 1)
-        written = self.slots[place] == slots
-        return torch.where(written[:, None], self.rows.index_select(0, place), rows)
+        """The rows `[n, d_v]` at `slots [n]` (numbered as in a run); differentiable."""
+        rows = self.initial.index_select(0, slots % self.n_slots).to(self.keys.dtype)
+        for run_slots, run_rows in self.log:
+            place = torch.searchsorted(run_slots, slots).clamp_max(len(run_slots) - 1)
+            found = (run_slots[place] == slots).nonzero()[:, 0]
+            rows = rows.index_copy(0, found, run_rows.index_select(0, place[found]))
+        return rows
 
     def write(self, slots: Tensor, rows: Tensor) -> Memory:
         """A memory with `rows [n, d_v]` at `slots [n]`, sorted and distinct; differentiable."""
-        kept = ~torch.isin(self.slots, slots, assume_unique=True)
-        merged, order = torch.cat([self.slots[kept], slots]).sort()
-        return replace(self, slots=merged, rows=torch.cat([self.rows[kept], rows]).index_select(0, order))
+        log: list[Run] = [*self.log, (slots, rows)]
+        while len(log) > 1 and len(log[-2][0]) < 2 * len(log[-1][0]):
+            log[-2:] = [_merge(log[-2], log[-1])]
+        return replace(self, log=tuple(log))
+
+    def merged(self) -> Run:
+        """The whole log as one run; empty if nothing was written."""
+        return merge_all(self.log, self.initial.new_empty((0, self.initial.shape[1]), dtype=self.keys.dtype))
+
+
+def _merge(older: Run, newer: Run) -> Run:
+    kept = ~torch.isin(older[0], newer[0], assume_unique=True)
+    slots, order = torch.cat([older[0][kept], newer[0]]).sort()
+    return slots, torch.cat([older[1][kept], newer[1]]).index_select(0, order)
+
+
+def merge_all(log: tuple[Run, ...], no_rows: Tensor) -> Run:
+    """The log as one run; `no_rows [0, d_v]` if it is empty."""
+    nothing = torch.empty(0, dtype=torch.long, device=no_rows.device)
+    return functools.reduce(_merge, log) if log else (nothing, no_rows)
 
 
 @dataclass(frozen=True)
@@ -183,33 +244,47 @@ class Solution:
 class FwpkmState(MixerState):
     """The fast weights of `batch` sequences, as what they wrote over the shared initial memory, and the open chunk.
 
-    settings: the options it was made with. keys: None until the first rewrite. slots, rows: see `Memory`.
+    settings: the options it was made with. keys: None until the first rewrite. log: see `Memory`.
     queries, targets, gates: the tokens, batch first, that the next rewrite will need.
     """
 
     settings: str
-    keys: Tensor | None = field(metadata=SHARED)  # these three are not simply batch-first: see pick
-    slots: Tensor = field(metadata=SHARED)
-    rows: Tensor = field(metadata=SHARED)
+    keys: Tensor | None = field(metadata=SHARED)  # these two are not simply batch-first: see pick
+    log: tuple[Run, ...] = field(metadata=SHARED)
     queries: GrowableBuffer
     targets: GrowableBuffer
     gates: GrowableBuffer
     n_slots: int
     shared_memory: bool
 
+    @property
+    def slots(self) -> Tensor:
+        """The slots that were written, `[written]`: `memory * n_slots + slot`, sorted."""
+        return self.written()[0]
+
+    @property
+    def rows(self) -> Tensor:
+        """The values of `slots`, `[written, d_v]`."""
+        return self.written()[1]
+
+    def written(self) -> Run:
+        """Everything that was written, as one run."""
+        return merge_all(self.log, self.targets.storage.new_empty((0, self.targets.storage.shape[2])))
+
     def pick(self, index: Tensor) -> FwpkmState:
         picked = super().pick(index)
         if self.shared_memory:
             return picked
-        index = index.to(self.slots.device)
-        bounds = torch.searchsorted(self.slots, torch.arange(self.batch + 1, device=index.device) * self.n_slots)
+        keys = None if self.keys is None else self.keys.index_select(0, index.to(self.keys.device))
+        log = tuple(run for run in (self._pick_run(run, index) for run in self.log) if len(run[0]))
+        return replace(picked, keys=keys, log=log)
+
+    def _pick_run(self, run: Run, index: Tensor) -> Run:
+        slots, rows = run
+        index = index.to(slots.device)
+        bounds = torch.searchsorted(slots, torch.arange(self.batch + 1, device=index.device) * self.n_slots)
         first, count = bounds[index], (bounds[1:] - bounds[:-1])[index]
         place = torch.repeat_interleave(first - (count.cumsum(0) - count), count)
         place = place + torch.arange(len(place), device=index.device)
         new_row = torch.repeat_interleave(torch.arange(len(index), device=index.device), count)
-        return replace(
-            picked,
-            keys=None if self.keys is None else self.keys.index_select(0, index),
-            slots=new_row * self.n_slots + self.slots[place] % self.n_slots,
-            rows=self.rows.index_select(0, place),
-        )
+        return new_row * self.n_slots + slots[place] % self.n_slots, rows.index_select(0, place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .problem import FwpkmOptions, Memory, Problem, Solution
@@ -13,7 +14,8 @@ from .problem import FwpkmOptions, Memory, Problem, Solution
 def run(problem: Problem) -> Solution:
     """Solve each memory on its own: the rows of the batch that share it, and its part of the written rows."""
     inputs = (problem.queries, problem.targets, problem.gates, problem.memory.keys, problem.memory.initial)
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, problem.memory.rows))
+    tensors = (*inputs, *(rows for _, rows in problem.memory.log))
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     memories, n_slots = len(problem.memory.keys), problem.memory.n_slots
     rows_per_memory = len(problem.queries) // memories
     parts, keys, slots, rows = [], [], [], []
@@ -28,23 +30,22 @@ def run(problem: Problem) -> Solution:
             keys.append(k)
             slots.append(written.nonzero()[:, 0] + m * n_slots)
             rows.append(table[written])
-    memory = replace(problem.memory, slots=torch.cat(slots), rows=torch.cat(rows))
-    if any(s.complete for s in problem.segments):
-        memory = replace(memory, keys=torch.stack(keys))
     retrieved, read_slots, weights = (torch.cat(p) for p in zip(*parts))
+    new_keys, new_rows, new_slots = torch.stack(keys), torch.cat(rows), torch.cat(slots)
     if not wanted:
-        retrieved, weights = retrieved.detach(), weights.detach()
-        memory = replace(memory, keys=memory.keys.detach(), rows=memory.rows.detach())
-        if not any(s.complete for s in problem.segments):
-            memory = replace(memory, keys=problem.memory.keys)
+        retrieved, weights, new_keys, new_rows = (t.detach() for t in (retrieved, weights, new_keys, new_rows))
+    memory = problem.memory
+    if any(s.complete for s in problem.segments):
+        memory = replace(memory, keys=new_keys, log=((new_slots, new_rows),) if len(new_slots) else ())
     return Solution(retrieved, read_slots, weights, memory)
 
 
 def _dense_table(memory: Memory, m: int) -> tuple[Tensor, Tensor]:
     """Memory `m` as a whole table `[n_slots, d_v]`, and which of its rows were written."""
-    mine = memory.slots // memory.n_slots == m
-    slots = memory.slots[mine] % memory.n_slots
-    table = memory.initial.to(memory.rows.dtype).index_put((slots,), memory.rows[mine])
+    slots, rows = memory.merged()
+    mine = slots // memory.n_slots == m
+    slots = slots[mine] % memory.n_slots
+    table = memory.initial.to(memory.keys.dtype).index_put((slots,), rows[mine])
     written = torch.zeros(memory.n_slots, dtype=torch.bool, device=slots.device)
     return table, written.index_fill(0, slots, True)
 
@@ -79,13 +80,14 @@ def _run_memory(
         loss = 0.5 * (gates[:, first : first + pairs, None] * error**2).sum()
         gradient = torch.autograd.grad(loss, table, create_graph=True)[0]
         counts = torch.bincount(slot[:, :accesses].flatten(), minlength=len(table))
-        step = segment.scale * heads * options.top_k / counts.clamp(min=1).to(table.dtype)
-        new_table = table - options.learning_rate * step[:, None] * gradient
+        touched = (counts > 0)[:, None]
+        scale = segment.scale * heads * options.top_k / counts.clamp(min=1).to(table.dtype)
+        new_table = _step_values(table, scale[:, None] * gradient, touched, options)
         # the released code lets no gradient through the residual and the rows of this loss, only through the addresses
         recall = (weight[:, :pairs, ..., None] * table.detach()[slot[:, :pairs]]).sum((2, 3))
         pull = (gates[:, first : first + pairs, None] * error).detach() * recall
         keys = _step_keys(keys, scores[:, :accesses], pull, options)
-        table, written = new_table, written | (counts > 0)
+        table, written = new_table, written | touched[:, 0]
     if not retrieved:
         empty = queries.new_empty((batch, 0, heads, options.top_k))
         return (queries.new_empty((batch, 0, table.shape[1])), empty.long(), empty), keys, table, written
@@ -105,14 +107,26 @@ def address(queries: Tensor, keys: Tensor, options: FwpkmOptions) -> tuple[Tenso
     sums = best[..., 0, :, None] + best[..., 1, None, :]
     total, flat = sums.flatten(-2).topk(k, dim=-1)
     slots = index[..., 0, :].gather(-1, flat // k) * n_subkeys + index[..., 1, :].gather(-1, flat % k)
-    weights = (total / options.temperature).flatten(-2).softmax(-1).unflatten(-1, (heads, k))
-    return scores, slots, weights
+    total = (total / options.temperature).flatten(-2)
+    if options.nonlinearity == "softmax":
+        weights = total.softmax(-1)
+    else:
+        weights = F.silu(total) if options.nonlinearity == "silu" else total.relu()
+    return scores, slots, weights.unflatten(-1, (heads, k))
 
 
 def codebook_use(scores: Tensor, top_k: int) -> Tensor:
     """How much each codebook's sub-keys are used on average, `[2, n_subkeys]`: a softmax over the best `top_k` each."""
     best, index = scores.topk(top_k, dim=-1)
     return torch.zeros_like(scores).scatter(-1, index, best.softmax(-1)).mean((0, 1, 2))
+
+
+def _step_values(table: Tensor, gradient: Tensor, touched: Tensor, options: FwpkmOptions) -> Tensor:
+    """One step against `gradient [n_slots, d_v]`, its rows clipped, after decay of the rows `touched [n_slots, 1]`."""
+    if options.clip is not None:  # the largest factor is 1; a clamped norm is never zero, nor is its gradient NaN
+        gradient = gradient * (options.clip / gradient.norm(dim=-1, keepdim=True).clamp(min=options.clip))
+    decay = options.learning_rate * options.weight_decay * touched.to(table.dtype)
+    return table * (1 - decay) - options.learning_rate * gradient
 
 
 def _step_keys(keys: Tensor, scores: Tensor, pull: Tensor, options: FwpkmOptions) -> Tensor:
@@ -125,4 +139,6 @@ def _step_keys(keys: Tensor, scores: Tensor, pull: Tensor, options: FwpkmOptions
         loss = loss + pull.mean()
     if not loss.requires_grad:
         return keys
-    return keys - options.learning_rate * torch.autograd.grad(loss, keys, create_graph=True)[0]
+    exact = options.key_gradient == "exact"
+    (gradient,) = torch.autograd.grad(loss, keys, create_graph=exact, retain_graph=True)
+    return keys - options.learning_rate * gradient
