@@ -67,8 +67,13 @@ def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) 
 
     Mixers may ask for groups of their own, see `Mixer.parameter_groups`. The learning rate of a group
     is `learning_rate` times its `learning_rate_scale`; whoever changes it later keeps to that.
+    Raises `ValueError` for a mixer whose gradients are sparse: AdamW takes none.
     """
     apart = [g for m in model.modules() if isinstance(m, Mixer) for g in m.parameter_groups()]
+    if any(group.get("sparse_gradient") for group in apart):
+        raise ValueError(
+            "AdamW takes no sparse gradients: build the mixers with sparse_gradient=False to train them here"
+        )
     theirs = {id(p) for group in apart for p in group["params"]}
     parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in theirs]
     rest = {"learning_rate_scale": 1.0, "weight_decay": weight_decay}

@@ -127,5 +127,6 @@ class PKM(Mixer):
                 "params": [self.values],
                 "learning_rate_scale": self.value_learning_rate_scale,
                 "weight_decay": 0.0,
+                "sparse_gradient": self.sparse_gradient,
             }
         ]

@@ -1,5 +1,6 @@
 """The training loop: the same data and the same result for a seed, a schedule as documented, and loud failures."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -152,3 +153,9 @@ def test_the_schedule_keeps_the_ratio_of_the_rates():
     moved = {name: (p - before[name]).abs().max().item() for name, p in model.named_parameters()}
     assert moved["layers.0.feed_forward.values"] == pytest.approx(4e-3, rel=1e-2)
     assert moved["layers.0.mixer.o_proj.weight"] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_sparse_gradients_are_refused_before_any_work():
+    layout = PKM.layout.replace("top_k=2", "top_k=2, sparse_gradient=true")
+    with pytest.raises(ValueError, match="AdamW takes no sparse gradients"):
+        make_optimizer(LanguageModel(dataclasses.replace(PKM, layout=layout)), 1e-3, 0.1)

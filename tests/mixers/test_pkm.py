@@ -183,6 +183,7 @@ def test_query_norm_makes_the_scale_of_the_input_irrelevant():
 def test_its_values_are_a_group_of_their_own():
     mixer = create_mixer("pkm", 8, **SMALL, value_learning_rate_scale=3.0)
     (group,) = mixer.parameter_groups()
+    assert not group["sparse_gradient"]
     assert group["params"][0] is mixer.values and len(group["params"]) == 1
     assert (group["learning_rate_scale"], group["weight_decay"]) == (3.0, 0.0)
     assert create_mixer("fwpkm", 8, n_subkeys=4, d_k=4, d_v=4, top_k=2, chunk_size=4).parameter_groups() == []
