@@ -48,7 +48,7 @@ def inspect_command(
     folder = out or Path("runs") / f"inspect-{datetime.now():%Y%m%d-%H%M%S}"
     folder.mkdir(parents=True, exist_ok=True)
     origin = {"checkpoint": str(checkpoint), "layout": model.config.layout, "text": str(text)}
-    (folder / "inspect.json").write_text(json.dumps({**origin, **found}, indent=1, allow_nan=False) + "\n")
+    (folder / "inspect.json").write_text(json.dumps({**origin, **found}, allow_nan=False) + "\n")
     charts = ", ".join(path.name for path in save_charts(found, folder))
     console.print(f"inspect.json, {charts} are in {escape(str(folder) + os.sep)}", soft_wrap=True)
 

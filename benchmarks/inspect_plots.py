@@ -39,7 +39,7 @@ def gates_chart(found: dict[str, Any]) -> Any:
     base = alt.Chart(alt.Data(values=points)).encode(x=x).properties(width=WIDTH, height=HEIGHT)
     band = base.mark_area(color=COLOUR, opacity=0.2).encode(y=alt.Y("low:Q", scale=scale, title="Gate"), y2="high:Q")
     line = base.mark_line(color=COLOUR, strokeWidth=1.5).encode(y=alt.Y("mean:Q", scale=scale, title="Gate"))
-    return _panels(band + line, points, "How much of what it retrieves each layer lets through")
+    return _panels(band + line, points, "How much of what it retrieves each layer lets through", "mean and middle half")
 
 
 def gate_points(gates: list[float]) -> list[dict[str, float]]:
@@ -68,7 +68,7 @@ def slots_chart(found: dict[str, Any]) -> Any:
         )
         .properties(width=WIDTH, height=HEIGHT)
     )
-    return _panels(chart, bars, "How evenly the slots are used")
+    return _panels(chart, bars, "How evenly the slots are used", "slots by the number of accesses to them, in reading")
 
 
 def slot_bars(slots_by_accesses: list[list[int]]) -> list[dict[str, Any]]:
@@ -84,13 +84,13 @@ def slot_bars(slots_by_accesses: list[list[int]]) -> list[dict[str, Any]]:
     return found
 
 
-def _panels(chart: Any, values: list[dict[str, Any]], title: str) -> Any:
+def _panels(chart: Any, values: list[dict[str, Any]], title: str, subtitle: str) -> Any:
     names = list(dict.fromkeys(value["layer"] for value in values))
     facet = alt.Facet("layer:N", sort=names, title=None, header=alt.Header(labelAnchor="start", labelFontWeight="bold"))
     return (
         chart.facet(facet, columns=1)
         .resolve_scale(y="independent")
-        .properties(title=alt.TitleParams(title, anchor="start"), background="white", padding=12)
+        .properties(title=alt.TitleParams(title, subtitle=subtitle, anchor="start"), background="white", padding=12)
         .configure(font="Helvetica, Arial, sans-serif")
         .configure_view(stroke=None)
     )

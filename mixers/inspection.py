@@ -68,6 +68,7 @@ def record_fwpkm(model: nn.Module) -> Iterator[dict[str, LayerTrace]]:
 
     A call with a state that continues the text is added to the trace; one that starts another text replaces it. Tokens
     read before the context began are not known. To see what is written, each call is read once more, chunk by chunk.
+    Layers that `torch.compile` has compiled are not seen, see `recorder`.
     """
     recording = _Recording({module: name for name, module in model.named_modules()})
     token = _recorder.set(recording)

@@ -5,9 +5,9 @@ import re
 
 import pytest
 from mixerzoo.benchmarks import cli
-from mixerzoo.benchmarks.cli_inspect import excerpt
+from mixerzoo.benchmarks.cli_inspect import excerpt, usage_table
 from mixerzoo.benchmarks.inspect_model import resolve_token
-from mixerzoo.benchmarks.inspect_plots import gate_points, slot_bars
+from mixerzoo.benchmarks.inspect_plots import gate_points, save_charts, slot_bars
 from mixerzoo.models import LanguageModel, ModelConfig
 
 TEXT = "the keeper of the zoo counts the mixers of the zoo\n" * 4
@@ -119,6 +119,23 @@ def test_excerpts_are_printable_and_end_with_the_text():
 
 def test_tokens_are_counted_from_either_end():
     assert [resolve_token(t, 5) for t in (0, 4, -1, -5)] == [0, 4, 4, 0]
+
+
+def test_layers_without_gates_have_no_chart_of_them(tmp_path):
+    usage = {"accesses": 4, "used": 1, "coverage": 0.25, "collisions": 4.0, "divergence": 1.4}
+    layer = {"n_slots": 4, "usage": usage, "slots_by_accesses": [[0, 3], [4, 1]], "updates": []}
+    off = {**layer, "name": "off", "gate": None, "gates": None}
+    gate = {"mean": 0.5, "quantiles": {"0.05": 0.25, "0.95": 0.75}}
+    on = {**layer, "name": "on", "gate": gate, "gates": [0.25, 0.75]}
+    found = {"tokens": 2, "layers": [off]}
+    assert [path.name for path in save_charts(found, tmp_path)] == ["slots.svg"]
+    assert list(usage_table(found).columns[1].cells) == ["off"]
+    both = {"tokens": 2, "layers": [off, on]}
+    assert [path.name for path in save_charts(both, tmp_path)] == ["gates.svg", "slots.svg"]
+    assert ">on<" in (tmp_path / "gates.svg").read_text() and ">off<" not in (tmp_path / "gates.svg").read_text()
+    assert ">off<" in (tmp_path / "slots.svg").read_text()
+    cells = [list(column.cells) for column in usage_table(both).columns]
+    assert cells[1:4] == [["off", "0.500"], ["", "0.250 .. 0.750"], ["1 of 4", "1 of 4"]]
 
 
 def test_points_of_the_charts():
