@@ -200,6 +200,39 @@ def test_gates_are_those_of_the_layer():
     assert not traces[""].gates.requires_grad and not traces[""].weights.requires_grad
 
 
+def test_a_layer_without_gates_has_none_and_one_with_gates_that_do_not_weigh_has_them():
+    for options, shape in (({"gate": False}, None), ({"gated_loss": False}, (2, 20))):
+        mixer = memory(**options)
+        with record_fwpkm(mixer) as traces:
+            mixer(text()[:, :9], return_state=True)
+            mixer(text())
+        assert (traces[""].gates if shape is None else traces[""].gates.shape) == shape
+        assert len(traces[""].updates) == 3 and all((u.change > 0).all() for u in traces[""].updates)
+
+
+def test_recording_leaves_a_memory_that_outlives_its_calls_as_it_would_be():
+    watched, plain = memory(scope="persistent"), memory(scope="persistent")
+    with torch.no_grad():
+        for seed in range(3):
+            with record_fwpkm(watched) as traces:
+                y, _ = watched(text(seed=seed))
+            assert torch.equal(y, plain(text(seed=seed))[0])
+    assert torch.equal(watched.kept_state.rows, plain.kept_state.rows)
+    assert traces[""].shared and (traces[""].start, traces[""].end) == (0, 20)
+
+
+def test_chunks_may_change_between_texts():
+    mixer, x = memory(), text()
+    with record_fwpkm(mixer) as traces:
+        _, state = mixer(x, return_state=True)
+        again = mixer.restart(state)
+        mixer.chunk_size = 10
+        mixer(x, again)
+    assert [u.end for u in traces[""].updates] == [10, 20]
+    _, after = mixer(x[:, :10], again, return_state=True)
+    torch.testing.assert_close(traces[""].updates[0].change, row_change(again, after, mixer.values))
+
+
 def test_another_text_starts_another_trace_and_what_came_before_is_not_known():
     mixer, x = memory(), text()
     with record_fwpkm(mixer) as traces:

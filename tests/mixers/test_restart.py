@@ -98,6 +98,19 @@ def test_an_empty_memory_stays_empty():
     torch.testing.assert_close(mixer(text(), again)[0], mixer(text())[0], rtol=0, atol=0)
 
 
+def test_the_second_reading_may_have_other_chunks():
+    """The whole text as one chunk: one rewrite for each reading."""
+    mixer, x = memory(chunk_size=21), text()
+    _, state = mixer(x[:, :20], return_state=True)
+    again = mixer.restart(state)
+    mixer.chunk_size = 8
+    first, _ = mixer(x, again)
+    mixer.chunk_size = 21
+    second, _ = mixer(x, again)
+    torch.testing.assert_close(first[:, :8], second[:, :8], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(first[:, 8:], second[:, 8:])
+
+
 def test_states_of_other_mixers_are_refused():
     _, state = memory()(text(), return_state=True)
     with pytest.raises(ValueError, match="it cannot be continued by"):
