@@ -27,6 +27,22 @@ def test_by_default_everything_is_dropped(name):
     assert mixer_card(name).name == name
 
 
+@pytest.mark.parametrize("name", ["fwpkm", "fwmlp"])
+def test_memories_keep_what_they_were_told_each_sequence_its_own(name):
+    torch.manual_seed(0)
+    mixer = create_mixer(name, 32, **small_options(name)).double()
+    x = torch.randn(3, 37, 32, dtype=torch.float64)
+    first, state = mixer(x, return_state=True)
+    again = mixer.restart(state)
+    assert again.position == 0 and state.position == 37
+    together, _ = mixer(x, again)
+    assert not torch.allclose(together[:, 0], first[:, 0])
+    for row in range(3):
+        _, alone = mixer(x[row : row + 1], return_state=True)
+        y, _ = mixer(x[row : row + 1], mixer.restart(alone))
+        torch.testing.assert_close(y[0], together[row], rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("scope", ["sequence", "batch"])
 def test_a_memory_keeps_what_it_was_told_and_starts_at_position_0(scope):
     mixer, x = memory(scope=scope), text()
