@@ -84,7 +84,7 @@ def fwpkm(
     clip: the gradient of a row, averaged and scaled so, is multiplied by `min(1, clip / its 2-norm)` before the step.
     weight_decay: at an update, each row that it accesses first loses the share `learning_rate * weight_decay` of
     itself (decoupled from the gradient and its clipping); rows that are not accessed stay as they are, so that the cost
-    of an update does not depend on the size of the table.
+    of an update does not depend on the size of the table. Training then keeps copies of the accessed rows.
     key_gradient: `exact` differentiates through the step of the keys to second order; `first_order` takes the step for
     a constant, so that gradients reach the initial keys through what is read only.
     boundary: `carry` writes a pair in the chunk where its target arrives, `drop` leaves out pairs across an edge.
