@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from .backbone import Backbone, SwiGLU
 from .config import ModelConfig
@@ -103,4 +103,6 @@ def _count_flops(config: ModelConfig, d_ff: int, time: int) -> int:
 
 
 def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *rest: Any, **named: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+    """Scores and weighted sums, for every query head: torch's own formula refuses grouped queries in some versions."""
+    batch, heads, queries, d_k = query
+    return 2 * batch * heads * queries * key[2] * (d_k + value[3])
