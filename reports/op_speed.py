@@ -19,8 +19,10 @@ def topic(row: Any) -> str:
     what = {
         "faster": f"times as fast, {row.backend} against {row.over}",
         "smaller": f"times less peak memory, {row.backend} against {row.over}",
+        "growth": f"most seconds a token by those at the least length, {row.backend}",
         "flat": f"greatest by least seconds a token, {row.backend}",
-        "linear": f"peak memory off a straight line, {row.backend}",
+        "linear": f"most peak memory a token by that at the least length, {row.backend}",
+        "fit": f"peak memory off a straight line, {row.backend}",
         "floor": f"seconds by those that moving the counted bytes takes, {row.backend}",
     }.get(row.kind, f"{row.kind}, {row.backend}")
     return f"{mode_name(row.mode)} {_of_tokens(row)}{batch}: {what}"
@@ -28,7 +30,7 @@ def topic(row: Any) -> str:
 
 def number(row: Any) -> str:
     """The value of a row of `op_ratios`, with the range of the quartiles where it has one."""
-    if row.kind == "linear":
+    if row.kind == "fit":
         return formats.percent(row.value)
     return f"{row.value:.3g}" if row.low == row.high else _interval(Interval(row.value, row.low, row.high))
 
@@ -37,7 +39,7 @@ def bar(row: Any) -> str:
     """`at least 25`; a dash without a bar."""
     if row.bar is None or pd.isna(row.bar):
         return formats.NOTHING
-    value = formats.percent(row.bar) if row.kind == "linear" else f"{row.bar:.4g}"
+    value = formats.percent(row.bar) if row.kind == "fit" else f"{row.bar:.4g}"
     return f"{'at least' if row.kind in AT_LEAST else 'at most'} {value}"
 
 

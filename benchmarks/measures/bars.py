@@ -8,17 +8,19 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["faster", "smaller", "flat", "linear", "floor"]
+Kind = Literal["faster", "smaller", "growth", "flat", "linear", "fit", "floor"]
 AT_LEAST: tuple[Kind, ...] = ("faster", "smaller")  # the other kinds are met by at most the value
-FEWEST_LENGTHS = {"flat": 2, "linear": 3}  # any two points lie on a line
+FEWEST_LENGTHS = {"growth": 2, "flat": 2, "linear": 2, "fit": 3}  # any two points lie on a line
 
 
 class Bar(BaseModel):
-    """A value that a ratio has to reach (`faster`, `smaller`), or may reach at most (`flat`, `linear`, `floor`).
+    """A value that a ratio has to reach (`faster`, `smaller`), or may reach at most (all other kinds).
 
     kind: `faster`, seconds of `over` divided by those of `backend`, at each length; `smaller`, peak bytes likewise;
-    `flat`, greatest by least seconds a token over the lengths; `linear`, the largest distance of the peak bytes from
-    the line through the lengths, as a share of them; `floor`, seconds by those that moving the counted bytes takes.
+    `growth`, the most seconds a token at any length by those at the least length; `flat`, greatest by least seconds a
+    token, so that it also counts if tokens become cheaper; `linear`, the most peak bytes a token by those at the least
+    length; `fit`, the largest distance of the peak bytes from the line through the lengths, as a share of them;
+    `floor`, seconds by those that moving the counted bytes takes.
     mode, backend: of which numbers.
     """
 
@@ -70,9 +72,16 @@ def _over_lengths(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         whole = {**own[0], "tokens": None}
         if len(own) >= FEWEST_LENGTHS["flat"]:
             each = sorted(own, key=lambda row: row["median"] / row["units"])
+            shortest = min(own, key=lambda row: row["tokens"])
+            yield {**_identity("growth", whole), **_divided(each[-1], shortest, per_unit=True)}
             yield {**_identity("flat", whole), **_divided(each[-1], each[0], per_unit=True)}
-        if len(own) >= FEWEST_LENGTHS["linear"] and mode != "decode":  # a decoded token holds what the state holds
-            yield {**_identity("linear", whole), **_exact(_distance_from_line(own))}
+        if mode == "decode":  # what a decoded token holds is the state, not its context
+            continue
+        if len(own) >= FEWEST_LENGTHS["linear"]:
+            each_bytes = [row["peak_bytes"] / row["tokens"] for row in sorted(own, key=lambda row: row["tokens"])]
+            yield {**_identity("linear", whole), **_exact(max(each_bytes) / max(each_bytes[0], 1e-9))}
+        if len(own) >= FEWEST_LENGTHS["fit"]:
+            yield {**_identity("fit", whole), **_exact(_distance_from_line(own))}
 
 
 def _over_floor(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,8 @@ import torch
 from ..training import Progress
 from .meter import MIN_ROUND_SECONDS, measure_memory, quartiles, round_clock
 
+_LONG_SECONDS = 2.0  # a call as long as this warms up by itself
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -43,23 +45,25 @@ def time_in_turn(
     """Seconds of every contender: one number for each of `rounds` rounds (of `slow_rounds` for the slow ones).
 
     In a round each runs once, one after the other; work too short for the clock is repeated within its turn. The
-    others have warmed up by two calls; the first round of a slow one may be its first call.
+    others have warmed up by two calls, or one long one; the first round of a slow one may be its first call.
     """
     clock = round_clock(device)
     repeats = [1 if c.slow or c.prepare else _repeats(c, clock, progress) for c in contenders]
-    turns = [(r, i) for r in range(rounds) for i, c in enumerate(contenders) if r < (slow_rounds if c.slow else rounds)]
     samples: list[list[float]] = [[] for _ in contenders]
-    for done, (number, i) in enumerate(turns):
-        contender = contenders[i]
-        progress(done / len(turns), f"round {number + 1}: {contender.title}")
-        prepared = contender.prepare() if contender.prepare is not None else None
-        gc.collect()
-        gc.disable()
-        try:
-            seconds = clock(functools.partial(_repeat, contender, prepared, repeats[i]))
-        finally:
-            gc.enable()
-        samples[i].append(seconds / repeats[i] / contender.units)
+    try:
+        for number in range(rounds):
+            gc.collect()  # within what is timed, a collection would be one contender's bad luck
+            gc.disable()
+            for i, contender in enumerate(contenders):
+                if contender.slow and number >= slow_rounds:
+                    continue
+                done = number + i / len(contenders)
+                progress(done / rounds, f"round {number + 1}: {contender.title}")
+                prepared = contender.prepare() if contender.prepare is not None else None
+                seconds = clock(functools.partial(_repeat, contender, prepared, repeats[i]))
+                samples[i].append(seconds / repeats[i] / contender.units)
+    finally:
+        gc.enable()
     return samples
 
 
@@ -83,8 +87,10 @@ def row(contender: Contender, samples: list[float], **more: Any) -> dict[str, An
 def _repeats(contender: Contender, clock: Callable[[Callable[[], object]], float], progress: Progress) -> int:
     """How often to call short work in its turn; this is its warm-up as well."""
     progress(0.0, f"warm-up: {contender.title}")
-    seconds = [clock(lambda: contender.work(None)) for _ in range(2)]
-    return max(1, math.ceil(MIN_ROUND_SECONDS / max(seconds[-1], 1e-7)))
+    seconds = clock(lambda: contender.work(None))
+    if seconds < _LONG_SECONDS:
+        seconds = clock(lambda: contender.work(None))
+    return max(1, math.ceil(MIN_ROUND_SECONDS / max(seconds, 1e-7)))
 
 
 def _repeat(contender: Contender, prepared: Any, calls: int) -> object:

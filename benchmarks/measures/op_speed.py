@@ -73,8 +73,8 @@ class OpSpeed(Measure):
         fewest = FEWEST_LENGTHS.get(bar.kind, 1)
         if len(self.lengths) < fewest:
             raise ValueError(f"a bar of kind {bar.kind!r} needs at least {fewest} lengths, got {list(self.lengths)}")
-        if bar.kind == "linear" and bar.mode == "decode":
-            raise ValueError("a bar of kind 'linear' is about the bytes of a whole call, not of decoding")
+        if bar.kind in ("linear", "fit") and bar.mode == "decode":
+            raise ValueError(f"a bar of kind {bar.kind!r} is about the bytes of a whole call, not of decoding")
 
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress

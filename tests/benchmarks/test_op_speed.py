@@ -45,7 +45,8 @@ def test_every_backend_mode_and_length_is_a_row(tmp_path):
         rate = metrics["copy_bandwidth"]["median"]
         assert row["floor_seconds"] == pytest.approx(row["floor_bytes"] / rate)
     kinds = [r["kind"] for r in metrics["ratios"]]
-    assert {k: kinds.count(k) for k in set(kinds)} == {"faster": 6, "smaller": 6, "flat": 6, "floor": 12}
+    counts = {"faster": 6, "smaller": 6, "growth": 6, "flat": 6, "linear": 4, "floor": 12}
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == counts
     assert all(r["bar"] is None and r["met"] is None for r in metrics["ratios"])
     assert metrics["table_bytes"] == 4 * (64 * 6 + 8 * 8)
 
@@ -79,21 +80,32 @@ def test_ratios_equal_numbers_computed_by_hand():
     assert found["floor"]["value"] == 4.0 and found["floor"]["met"] is True
 
 
-def test_flat_and_linear_look_at_all_lengths():
+def test_flat_linear_and_fit_look_at_all_lengths():
     straight = [made_up("torch", n, 0.01 * n, 7 * n + 5) for n in (10, 20, 40)]
-    bars = [Bar(kind=kind, mode="train", backend="torch", value=v) for kind, v in (("flat", 1.15), ("linear", 0.05))]
+    values = {"flat": 1.15, "linear": 1.05, "fit": 0.05}
+    bars = [Bar(kind=kind, mode="train", backend="torch", value=value) for kind, value in values.items()]
     found = {r["kind"]: r for r in ratios(straight, bars)}
-    assert found["flat"]["value"] == pytest.approx(1.0) and found["linear"]["value"] == pytest.approx(0, abs=1e-12)
-    assert found["flat"]["tokens"] is None and found["flat"]["met"] and found["linear"]["met"]
+    assert found["flat"]["value"] == pytest.approx(1.0) and found["fit"]["value"] == pytest.approx(0, abs=1e-12)
+    assert found["linear"]["value"] == 1.0  # the constant part weighs most at the least length
+    assert found["flat"]["tokens"] is None and all(found[kind]["met"] for kind in values)
     bent = [made_up("torch", n, 0.01 * n * (1 + n / 40), n * n) for n in (10, 20, 40)]
     found = {r["kind"]: r for r in ratios(bent, bars)}
-    assert found["flat"]["value"] == pytest.approx(2 / 1.25) and found["linear"]["value"] > 0.5
-    assert not found["flat"]["met"] and not found["linear"]["met"]
+    assert found["flat"]["value"] == pytest.approx(2 / 1.25) and found["linear"]["value"] == 4.0
+    assert found["fit"]["value"] > 0.5 and not any(found[kind]["met"] for kind in values)
+
+
+def test_tokens_that_become_cheaper_do_not_grow():
+    rows = [made_up("torch", 20, 0.1, 20), made_up("torch", 10, 0.1, 10), made_up("torch", 40, 0.16, 40)]
+    found = {r["kind"]: r for r in ratios(rows, [])}
+    assert found["growth"]["value"] == pytest.approx(1.0) and found["flat"]["value"] == pytest.approx(2.5)
+    dearer = [made_up("torch", 10, 0.1, 10), made_up("torch", 20, 0.1, 20), made_up("torch", 40, 0.6, 40)]
+    found = {r["kind"]: r for r in ratios(dearer, [])}
+    assert found["growth"]["value"] == pytest.approx(1.5) and found["flat"]["value"] == pytest.approx(3.0)
 
 
 def test_decoding_has_no_line_of_bytes():
     rows = [made_up("torch", n, 1.0, n * n, mode="decode") for n in (10, 20, 40)]
-    assert {r["kind"] for r in ratios(rows, [])} == {"flat"}
+    assert {r["kind"] for r in ratios(rows, [])} == {"growth", "flat"}
 
 
 @pytest.mark.parametrize("batch, scope", [(1, "sequence"), (2, "sequence"), (2, "batch")])
@@ -175,7 +187,7 @@ def test_a_layout_without_the_mixer_and_a_backend_that_cannot_run_are_refused(tm
         ({"bars": [{"kind": "floor", "mode": "train", "backend": "reference", "value": 4}]}, "needs a backend, and"),
         ({"bars": [{"kind": "faster", "mode": "train", "backend": "torch", "value": 4}]}, "in over, one that follows"),
         ({"bars": [{"kind": "flat", "mode": "train", "backend": "torch", "value": 4}]}, "at least 2 lengths"),
-        ({"bars": [{"kind": "linear", "mode": "train", "backend": "torch", "value": 4}]}, "at least 3 lengths"),
+        ({"bars": [{"kind": "fit", "mode": "train", "backend": "torch", "value": 4}]}, "at least 3 lengths"),
         ({"bars": [{"kind": "floor", "mode": "train", "backend": "torch", "value": 0}]}, "greater than 0"),
     ],
 )
@@ -187,7 +199,7 @@ def test_what_cannot_be_measured_is_refused(fields, message):
 def test_the_suites_state_the_bars_and_their_device():
     suite = load_suite("fwpkm-speed")
     bars = [bar for entry in suite.entries for bar in entry.measure.bars]
-    assert {bar.kind for bar in bars} == {"faster", "smaller", "flat", "linear"} and len(bars) >= 7
+    assert {bar.kind for bar in bars} == {"faster", "smaller", "growth", "linear"} and len(bars) >= 7
     assert suite.settings.device == "cpu" and load_suite("fwpkm-speed-gpu").settings.device == "cuda"
 
 

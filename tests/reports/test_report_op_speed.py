@@ -42,7 +42,7 @@ def row(backend: str, tokens: int, seconds: float) -> dict[str, Any]:
 
 def ratio(kind: str, value: float, tokens: int | None, bar: float | None, over: str | None = None) -> dict[str, Any]:
     met = None if bar is None else value >= bar if kind == "faster" else value <= bar
-    exact = {"value": value, "low": value, "high": value} if kind == "linear" else {}
+    exact = {"value": value, "low": value, "high": value} if kind == "fit" else {}
     span = {"value": value, "low": 0.9 * value, "high": 1.1 * value}
     named = {"kind": kind, "mode": "train", "tokens": tokens, "backend": "torch", "over": over}
     return {**named, **span, **exact, "bar": bar, "met": met}
@@ -54,7 +54,7 @@ METRICS = {
         ratio("floor", 100.0, 4096, None),
         ratio("faster", 30.0, 4096, 25.0, HOSTILE),
         ratio("flat", 1.25, None, 1.15),
-        ratio("linear", 0.034, None, 0.05),
+        ratio("fit", 0.034, None, 0.05),
     ],
     "copy_bandwidth": {"median": 1e10, "q1": 9e9, "q3": 1.1e10},
     "table_bytes": 536_870_912,
@@ -78,13 +78,13 @@ def make_op_run(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_every_bar_has_a_verdict(make_op_run: Callable[..., Path]) -> None:
-    faster, flat, linear = findings(read_run(make_op_run(line())))
+    faster, flat, fit = findings(read_run(make_op_run(line())))
     assert faster.topic.startswith("Bar, training step of 4,096 tokens: times as fast, torch against </script>")
     assert (faster.winner, faster.value) == ("met", "30 [27, 33]")
     assert faster.sentence.endswith("the bar is at least 25.")
     assert flat.topic == "Bar, training step of 2,048 to 4,096 tokens: greatest by least seconds a token, torch"
     assert (flat.winner, flat.value) == ("not met", "1.25 [1.12, 1.38]")
-    assert (linear.winner, linear.value) == ("met", "3.4 %") and "at most 5.0 %" in linear.sentence
+    assert (fit.winner, fit.value) == ("met", "3.4 %") and "at most 5.0 %" in fit.sentence
 
 
 def test_bars_without_numbers_are_named(make_op_run: Callable[..., Path]) -> None:
