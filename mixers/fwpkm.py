@@ -59,7 +59,7 @@ class FwPKM(Mixer):
         arxiv="2601.00671",
         year=2026,
         state_growth="bounded",
-        backends=("torch", "reference"),
+        backends=("triton", "torch", "reference"),
         parallel=False,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -32,6 +33,12 @@ def needs_cuda_package(package: str) -> Callable[[torch.device], str | None]:
     return why_not
 
 
+def needs_triton(device: torch.device) -> str | None:
+    """For `Backend.why_not`: kernels of ours. They run on CUDA tensors, and on a CPU in Triton's interpreter."""
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    return needs_cuda_package("triton")(torch.device("cuda") if interpreted else device)
+
+
 @dataclass(frozen=True)
 class Backend:
     """One implementation of an op.
@@ -40,13 +47,13 @@ class Backend:
     target: `module:function`, relative to the op's package; imported on first use, so that
         nothing is chosen by import alone.
     why_not: None if it can run on a device, else the reason, for the error message.
-    automatic: whether `backend="auto"` may pick it.
+    automatic: whether `backend="auto"` may pick it; a type of device, like `cuda`: on that one only.
     """
 
     name: str
     target: str
     why_not: Callable[[torch.device], str | None] = _anywhere
-    automatic: bool = True
+    automatic: bool | str = True
 
 
 class Op:
@@ -69,7 +76,9 @@ class Op:
         Raises `ValueError` for an unknown name, `RuntimeError` for one that cannot run here, each with what to do.
         """
         if backend == "auto":
-            chosen = next(b for b in self.backends.values() if b.automatic and b.why_not(device) is None)
+            chosen = next(
+                b for b in self.backends.values() if b.automatic in (True, device.type) and b.why_not(device) is None
+            )
         elif backend in self.backends:
             chosen = self.backends[backend]
         else:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.ops.dispatch import record_backends
-from mixerzoo.mixers.ops.fwpkm import FwpkmState, finish, fwpkm, reference
+from mixerzoo.mixers.ops.fwpkm import FwpkmState, finish, fwpkm, op, reference
 from safetensors import safe_open
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("fwpkm_*.safetensors"))
-BACKENDS = ("torch", "reference")
+BACKENDS = tuple(op.available())  # triton too, in an interpreter: see test_fwpkm_triton.py
 OPTIONS = ("top_k", "chunk_size", "lookahead", "score", "learning_rate", "address_weight", "key_objective", "boundary")
 
 
@@ -106,7 +106,7 @@ def test_compact_op_equals_definition(seed, batch, time, heads, n_subkeys, top_k
     options |= {"top_k": min(top_k, n_subkeys), "chunk_size": chunk_size, "lookahead": min(lookahead, chunk_size - 1)}
     inputs = [t.requires_grad_() for t in problem(seed, batch, time, heads, n_subkeys=n_subkeys)]
     results = []
-    for backend in BACKENDS:
+    for backend in ("torch", "reference"):
         output = fwpkm(*inputs, **options, return_state=True, backend=backend)
         keys, tables = memories(finish(output.state, *inputs[3:], **options, backend=backend), *inputs[3:])
         generator = torch.Generator().manual_seed(seed)

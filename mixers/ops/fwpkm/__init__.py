@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, autocast, compiler, float32, promote_types
 
 from ...state import GrowableBuffer
-from ..dispatch import Backend, Op
+from ..dispatch import Backend, Op, needs_triton
 from .problem import (
     Boundary,
     FwpkmOptions,
@@ -28,7 +28,12 @@ from .problem import (
 
 __all__ = ["FwpkmOptions", "FwpkmOutput", "FwpkmState", "finish", "fwpkm", "op"]
 
-op = Op(__name__, Backend("torch", "torch:run"), Backend("reference", "reference:run", automatic=False))
+op = Op(
+    __name__,
+    Backend("triton", "triton:run", needs_triton, automatic="cuda"),
+    Backend("torch", "torch:run"),
+    Backend("reference", "reference:run", automatic=False),
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,322 @@
+"""FwPKM's compact backend with kernels of its own for a GPU: `torch.run`, with other primitives.
+
+Every kernel writes each element of its result from one program, in a fixed order: no atomics, the same bits every time.
+Bytes a kernel moves between the chip and its memory, for `N` tokens of `J = heads * top_k` accesses to rows of
+`4 * d_v` bytes, `R` of them distinct:
+
+- `_address_kernel`, one program per tile of tokens and head, reads the queries once, `4 * N * heads * d_k`, and writes
+  `36 * N * J` of sub-scores, sums and places. Every tile reads all sub-keys, `4 * n_subkeys * d_k`, from the L2 cache.
+  The scores of a tile against one codebook live in registers, and the best are taken out one after the other; no
+  matrix of scores reaches memory. Products are of float32 precision.
+- `_read_kernel`, one program per token, reads `J` rows of the table: `N * (J * (4 * d_v + 12) + 4 * d_v)`.
+- `_dot_kernel` reads the same rows, and `x`: `N * (J * (4 * d_v + 12) + 4 * d_v)`.
+- `_spread_kernel`, one program per written row, reads `x` once per access, after the first time from the L2 cache, and
+  reads and writes each row once: `N * (J * 12 + 4 * d_v) + R * (8 * d_v + 16)`.
+
+The backward of addressing is left to matrix products: the gradient of each token's best sub-scores is laid out over the
+codebook, where it has no duplicates to add up, and multiplied with queries and keys.
+
+No GPU has run this yet; the kernels compile for one, and tile sizes were chosen from registers and shared memory. To
+try on an H200: products in `tf32x3` instead of `ieee`; the two halves in programs of their own; more warps and fewer
+tokens a tile (512 sub-keys spill 256 bytes a thread); rows in pieces of 256 or 1,024 features; the backward's reading
+and inner products, which touch the same rows, in one kernel; rows with thousands of accesses, which one program adds up
+alone, in two stages; and one launch for all chunks' sorting, which is torch's.
+
+On a CPU the kernels run in Triton's interpreter, far too slow for anything but tests, and only if the environment
+variable TRITON_INTERPRET is 1 before triton is first imported. There and on a GPU they take float32 or float64.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .primitives import Accesses, Kernels
+from .problem import Score
+from .torch import run as run_with
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Addressing
+
+
+@triton.jit
+def _score_tile(
+    halves, keys, token, n, n_subkeys, d, stride_token, stride_subkey,
+    IDW: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Scores `[BLOCK_T, BLOCK_S]` of a tile of tokens against a codebook; IDW: minus the squared distances."""
+    subkey = tl.arange(0, BLOCK_S)
+    product = tl.zeros([BLOCK_T, BLOCK_S], halves.dtype.element_ty)
+    token_norm = tl.zeros([BLOCK_T], halves.dtype.element_ty)
+    key_norm = tl.zeros([BLOCK_S], halves.dtype.element_ty)
+    for start in range(0, d, BLOCK_D):
+        feature = start + tl.arange(0, BLOCK_D)
+        query_mask = (token[:, None] < n) & (feature[None, :] < d)
+        query = tl.load(halves + token[:, None] * stride_token + feature[None, :], mask=query_mask, other=0.0)
+        key_mask = (subkey[None, :] < n_subkeys) & (feature[:, None] < d)
+        key = tl.load(keys + subkey[None, :] * stride_subkey + feature[:, None], mask=key_mask, other=0.0)
+        product = tl.dot(query, key, product, input_precision="ieee", out_dtype=halves.dtype.element_ty)
+        if IDW:
+            token_norm += tl.sum(query * query, axis=1)
+            key_norm += tl.sum(key * key, axis=0)
+    if IDW:
+        product = 2 * product - token_norm[:, None] - key_norm[None, :]
+    return tl.where(subkey[None, :] < n_subkeys, product, float("-inf"))
+
+
+@triton.jit
+def _take_best(scores, last, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The largest of each row of `scores [BLOCK_T, BLOCK_S]` and their places, `[BLOCK_T, BLOCK_K]`, best first."""
+    column = tl.arange(0, BLOCK_S)[None, :]
+    rank = tl.arange(0, BLOCK_K)[None, :]
+    values = tl.full([BLOCK_T, BLOCK_K], float("-inf"), scores.dtype)
+    places = tl.zeros([BLOCK_T, BLOCK_K], tl.int32)
+    for j in range(TOP_K):
+        value = tl.max(scores, axis=1)[:, None]
+        place = tl.min(tl.where(scores == value, column, BLOCK_S), axis=1)[:, None]
+        place = tl.minimum(place, last)  # not a number equals nothing; no place may be out of range
+        values = tl.where(rank == j, value, values)
+        places = tl.where(rank == j, place, places)
+        scores = tl.where(column == place, float("-inf"), scores)
+    return values, places
+
+
+@triton.jit
+def _best_subkeys(
+    halves, keys, best, index, token, n, n_subkeys, d, stride_token, stride_subkey, TOP_K: tl.constexpr,
+    IDW: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Score one half, store its best sub-scores and their places, and return the sub-scores."""
+    scores = _score_tile(
+        halves, keys, token, n, n_subkeys, d, stride_token, stride_subkey, IDW, BLOCK_T, BLOCK_S, BLOCK_D
+    )
+    values, places = _take_best(scores, n_subkeys - 1, TOP_K, BLOCK_T, BLOCK_S, BLOCK_K)
+    rank = tl.arange(0, BLOCK_K)[None, :]
+    if IDW:  # the logarithm is monotone: only of the best
+        values = tl.where(rank < TOP_K, -tl.log(0.001 + tl.maximum(-values, 0.0)), float("-inf"))
+    mask = (token[:, None] < n) & (rank < TOP_K)
+    tl.store(best + token[:, None] * TOP_K + rank, values, mask=mask)
+    tl.store(index + token[:, None] * TOP_K + rank, places.to(tl.int64), mask=mask)
+    return values
+
+
+@triton.jit(do_not_specialize=["n"])
+def _address_kernel(
+    halves, keys, best, index, total, pairs, n, n_subkeys, d, heads,
+    half_memory, half_head, half_half, half_token, key_memory, key_head, key_half, key_subkey,
+    TOP_K: tl.constexpr, IDW: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    codebook = tl.program_id(1).to(tl.int64)
+    memory = codebook // heads
+    head = codebook % heads
+    halves += memory * half_memory + head * half_head
+    keys += memory * key_memory + head * key_head
+    best += codebook * 2 * n * TOP_K
+    index += codebook * 2 * n * TOP_K
+    first = _best_subkeys(
+        halves, keys, best, index,
+        token, n, n_subkeys, d, half_token, key_subkey, TOP_K, IDW, BLOCK_T, BLOCK_S, BLOCK_D, BLOCK_K,
+    )  # fmt: skip
+    second = _best_subkeys(
+        halves + half_half, keys + key_half, best + n * TOP_K, index + n * TOP_K,
+        token, n, n_subkeys, d, half_token, key_subkey, TOP_K, IDW, BLOCK_T, BLOCK_S, BLOCK_D, BLOCK_K,
+    )  # fmt: skip
+    sums = tl.reshape(first[:, :, None] + second[:, None, :], [BLOCK_T, BLOCK_K * BLOCK_K])
+    values, places = _take_best(sums, BLOCK_K * TOP_K - 1, TOP_K, BLOCK_T, BLOCK_K * BLOCK_K, BLOCK_K)
+    places = places // BLOCK_K * TOP_K + tl.minimum(places % BLOCK_K, TOP_K - 1)
+    rank = tl.arange(0, BLOCK_K)[None, :]
+    place = codebook * n * TOP_K + token[:, None] * TOP_K + rank
+    mask = (token[:, None] < n) & (rank < TOP_K)
+    tl.store(total + place, values, mask=mask)
+    tl.store(pairs + place, places.to(tl.int64), mask=mask)
+
+
+def address_constants(n_subkeys: int, top_k: int, itemsize: int = 4) -> dict[str, int]:
+    """Tile sizes and launch options of `_address_kernel`: about 32 scores a thread, and two tiles of sub-keys that fit
+    into shared memory; one tile of float64, which is for checks only."""
+    subkeys, best = max(16, triton.next_power_of_2(n_subkeys)), max(2, triton.next_power_of_2(top_k))
+    width = max(subkeys, best * best)
+    tokens = min(64, max(16, 8192 // width))
+    sizes = {"BLOCK_T": tokens, "BLOCK_S": subkeys, "BLOCK_D": 16, "BLOCK_K": best}
+    return sizes | {"num_warps": min(16, max(4, tokens * width // 1024)), "num_stages": 3 if itemsize == 4 else 1}
+
+
+class _Address(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, halves: Tensor, keys: Tensor, top_k: int, score: Score
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        halves, keys = (t if t.stride(-1) == 1 else t.contiguous() for t in (halves, keys))
+        memories, heads, _, n, d = halves.shape
+        best = halves.new_empty((memories, heads, 2, n, top_k))
+        total = halves.new_empty((memories, heads, n, top_k))
+        index, pairs = torch.empty_like(best, dtype=torch.long), torch.empty_like(total, dtype=torch.long)
+        constants = address_constants(keys.shape[3], top_k, halves.element_size())
+        grid = (triton.cdiv(n, constants["BLOCK_T"]), memories * heads)
+        if n:
+            _address_kernel[grid](
+                *(halves, keys, best, index, total, pairs, n, keys.shape[3], d, heads),
+                *(*halves.stride()[:4], *keys.stride()[:4]),
+                TOP_K=top_k,
+                IDW=score == "idw",
+                **constants,
+            )
+        ctx.save_for_backward(halves, keys, best, index, pairs)
+        ctx.score = score
+        ctx.mark_non_differentiable(index, pairs)
+        return best, index, total, pairs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_best: Tensor, _: Tensor, d_total: Tensor, __: Tensor) -> tuple[Tensor | None, ...]:
+        halves, keys, best, index, pairs = ctx.saved_tensors
+        top_k = best.shape[-1]
+        rank = torch.arange(top_k, device=best.device)
+        places = torch.stack([pairs // top_k, pairs % top_k], dim=2)  # a sum may share a sub-score with others:
+        push = d_best + ((places[..., None] == rank) * d_total[:, :, None, :, :, None]).sum(-2)  # no scatter_add here
+        if ctx.score == "idw":
+            push = 2 * push * best.exp()
+        spread = push.new_zeros((*push.shape[:-1], keys.shape[3])).scatter_(-1, index, push)
+        d_halves, d_keys = spread @ keys, spread.transpose(-1, -2) @ halves
+        if ctx.score == "idw":
+            d_halves = d_halves - spread.sum(-1, keepdim=True) * halves
+            d_keys = d_keys - spread.sum(-2)[..., None] * keys
+        return d_halves, d_keys, None, None
+
+
+def _address(halves: Tensor, keys: Tensor, top_k: int, score: Score) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _Address.apply(halves, keys, top_k, score)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows
+
+
+@triton.jit(do_not_specialize=["n"])
+def _read_kernel(
+    table, ids, weights, out, n, slots, d, BLOCK_T: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    feature = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    total = tl.zeros([BLOCK_T, BLOCK_D], out.dtype.element_ty)
+    for start in range(0, slots, BLOCK_J):
+        slot = start + tl.arange(0, BLOCK_J)
+        place = token[:, None] * slots + slot[None, :]
+        used = (token[:, None] < n) & (slot[None, :] < slots)
+        row = tl.load(ids + place, mask=used, other=0)
+        weight = tl.load(weights + place, mask=used, other=0.0)
+        mask = used[:, :, None] & (feature < d)[None, None, :]
+        values = tl.load(table + row[:, :, None] * d + feature[None, None, :], mask=mask, other=0.0)
+        total += tl.sum(weight[:, :, None] * values, axis=1)
+    mask = (token[:, None] < n) & (feature[None, :] < d)
+    tl.store(out + token[:, None] * d + feature[None, :], total, mask=mask)
+
+
+@triton.jit(do_not_specialize=["n"])
+def _dot_kernel(table, ids, x, out, n, slots, d, BLOCK_T: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    slot = tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J)
+    place = token[:, None] * slots + slot[None, :]
+    used = (token[:, None] < n) & (slot[None, :] < slots)
+    row = tl.load(ids + place, mask=used, other=0)
+    total = tl.zeros([BLOCK_T, BLOCK_J], out.dtype.element_ty)
+    for start in range(0, d, BLOCK_D):
+        feature = start + tl.arange(0, BLOCK_D)
+        x_mask = (token[:, None] < n) & (feature[None, :] < d)
+        mine = tl.load(x + token[:, None] * d + feature[None, :], mask=x_mask, other=0.0)
+        mask = used[:, :, None] & (feature < d)[None, None, :]
+        values = tl.load(table + row[:, :, None] * d + feature[None, None, :], mask=mask, other=0.0)
+        total += tl.sum(values * mine[:, None, :], axis=2)
+    tl.store(out + place, total, mask=used)
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_accesses"])
+def _spread_kernel(
+    x, weights, order, rows, offsets, out, n_rows, n_accesses, slots, d, sign,
+    ADD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    place = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    feature = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    begin = tl.load(offsets + place, mask=place < n_rows, other=n_accesses)
+    end = tl.load(offsets + place + 1, mask=place + 1 < n_rows, other=n_accesses)
+    total = tl.zeros([BLOCK_R, BLOCK_D], out.dtype.element_ty)
+    for start in range(0, tl.max(end - begin, axis=0), BLOCK_A):
+        access = begin[:, None] + start + tl.arange(0, BLOCK_A)[None, :]
+        used = access < end[:, None]
+        source = tl.load(order + access, mask=used, other=0)
+        weight = tl.load(weights + source, mask=used, other=0.0)
+        mask = used[:, :, None] & (feature < d)[None, None, :]
+        values = tl.load(x + (source // slots)[:, :, None] * d + feature[None, None, :], mask=mask, other=0.0)
+        total += tl.sum(weight[:, :, None] * values, axis=1)
+    mask = (place[:, None] < n_rows) & (feature[None, :] < d)
+    if ADD:
+        row = tl.load(rows + place, mask=place < n_rows, other=0)
+        target = out + row[:, None] * d + feature[None, :]
+        tl.store(target, tl.load(target, mask=mask, other=0.0) + sign * total, mask=mask)
+    else:
+        tl.store(out + place[:, None] * d + feature[None, :], total, mask=mask)
+
+
+def row_constants(d: int, slots: int) -> tuple[int, int, int]:
+    """Tokens or rows, accesses of each, and features that a program works on at a time."""
+    features = min(512, triton.next_power_of_2(d))
+    if os.environ.get("TRITON_INTERPRET") == "1":  # there a program costs more than what it does
+        return 16, min(4, triton.next_power_of_2(slots)), features
+    return 1, min(8, triton.next_power_of_2(slots)), features
+
+
+def _read(table: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    (n, slots), d = ids.shape, table.shape[1]
+    out = table.new_empty((n, d))
+    tokens, accesses, features = row_constants(d, slots)
+    grid = (triton.cdiv(n, tokens), triton.cdiv(d, features))
+    if n:
+        tensors = table.contiguous(), ids.contiguous(), weights.contiguous(), out
+        _read_kernel[grid](*tensors, n, slots, d, BLOCK_T=tokens, BLOCK_J=accesses, BLOCK_D=features)
+    return out
+
+
+def _gather_dot(table: Tensor, ids: Tensor, x: Tensor) -> Tensor:
+    (n, slots), d = ids.shape, table.shape[1]
+    out = table.new_empty((n, slots))
+    tokens, accesses, features = row_constants(d, slots)
+    grid = (triton.cdiv(n, tokens), triton.cdiv(slots, accesses))
+    if n:
+        tensors = table.contiguous(), ids.contiguous(), x.contiguous(), out
+        _dot_kernel[grid](*tensors, n, slots, d, BLOCK_T=tokens, BLOCK_J=accesses, BLOCK_D=features)
+    return out
+
+
+def _launch_spread(out: Tensor, accesses: Accesses, x: Tensor, weights: Tensor, sign: float, add: bool) -> None:
+    (n, slots), d, n_rows = accesses.ids.shape, x.shape[1], len(accesses.rows)
+    rows, at_once, features = row_constants(d, 4)  # few rows are accessed more often
+    grid = (triton.cdiv(n_rows, rows), triton.cdiv(d, features))
+    tensors = x.contiguous(), weights.contiguous(), accesses.order, accesses.rows, accesses.offsets, out
+    constants = {"ADD": add, "BLOCK_R": rows, "BLOCK_A": at_once, "BLOCK_D": features}
+    if n_rows:
+        _spread_kernel[grid](*tensors, n_rows, n * slots, slots, d, sign, **constants)
+
+
+def _spread(accesses: Accesses, x: Tensor, weights: Tensor) -> Tensor:
+    sums = x.new_empty((len(accesses.rows), x.shape[1]))
+    _launch_spread(sums, accesses, x, weights, 1.0, add=False)
+    return sums
+
+
+def _add(table: Tensor, accesses: Accesses, x: Tensor, weights: Tensor, sign: float) -> None:
+    if not table.is_contiguous():
+        raise ValueError(f"rows are added in place to a contiguous table, got strides {table.stride()}")
+    _launch_spread(table, accesses, x, weights, sign, add=True)
+
+
+TRITON = Kernels(_address, _read, _gather_dot, _spread, _add)
+run = functools.partial(run_with, kernels=TRITON)

@@ -1,0 +1,165 @@
+"""The Triton kernels of FwPKM against plain torch and the definition.
+
+test_fwpkm_triton.py runs this file, with TRITON_INTERPRET=1 in a process of its own; with a CUDA device, also as it is:
+then the kernels are compiled.
+"""
+
+import os
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mixerzoo.mixers.ops.dispatch import record_backends
+from mixerzoo.mixers.ops.fwpkm import finish, fwpkm
+from mixerzoo.mixers.ops.fwpkm.primitives import TORCH, Accesses
+from mixerzoo.mixers.ops.fwpkm.triton import TRITON
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+
+def draw(*shape, seed=0, std=1.0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).mul(std).to(DEVICE, dtype)
+
+
+def check_address(memories, heads, n, n_subkeys, d, top_k, score, dtype=torch.float64):
+    # as the backend has them: a view of the tokens, and one set of keys for all memories
+    halves = draw(memories, n, heads, 2, d, dtype=dtype).permute(0, 2, 3, 1, 4).requires_grad_()
+    keys = draw(heads, 2, n_subkeys, d, seed=1, std=0.5, dtype=dtype).requires_grad_()
+    results = []
+    for kernels in (TORCH, TRITON):
+        best, index, total, pairs = kernels.address(halves, keys.expand(memories, *keys.shape), top_k, score)
+        loss = (best * draw(*best.shape, seed=2, dtype=dtype)).sum()
+        loss = loss + (total * draw(*total.shape, seed=3, dtype=dtype)).sum()
+        results.append((best, index, total, pairs, *torch.autograd.grad(loss, (halves, keys))))
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    for found, expected in zip(results[1], results[0]):
+        torch.testing.assert_close(found, expected, **tolerance)
+
+
+@pytest.mark.parametrize("score", ["idw", "dot"])
+@pytest.mark.parametrize(
+    ("memories", "heads", "n", "n_subkeys", "d", "top_k"),
+    [(2, 1, 3, 32, 16, 1), (1, 8, 3, 32, 5, 4), (1, 1, 2, 1024, 32, 32), (2, 3, 70, 33, 40, 5), (1, 1, 1, 2, 1, 2)],
+)
+def test_addresses_and_their_gradients(memories, heads, n, n_subkeys, d, top_k, score):
+    check_address(memories, heads, n, n_subkeys, d, top_k, score)
+
+
+def test_addresses_in_float32():
+    check_address(1, 1, 8, 512, 256, 8, "idw", torch.float32)
+
+
+def test_equal_scores_give_distinct_places():
+    halves, keys = torch.ones(1, 1, 2, 5, 4, device=DEVICE), torch.zeros(1, 1, 2, 8, 4, device=DEVICE)
+    best, index, total, pairs = TRITON.address(halves, keys, 4, "idw")
+    assert best.eq(best[0, 0, 0, 0, 0]).all() and total.eq(total[0, 0, 0, 0]).all()
+    for places, size in ((index, 8), (pairs, 16)):
+        assert all(len(set(p)) == 4 and 0 <= min(p) <= max(p) < size for p in places.flatten(0, -2).tolist())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_places_stay_in_range_whatever_the_input(value):
+    halves, keys = torch.full((1, 1, 2, 3, 4), value, device=DEVICE), torch.zeros(1, 1, 2, 5, 4, device=DEVICE)
+    _, index, _, pairs = TRITON.address(halves, keys, 3, "idw")
+    assert index.min() >= 0 and index.max() < 5
+    assert pairs.min() >= 0 and pairs.max() < 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("n", "slots", "rows", "d"), [(5, 8, 7, 64), (2, 256, 100, 1024), (40, 3, 5, 65), (1, 1, 1, 600), (33, 9, 400, 7)]
+)
+def test_rows_are_read_multiplied_and_written(n, slots, rows, d, dtype):
+    table, x, weights = draw(rows, d, dtype=dtype), draw(n, d, seed=1, dtype=dtype), draw(n, slots, seed=2, dtype=dtype)
+    ids = torch.randint(rows, (n, slots), generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    ids[:, 0] = 0  # one row that everyone accesses
+    accesses = Accesses.of(ids)
+    tolerance = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    for name, arguments in (
+        ("read", (table, ids, weights)),
+        ("gather_dot", (table, ids, x)),
+        ("spread", (accesses, x, weights)),
+    ):
+        expected, found = getattr(TORCH, name)(*arguments), getattr(TRITON, name)(*arguments)
+        torch.testing.assert_close(found, expected, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        assert found.equal(getattr(TRITON, name)(*arguments)), f"{name} does not repeat itself"
+    tables = table.clone(), table.clone()
+    for kernels, mine in zip((TORCH, TRITON), tables):
+        kernels.add(mine, accesses, x, weights, -1.0)
+    torch.testing.assert_close(*tables, **tolerance)
+    assert not tables[0].equal(table)
+
+
+def test_a_table_that_is_no_whole_block_is_not_written_to():
+    table, x = draw(4, 6)[:, :3], draw(2, 3)
+    accesses = Accesses.of(torch.zeros(2, 1, dtype=torch.long, device=DEVICE))
+    with pytest.raises(ValueError, match="contiguous table"):
+        TRITON.add(table, accesses, x, draw(2, 1), 1.0)
+
+
+def tables_of(state, keys, values):
+    count = 1 if state.shared_memory else state.batch
+    rows = values.repeat(count, 1).index_put((state.slots,), state.rows)
+    return (keys.expand(count, *keys.shape) if state.keys is None else state.keys), rows
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    batch=st.integers(1, 2),
+    time=st.integers(1, 24),
+    heads=st.integers(1, 2),
+    d_v=st.integers(2, 9),
+    n_subkeys=st.integers(2, 9),
+    top_k=st.integers(1, 5),
+    chunk_size=st.integers(4, 12),
+    lookahead=st.integers(0, 3),
+    score=st.sampled_from(["idw", "dot"]),
+    temperature=st.sampled_from([0.5, 1.0]),
+    key_objective=st.sampled_from(["address", "memory", "both", "none"]),
+    boundary=st.sampled_from(["carry", "drop"]),
+    scope=st.sampled_from(["sequence", "batch"]),
+    nonlinearity=st.sampled_from(["softmax", "silu", "relu"]),
+    clip=st.sampled_from([None, 0.5]),
+    weight_decay=st.sampled_from([0.0, 0.1]),
+)
+def test_any_configuration_equals_the_definition(seed, batch, time, heads, d_v, n_subkeys, top_k, **options):
+    options["top_k"] = min(top_k, n_subkeys)
+    if options["nonlinearity"] != "softmax":  # with weights that are not bounded, the memory may diverge
+        options["learning_rate"] = 0.02
+    inputs = [
+        draw(batch, time, heads, 8, seed=seed),
+        draw(batch, time, d_v, seed=seed + 1),
+        draw(batch, time, seed=seed + 2).sigmoid(),
+        draw(heads, 2, n_subkeys, 4, seed=seed + 3, std=0.3),
+        draw(n_subkeys**2, d_v, seed=seed + 4, std=0.3),
+    ]
+    inputs = [t.requires_grad_() for t in inputs]
+    results = []
+    for backend in ("triton", "reference"):
+        with record_backends() as record:
+            output = fwpkm(*inputs, **options, return_state=True, backend=backend)
+            state = finish(output.state, *inputs[3:], **options, backend=backend)
+        assert record == {"fwpkm": {backend}}
+        parts = (output.retrieved, output.weights, *tables_of(state, *inputs[3:]))
+        loss = sum((p * draw(*p.shape, seed=seed)).sum() for p in parts)
+        results.append((*parts, *torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)))
+    for found, expected in zip(*results):
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_a_call_repeats_itself_bit_by_bit():
+    inputs = [
+        draw(2, 20, 2, 8, dtype=torch.float32),
+        draw(2, 20, 12, seed=1, dtype=torch.float32),
+        None,
+        draw(2, 2, 6, 4, seed=3, std=0.3, dtype=torch.float32),
+        draw(36, 12, seed=4, std=0.3, dtype=torch.float32).requires_grad_(),
+    ]
+    results = []
+    for _ in range(2):
+        retrieved = fwpkm(*inputs, top_k=3, chunk_size=8, key_objective="none", backend="triton").retrieved
+        results.append((retrieved, *torch.autograd.grad(retrieved.square().sum(), inputs[4])))
+    assert all(a.equal(b) for a, b in zip(*results))
