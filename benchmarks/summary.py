@@ -82,9 +82,9 @@ def _perplexity(result: ResultLine) -> Iterator[Entry]:
 def _op_speed(result: ResultLine) -> Iterator[Entry]:
     metrics = result.metrics or {}
     for row in metrics["rows"]:
-        title = f"op speed, {row['mode']}, {row['backend']}"
+        title = f"{result.measure.replace('_', ' ')}, {row['mode']}, {row['backend']}"
         yield f"{title}: ms (median) by length", row["tokens"], 1e3 * row["median"]
-        yield f"{title}: peak MB above table and tokens, by length", row["tokens"], row["peak_bytes"] / 1e6
+        yield f"{title}: peak MB above what was there, by length", row["tokens"], row["peak_bytes"] / 1e6
     for ratio in metrics["ratios"]:
         if ratio["bar"] is not None:
             length = f", {ratio['tokens']} tokens" if ratio["tokens"] else ""
@@ -115,4 +115,5 @@ _READERS: dict[str, tuple[Callable[[ResultLine], Iterator[Entry]], Format]] = {
     "recall": (_recall, _percent),
     "perplexity": (_perplexity, _exponential),
     "op_speed": (_op_speed, _three_digits),
+    "overhead": (_op_speed, _three_digits),
 }

@@ -35,7 +35,7 @@ SECTIONS = {
     "models": "Models and backends",
 }
 _MEASURES = {"recall": "recall", "speed": "speed", "memory": "memory", "perplexity": "perplexity"}
-_RARE = {"op-speed": "op_speed"}  # sections that a suite that does not ask for them does without
+_RARE = {"op-speed": ("op_speed", "overhead")}  # sections that a suite that does not ask for them does without
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _sections(run: RunData, drawn: list[Figure], tables: list[Table]) -> list[Se
     sections = []
     for name, title in SECTIONS.items():
         own = [f for f in drawn if f.section == name], [t for t in tables if t.section == name]
-        measure = _MEASURES.get(name) or (_RARE.get(name) if _RARE.get(name) in asked else None)
+        measure = _MEASURES.get(name) or next((m for m in _RARE.get(name, ()) if m in asked), None)
         nothing = ""
         if not any(own) and measure is not None:
             nothing = f"The suite asks for {measure}, but no case of it has a result." if measure in asked else ""

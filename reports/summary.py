@@ -114,14 +114,15 @@ def _perplexity_numbers(run: RunData) -> Iterator[dict[str, Any]]:
 
 def _op_speed_numbers(run: RunData) -> Iterator[dict[str, Any]]:
     for r in rows_of(run.op_speed):
-        where = {"layout": r.layout, "measure": "op_speed", "variant": r.variant, "mode": r.mode, "length": r.tokens}
+        where = {"layout": r.layout, "measure": r.measure, "variant": r.variant, "mode": r.mode, "length": r.tokens}
         how = {"seeds": 1, "backends": f"{r.op}: {r.backend}"}
         seconds = {"value": r.seconds, "low": r.seconds_low, "high": r.seconds_high, "interval": "quartiles"}
         yield {**where, **how, **seconds, "quantity": "seconds", "unit": "s", "count": r.rounds}
         for quantity in ("peak_bytes", "floor_bytes"):
-            yield {**where, **how, "quantity": quantity, "value": getattr(r, quantity), "unit": "B", "count": 1}
+            if not formats.missing(getattr(r, quantity)):
+                yield {**where, **how, "quantity": quantity, "value": getattr(r, quantity), "unit": "B", "count": 1}
     for r in rows_of(run.op_ratios):
-        where = {"layout": r.layout, "measure": "op_speed", "variant": r.variant, "mode": r.mode, "length": r.tokens}
+        where = {"layout": r.layout, "measure": r.measure, "variant": r.variant, "mode": r.mode, "length": r.tokens}
         number = {"quantity": r.kind, "value": r.value, "low": r.low, "high": r.high, "interval": "quartiles"}
         which = " over ".join(name for name in (r.backend, r.over) if isinstance(name, str))
         yield {**where, **number, "unit": "ratio", "count": 1, "seeds": 1, "backends": which}
@@ -279,21 +280,22 @@ def _op_speed_tables(run: RunData) -> Iterator[Table]:
                 formats.seconds(r.seconds / r.units),
                 formats.bytes_(r.peak_bytes),
                 formats.bytes_(r.floor_bytes),
-                f"{r.seconds / r.floor_seconds:.3g}",
+                formats.si(r.seconds / r.floor_seconds),
                 formats.whole(r.rounds),
             ]
             for r in rows_of(run.op_speed)
         ]
         columns = ["What", "Layout", "Backend", "Batch", "Seconds", "A token", "Peak", "Floor", "Times floor", "Rounds"]
-        rates = sorted(run.op_speed["copy_bandwidth"].unique())
+        rates = sorted(run.op_speed["copy_bandwidth"].dropna().unique())
         copied = formats.listing([f"{formats.bytes_(rate)}/s" for rate in rates])
         methods = formats.listing(sorted({str(m) for m in run.op_speed["method"].dropna()}))
         note = (
-            "Seconds of a call, in decoding of a token: median [first, third quartile]. Peak: bytes above the table "
-            f"and the tokens; how they were read: {methods}. Floor: bytes that must be moved; as time at the rate of "
-            f"a copy in the same case: {copied}."
+            "Seconds of a call, in decoding of a token: median [first, third quartile]. Peak: bytes above what was "
+            f"there before the call; how they were read: {methods}."
         )
-        yield Table("op-speed", "op-speed", "Backends of an op, in one process in turn", columns, rows, note, 3)
+        if rates:
+            note += f" Floor: bytes that must be moved; as time at the rate of a copy in the same case: {copied}."
+        yield Table("op-speed", "op-speed", "What ran in turn, in one process", columns, rows, note, 3)
 
 
 def _perplexity_tables(run: RunData) -> Iterator[Table]:

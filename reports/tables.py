@@ -23,7 +23,9 @@ _ALIKE = {
     "memory": {"model", "layout_line", "modes", "lengths"},
     "op_speed": {"model", "layout_line", "modes", "lengths", "backends", "rounds", "slow", "slow_rounds", "bars"}
     | {"decode_chunks", "copy_bytes"},
+    "overhead": {"model", "layout_line", "modes", "lengths", "rounds", "bars"},
 }
+IN_TURN = ("op_speed", "overhead")  # measures of several things in one process, held to bars
 _SPLIT = ("speed", "memory")  # measured one mode and one length at a time
 _ALIKE_TRAINED = {"model", "layout_line", "threads", "eval_batch"}
 _CURVE_POINTS = 120
@@ -76,6 +78,7 @@ STATES = ["layout", "length", "state_bytes"]
 PERPLEXITY = [*KEYS, "trained_on", "start", "end", "tokens", "nats", "bits_per_byte", "backends", "case"]
 OP_SPEED = [
     *KEYS,
+    "measure",
     "op",
     "backend",
     "mode",
@@ -96,6 +99,7 @@ OP_SPEED = [
 ]
 OP_RATIOS = [
     *KEYS,
+    "measure",
     "kind",
     "mode",
     "tokens",
@@ -285,18 +289,21 @@ def _perplexity_rows(measured: Measured) -> Iterator[dict[str, Any]]:
 
 
 def _op_speed_rows(measured: Measured) -> Iterator[dict[str, Any]]:
-    for line, metrics, identity in _metrics(measured, "op_speed"):
-        bandwidth = metrics["copy_bandwidth"]["median"]
-        for row in metrics["rows"]:
-            seconds = {"seconds": row["median"], "seconds_low": row["q1"], "seconds_high": row["q3"]}
-            yield {**identity, **row, **seconds, "op": line.parameters.get("op"), "copy_bandwidth": bandwidth}
+    for measure in IN_TURN:
+        for line, metrics, identity in _metrics(measured, measure):
+            shared = {"op": line.parameters.get("op", "model")}
+            shared["copy_bandwidth"] = (metrics.get("copy_bandwidth") or {}).get("median")
+            for row in metrics["rows"]:
+                seconds = {"seconds": row["median"], "seconds_low": row["q1"], "seconds_high": row["q3"]}
+                yield {**identity, "floor_bytes": math.nan, "floor_seconds": math.nan, **row, **seconds, **shared}
 
 
 def _op_ratio_rows(measured: Measured) -> Iterator[dict[str, Any]]:
-    for line, metrics, identity in _metrics(measured, "op_speed"):
-        shared = {"batch": line.parameters.get("batch", 1), "lengths": line.parameters.get("lengths")}
-        for ratio in metrics["ratios"]:
-            yield {**identity, **shared, **ratio}
+    for measure in IN_TURN:
+        for line, metrics, identity in _metrics(measured, measure):
+            shared = {"batch": line.parameters.get("batch", 1), "lengths": line.parameters.get("lengths")}
+            for ratio in metrics["ratios"]:
+                yield {**identity, **shared, **ratio}
 
 
 def _trainings(measured: Measured) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[list[float]]]]:

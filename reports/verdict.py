@@ -11,7 +11,7 @@ import pandas as pd
 from . import formats, op_speed
 from .formats import mode_name
 from .statistics import Interval, pool_perplexity, pool_recall, pool_speed, ratio, rows_of
-from .tables import RunData
+from .tables import IN_TURN, RunData
 
 _NEAR = 0.01  # peak memory within 1 % counts as equal: allocators round
 
@@ -177,7 +177,7 @@ def _bars(run: RunData) -> Iterator[Finding]:
         sentence = f"{row.layout}: {value}; the bar is {op_speed.bar(row)}."
         yield Finding(f"Bar, {op_speed.topic(row)}{_of(row.variant)}", op_speed.outcome(row), value, sentence)
     for line in run.lines:
-        bars = line.parameters.get("bars") if line.measure == "op_speed" and line.status != "ok" else None
+        bars = line.parameters.get("bars") if line.measure in IN_TURN and line.status != "ok" else None
         if bars:
             modes = formats.listing([mode_name(m) for m in line.parameters["modes"]])
             status = line.status.replace("_", " ")

@@ -7,17 +7,19 @@ from pydantic import Field
 from .base import Measure
 from .memory import Memory
 from .op_speed import OpSpeed
+from .overhead import Overhead
 from .perplexity import Perplexity
 from .recall import Recall
 from .speed import Speed
 
-AnyMeasure = Annotated[Speed | Memory | Recall | Perplexity | OpSpeed, Field(discriminator="measure")]
+AnyMeasure = Annotated[Speed | Memory | Recall | Perplexity | OpSpeed | Overhead, Field(discriminator="measure")]
 MEASURES: dict[str, type[Measure]] = {
     "speed": Speed,
     "memory": Memory,
     "recall": Recall,
     "perplexity": Perplexity,
     "op_speed": OpSpeed,
+    "overhead": Overhead,
 }
 
-__all__ = ["MEASURES", "AnyMeasure", "Measure", "Memory", "OpSpeed", "Perplexity", "Recall", "Speed"]
+__all__ = ["MEASURES", "AnyMeasure", "Measure", "Memory", "OpSpeed", "Overhead", "Perplexity", "Recall", "Speed"]

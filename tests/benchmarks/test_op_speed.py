@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from mixerzoo.benchmarks.device import choose_device
-from mixerzoo.benchmarks.measures import OpSpeed
+from mixerzoo.benchmarks.measures import OpSpeed, Overhead
 from mixerzoo.benchmarks.measures.bars import Bar, ratios
 from mixerzoo.benchmarks.measures.contest import Contender, peaks_in_turn, time_in_turn
 from mixerzoo.benchmarks.measures.op_work import FwpkmWork
@@ -194,6 +194,28 @@ def test_a_layout_without_the_mixer_and_a_backend_that_cannot_run_are_refused(tm
 def test_what_cannot_be_measured_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         OpSpeed(**fields)
+
+
+def test_overhead_is_against_the_same_model_without_what_is_inserted(tmp_path):
+    bars = [{"kind": "overhead", "mode": "train", "backend": "with", "over": "without", "value": 1e9}]
+    overhead = Overhead(modes=("forward", "train"), lengths=(16,), batch=2, rounds=3, bars=bars)
+    layout = "linear_attention(heads=2) | fwpkm@0"
+    config = ModelConfig(layout, d_model=16, n_layers=1, vocab_size=16, mixer_defaults=CONFIG.mixer_defaults)
+    metrics = overhead.run(config, seed=0, device=CPU, folder=tmp_path, progress=silent)
+    assert metrics == json.loads(json.dumps(metrics))
+    rows = {(r["backend"], r["mode"]): r for r in metrics["rows"]}
+    assert set(rows) == {(b, m) for b in ("with", "without") for m in ("forward", "train")}
+    assert all(len(r["samples"]) == 3 and r["units"] == 32 for r in rows.values())
+    assert rows["with", "train"]["peak_bytes"] > rows["without", "train"]["peak_bytes"] > 0
+    forward, train = metrics["ratios"]
+    assert train["value"] == rows["with", "train"]["median"] / rows["without", "train"]["median"]
+    assert (forward["kind"], forward["bar"], train["bar"], train["met"]) == ("overhead", None, 1e9, True)
+    with pytest.raises(ValueError, match="inserts nothing"):
+        overhead.run(ModelConfig("linear_attention"), seed=0, device=CPU, folder=tmp_path, progress=silent)
+    with pytest.raises(ValueError, match="a bar of overhead has kind: overhead, backend: with"):
+        Overhead(bars=[{"kind": "faster", "mode": "train", "backend": "with", "over": "without", "value": 2}])
+    with pytest.raises(ValueError, match="belongs to the measure overhead"):
+        OpSpeed(bars=bars)
 
 
 def test_the_suites_state_the_bars_and_their_device():

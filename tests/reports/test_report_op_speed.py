@@ -110,6 +110,20 @@ def test_tables_and_summary_hold_every_number(make_op_run: Callable[..., Path]) 
     assert faster["backends"] == f"torch over {HOSTILE}"
 
 
+def test_overhead_stands_beside_it_without_a_floor(make_op_run: Callable[..., Path]) -> None:
+    rows = [
+        {k: v for k, v in row(name, 4096, s).items() if "floor" not in k} for name, s in (("with", 3), ("without", 2))
+    ]
+    over = {**ratio("overhead", 1.5, 4096, 1.5, "without"), "backend": "with"}
+    found = line(measure="overhead", metrics={"rows": rows, "ratios": [over]})
+    run = read_run(make_op_run(found))
+    (verdict,) = findings(run)
+    assert verdict.winner == "met" and "times the seconds of the same model without" in verdict.topic
+    (table,) = [t for t in page_tables(run) if t.name == "op-speed"]
+    assert table.rows[0][7:9] == ["–", "–"] and "Floor:" not in table.note
+    assert set(summary(run)["quantity"]) == {"seconds", "peak_bytes", "overhead"}
+
+
 def test_the_page_escapes_it_all_and_other_reports_have_no_such_section(
     make_op_run: Callable[..., Path], made_up_report: Path
 ) -> None:
