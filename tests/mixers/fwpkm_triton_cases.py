@@ -105,7 +105,7 @@ def tables_of(state, keys, values):
     return (keys.expand(count, *keys.shape) if state.keys is None else state.keys), rows
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     batch=st.integers(1, 2),
@@ -163,3 +163,18 @@ def test_a_call_repeats_itself_bit_by_bit():
         retrieved = fwpkm(*inputs, top_k=3, chunk_size=8, key_objective="none", backend="triton").retrieved
         results.append((retrieved, *torch.autograd.grad(retrieved.square().sum(), inputs[4])))
     assert all(a.equal(b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize("cuts", [[5, 1, 6, 2], [1, 1, 8, 4]])
+def test_any_cut_gives_the_uncut_result(cuts):
+    inputs, memory = (draw(2, 14, 2, 8), draw(2, 14, 6, seed=1)), (draw(2, 2, 5, 4, seed=3), draw(25, 6, seed=4))
+    options = {"top_k": 3, "chunk_size": 4, "backend": "triton"}
+    whole = fwpkm(*inputs, None, *memory, **options, return_state=True)
+    state, parts = None, []
+    for piece in zip(*(t.split(cuts, dim=1) for t in inputs)):
+        output = fwpkm(*piece, None, *memory, **options, state=state, return_state=True)
+        state = output.state
+        parts.append(output.retrieved)
+    torch.testing.assert_close(torch.cat(parts, 1), whole.retrieved, rtol=1e-10, atol=1e-12)
+    for found, expected in zip(tables_of(state, *memory), tables_of(whole.state, *memory)):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -25,13 +26,13 @@ def test_the_cases_and_the_released_numbers(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     environment = {**os.environ, "TRITON_INTERPRET": str(int(device == "interpreter"))}
-    files = [HERE / "fwpkm_triton_cases.py"]
+    tests = [str(HERE / "fwpkm_triton_cases.py")]
     if device == "interpreter":
-        files.append(HERE / "test_fwpkm.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", *map(str, files)]
+        tests.append(f"{HERE / 'test_fwpkm.py'}::test_backends_match_released_numbers")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", *tests]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1], env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert ("skipped" not in done.stdout and "deselected" in done.stdout) or device == "cuda", done.stdout
+    assert " skipped" not in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -68,9 +69,13 @@ def types(kernel, constants: dict[str, object], dtype: str) -> dict[str, str]:
 @pytest.mark.parametrize("dtype", ["fp32", "fp64"])
 @pytest.mark.parametrize(("n_subkeys", "top_k", "d_v"), [(32, 1, 64), (512, 8, 512), (1024, 32, 1000)])
 def test_kernels_compile_for_hopper_and_fit(n_subkeys, top_k, d_v, dtype, tmp_path, monkeypatch):
-    """Down to machine code, without a GPU; the package brings the assembler."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    """Down to machine code, without a GPU; the wheels of triton bring the assembler."""
     import triton
+
+    if not list(Path(triton.__file__).parent.glob("backends/nvidia/bin/ptxas*")) and shutil.which("ptxas") is None:
+        pytest.skip("there is no ptxas, neither in triton nor on the path")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # what it is anyway, without a warning
     from mixerzoo.mixers.ops.fwpkm import triton as backend
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -42,6 +42,13 @@ from .primitives import Accesses, Kernels
 from .problem import Score
 from .torch import run as run_with
 
+
+def _launch(kernel: Any, grid: tuple[int, int], first: Tensor, /, *rest: Any, **constants: Any) -> None:
+    """On the device of its tensors: Triton alone would take the current one."""
+    with torch.cuda.device_of(first):
+        kernel[grid](first, *rest, **constants)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Addressing
 
@@ -163,7 +170,9 @@ class _Address(torch.autograd.Function):
         constants = address_constants(keys.shape[3], top_k, halves.element_size())
         grid = (triton.cdiv(n, constants["BLOCK_T"]), memories * heads)
         if n:
-            _address_kernel[grid](
+            _launch(
+                _address_kernel,
+                grid,
                 *(halves, keys, best, index, total, pairs, n, keys.shape[3], d, heads),
                 *(*halves.stride()[:4], *keys.stride()[:4]),
                 TOP_K=top_k,
@@ -281,7 +290,7 @@ def _read(table: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     grid = (triton.cdiv(n, tokens), triton.cdiv(d, features))
     if n:
         tensors = table.contiguous(), ids.contiguous(), weights.contiguous(), out
-        _read_kernel[grid](*tensors, n, slots, d, BLOCK_T=tokens, BLOCK_J=accesses, BLOCK_D=features)
+        _launch(_read_kernel, grid, *tensors, n, slots, d, BLOCK_T=tokens, BLOCK_J=accesses, BLOCK_D=features)
     return out
 
 
@@ -292,7 +301,7 @@ def _gather_dot(table: Tensor, ids: Tensor, x: Tensor) -> Tensor:
     grid = (triton.cdiv(n, tokens), triton.cdiv(slots, accesses))
     if n:
         tensors = table.contiguous(), ids.contiguous(), x.contiguous(), out
-        _dot_kernel[grid](*tensors, n, slots, d, BLOCK_T=tokens, BLOCK_J=accesses, BLOCK_D=features)
+        _launch(_dot_kernel, grid, *tensors, n, slots, d, BLOCK_T=tokens, BLOCK_J=accesses, BLOCK_D=features)
     return out
 
 
@@ -303,7 +312,7 @@ def _launch_spread(out: Tensor, accesses: Accesses, x: Tensor, weights: Tensor, 
     tensors = x.contiguous(), weights.contiguous(), accesses.order, accesses.rows, accesses.offsets, out
     constants = {"ADD": add, "BLOCK_R": rows, "BLOCK_A": at_once, "BLOCK_D": features}
     if n_rows:
-        _spread_kernel[grid](*tensors, n_rows, n * slots, slots, d, sign, **constants)
+        _launch(_spread_kernel, grid, *tensors, n_rows, n * slots, slots, d, sign, **constants)
 
 
 def _spread(accesses: Accesses, x: Tensor, weights: Tensor) -> Tensor:
