@@ -87,9 +87,11 @@ def import_from(target: Path, names: list[str]) -> tuple[dict[str, str], dict[st
 
 def test_every_module_is_imported_from_the_wheel(installed: Path) -> None:
     names = [module_name(p) for p in source_files() if p.suffix == ".py"]
+    kernels = {n for n in names if n.startswith("mixerzoo.mixers.ops.") and n.endswith(".triton")}
     files, errors = import_from(installed, names)
-    assert not errors
-    assert set(files) == set(names) and len(names) > 20
+    assert set(errors) == kernels and kernels  # they are only loaded where triton is
+    assert all("import of triton halted" in error for error in errors.values()), errors
+    assert set(files) == set(names) - kernels and len(files) > 20
     elsewhere = {name: file for name, file in files.items() if not Path(file).is_relative_to(installed)}
     assert not elsewhere
 
