@@ -47,13 +47,13 @@ class Backend:
     target: `module:function`, relative to the op's package; imported on first use, so that
         nothing is chosen by import alone.
     why_not: None if it can run on a device, else the reason, for the error message.
-    automatic: whether `backend="auto"` may pick it; a type of device, like `cuda`: on that one only.
+    automatic: whether `backend="auto"` may pick it: not a definition, nor what nobody has run on its device yet.
     """
 
     name: str
     target: str
     why_not: Callable[[torch.device], str | None] = _anywhere
-    automatic: bool | str = True
+    automatic: bool = True
 
 
 class Op:
@@ -76,9 +76,7 @@ class Op:
         Raises `ValueError` for an unknown name, `RuntimeError` for one that cannot run here, each with what to do.
         """
         if backend == "auto":
-            chosen = next(
-                b for b in self.backends.values() if b.automatic in (True, device.type) and b.why_not(device) is None
-            )
+            chosen = next(b for b in self.backends.values() if b.automatic and b.why_not(device) is None)
         elif backend in self.backends:
             chosen = self.backends[backend]
         else:

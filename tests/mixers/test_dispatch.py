@@ -42,13 +42,6 @@ def test_auto_takes_the_first_that_can_run(op: Op) -> None:
     assert op.available() == ["reference", "fast", "slow"]
 
 
-def test_auto_may_be_for_one_type_of_device_only(op: Op) -> None:
-    choosy = Op("fake_op", Backend("slow", "slow:fn", automatic="cuda"), Backend("fast", "fast:fn"))
-    assert choosy.select("auto", CPU)(1) == (1, "fast")
-    assert choosy.select("auto", torch.device("cuda"))(1) == (1, "slow")
-    assert choosy.select("slow", CPU)(1) == (1, "slow")
-
-
 def test_a_named_backend_is_taken(op: Op) -> None:
     assert op.select("slow", CPU)(2) == (2, "slow")
     assert op.select("reference", CPU)(3) == (3, "reference")

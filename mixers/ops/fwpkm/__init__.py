@@ -30,7 +30,7 @@ __all__ = ["FwpkmOptions", "FwpkmOutput", "FwpkmState", "finish", "fwpkm", "op"]
 
 op = Op(
     __name__,
-    Backend("triton", "triton:run", needs_triton, automatic="cuda"),
+    Backend("triton", "triton:run", needs_triton, automatic=False),
     Backend("torch", "torch:run"),
     Backend("reference", "reference:run", automatic=False),
 )
