@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 MEMORY_EVENT = "[memory]"  # the profiler's name for an allocation or a release
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 MAX_WARMUP_ROUNDS = 10
 MAX_ROUNDS = 100
@@ -32,6 +36,20 @@ class MemoryReading:
     peak_bytes: int
     held_bytes: int
     method: str
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """For the rest of the process, memory that is freed stays with it, as it does on a GPU.
+
+    Else every large tensor is new pages from the operating system, and what is timed is how fast those come: on a
+    virtual machine that gives free pages back to its host, twenty times the work itself, and not the same every time.
+    CPU and glibc only; elsewhere nothing happens.
+    """
+    if device.type == "cpu" and sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_MAX, 0)
+            mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def time_rounds(

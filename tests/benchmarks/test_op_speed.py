@@ -27,7 +27,7 @@ def make_work(*, batch=2, length=40, decode_chunks=0, **options):
 
 
 def measure(tmp_path, config=CONFIG, **fields):
-    quick = {"lengths": (16, 40), "rounds": 3, "slow_rounds": 1, "copy_bytes": 4096, "batch": 2}
+    quick = {"lengths": (16, 40), "rounds": 3, "slow_rounds": 1, "copy_bytes": 4096, "batch": 2, "keep_memory": False}
     return OpSpeed(**{**quick, **fields}).run(config, seed=0, device=CPU, folder=tmp_path, progress=silent)
 
 
@@ -143,6 +143,14 @@ def test_work_trains_everything_and_decodes_over_rewrites():
     assert state.position == 73
     whole = work.context("torch", 73)
     torch.testing.assert_close(state.keys, whole.keys, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_freed_memory_is_kept_where_that_is_asked_for(tmp_path, monkeypatch, keep):
+    asked = []  # not really: it would last for the rest of the tests
+    monkeypatch.setattr("mixerzoo.benchmarks.measures.op_speed.keep_freed_memory", asked.append)
+    measure(tmp_path, modes=("forward",), keep_memory=keep)
+    assert asked == [CPU] * keep
 
 
 def test_backends_take_turns_and_slow_ones_fewer(monkeypatch):
