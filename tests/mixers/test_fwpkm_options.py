@@ -474,5 +474,7 @@ def test_the_page_names_every_option_and_its_code_runs():
     assert {name: ast.literal_eval(default.strip(" `")) for name, default in found.items()} == expected
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     names = {}
-    exec(compile("\n".join(blocks), "fwpkm.md", "exec"), names)
-    assert len(blocks) >= 2 and names["state"].position == 0 and names["state"].slots.numel()
+    exec(compile("\n".join(blocks[:2]), "fwpkm.md", "exec"), names)
+    assert names["state"].position == 0 and names["state"].slots.numel()
+    exec(compile("\n".join(blocks[2:]), "fwpkm.md", "exec"), names)
+    assert len(blocks) == 4 and names["trace"]
