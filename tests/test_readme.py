@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from mixerzoo.benchmarks.cli_mixers import zoo_markdown
-from mixerzoo.mixers import list_mixers, mixer_class
+from mixerzoo.mixers import list_mixers, mixer_class, registry
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,15 +19,9 @@ def test_zoo_table_is_made_from_the_cards():
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_code_runs(block, capsys, monkeypatch):
-    monkeypatch.setattr("mixerzoo.mixers.registry._mixers", dict(_registered()))
+    monkeypatch.setattr(registry, "_mixers", dict(registry._mixers))  # what a block registers is gone after it
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out.strip()
-
-
-def _registered():
-    from mixerzoo.mixers import registry
-
-    return registry._mixers
 
 
 def test_there_is_code_to_run():
