@@ -49,7 +49,7 @@ def chunk(work: FwpkmWork, normal: Any) -> tuple[torch.Tensor, Accesses, torch.T
     """One chunk's compact table, accesses, weights and tokens, a few slots shared."""
     rows, n, width = work.chunk_size * TOP_K, work.chunk_size, work.values.shape[1]
     ids = (normal(n, TOP_K).abs() * rows / 4).long().clamp_max(rows - 1)
-    return normal(rows, width), Accesses.of(ids), normal(n, TOP_K).softmax(-1), normal(n, width)
+    return normal(rows, width), Accesses(ids), normal(n, TOP_K).softmax(-1), normal(n, width)
 
 
 @pytest.mark.parametrize("score", ["idw", "dot"])

@@ -9,11 +9,12 @@ import os
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from mixerzoo.mixers.ops.dispatch import record_backends
-from mixerzoo.mixers.ops.fwpkm import finish, fwpkm
+from mixerzoo.mixers.ops.fwpkm import FwpkmOptions, fwpkm
+from mixerzoo.mixers.ops.fwpkm.addressing import address
 from mixerzoo.mixers.ops.fwpkm.primitives import TORCH, Accesses
 from mixerzoo.mixers.ops.fwpkm.triton import TRITON
+
+from .fwpkm_problems import CONFIGURATIONS, check_against_definition, memories
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -29,10 +30,12 @@ def check_address(memories, heads, n, n_subkeys, d, top_k, score, dtype=torch.fl
     keys = draw(heads, 2, n_subkeys, d, seed=1, std=0.5, dtype=dtype).requires_grad_()
     results = []
     for kernels in (TORCH, TRITON):
-        best, index, total, pairs = kernels.address(halves, keys.expand(memories, *keys.shape), top_k, score)
-        loss = (best * draw(*best.shape, seed=2, dtype=dtype)).sum()
-        loss = loss + (total * draw(*total.shape, seed=3, dtype=dtype)).sum()
-        results.append((best, index, total, pairs, *torch.autograd.grad(loss, (halves, keys))))
+        options = FwpkmOptions(top_k=top_k, chunk_size=n + 1, score=score)
+        found = address(halves, keys.expand(memories, *keys.shape), options, kernels)
+        loss = (found.scores * draw(*found.scores.shape, seed=2, dtype=dtype)).sum()
+        loss = loss + (found.total * draw(*found.total.shape, seed=3, dtype=dtype)).sum()
+        gradients = torch.autograd.grad(loss, (halves, keys))
+        results.append((found.scores, found.codes.ids, found.total, found.pairs, found.slots, *gradients))
     tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
     for found, expected in zip(results[1], results[0]):
         torch.testing.assert_close(found, expected, **tolerance)
@@ -75,12 +78,14 @@ def test_rows_are_read_multiplied_and_written(n, slots, rows, d, dtype):
     table, x, weights = draw(rows, d, dtype=dtype), draw(n, d, seed=1, dtype=dtype), draw(n, slots, seed=2, dtype=dtype)
     ids = torch.randint(rows, (n, slots), generator=torch.Generator().manual_seed(3)).to(DEVICE)
     ids[:, 0] = 0  # one row that everyone accesses
-    accesses = Accesses.of(ids)
+    accesses, of_all_rows = Accesses(ids), Accesses(ids, rows)
     tolerance = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
     for name, arguments in (
         ("read", (table, ids, weights)),
         ("gather_dot", (table, ids, x)),
         ("spread", (accesses, x, weights)),
+        ("spread", (of_all_rows, x, weights)),
+        ("spread", (of_all_rows, x[:, :1], weights)),
     ):
         expected, found = getattr(TORCH, name)(*arguments), getattr(TRITON, name)(*arguments)
         torch.testing.assert_close(found, expected, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
@@ -94,60 +99,15 @@ def test_rows_are_read_multiplied_and_written(n, slots, rows, d, dtype):
 
 def test_a_table_that_is_no_whole_block_is_not_written_to():
     table, x = draw(4, 6)[:, :3], draw(2, 3)
-    accesses = Accesses.of(torch.zeros(2, 1, dtype=torch.long, device=DEVICE))
+    accesses = Accesses(torch.zeros(2, 1, dtype=torch.long, device=DEVICE))
     with pytest.raises(ValueError, match="contiguous table"):
         TRITON.add(table, accesses, x, draw(2, 1), 1.0)
 
 
-def tables_of(state, keys, values):
-    count = 1 if state.shared_memory else state.batch
-    rows = values.repeat(count, 1).index_put((state.slots,), state.rows)
-    return (keys.expand(count, *keys.shape) if state.keys is None else state.keys), rows
-
-
 @settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
-    batch=st.integers(1, 2),
-    time=st.integers(1, 24),
-    heads=st.integers(1, 2),
-    d_v=st.integers(2, 9),
-    n_subkeys=st.integers(2, 9),
-    top_k=st.integers(1, 5),
-    chunk_size=st.integers(4, 12),
-    lookahead=st.integers(0, 3),
-    score=st.sampled_from(["idw", "dot"]),
-    temperature=st.sampled_from([0.5, 1.0]),
-    key_objective=st.sampled_from(["address", "memory", "both", "none"]),
-    boundary=st.sampled_from(["carry", "drop"]),
-    scope=st.sampled_from(["sequence", "batch"]),
-    nonlinearity=st.sampled_from(["softmax", "silu", "relu"]),
-    clip=st.sampled_from([None, 0.5]),
-    weight_decay=st.sampled_from([0.0, 0.1]),
-)
-def test_any_configuration_equals_the_definition(seed, batch, time, heads, d_v, n_subkeys, top_k, **options):
-    options["top_k"] = min(top_k, n_subkeys)
-    if options["nonlinearity"] != "softmax":  # with weights that are not bounded, the memory may diverge
-        options["learning_rate"] = 0.02
-    inputs = [
-        draw(batch, time, heads, 8, seed=seed),
-        draw(batch, time, d_v, seed=seed + 1),
-        draw(batch, time, seed=seed + 2).sigmoid(),
-        draw(heads, 2, n_subkeys, 4, seed=seed + 3, std=0.3),
-        draw(n_subkeys**2, d_v, seed=seed + 4, std=0.3),
-    ]
-    inputs = [t.requires_grad_() for t in inputs]
-    results = []
-    for backend in ("triton", "reference"):
-        with record_backends() as record:
-            output = fwpkm(*inputs, **options, return_state=True, backend=backend)
-            state = finish(output.state, *inputs[3:], **options, backend=backend)
-        assert record == {"fwpkm": {backend}}
-        parts = (output.retrieved, output.weights, *tables_of(state, *inputs[3:]))
-        loss = sum((p * draw(*p.shape, seed=seed)).sum() for p in parts)
-        results.append((*parts, *torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)))
-    for found, expected in zip(*results):
-        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+@given(CONFIGURATIONS)
+def test_any_configuration_equals_the_definition(configuration):
+    check_against_definition("triton", configuration, DEVICE)
 
 
 def test_a_call_repeats_itself_bit_by_bit():
@@ -176,5 +136,5 @@ def test_any_cut_gives_the_uncut_result(cuts):
         state = output.state
         parts.append(output.retrieved)
     torch.testing.assert_close(torch.cat(parts, 1), whole.retrieved, rtol=1e-10, atol=1e-12)
-    for found, expected in zip(tables_of(state, *memory), tables_of(whole.state, *memory)):
+    for found, expected in zip(memories(state, *memory), memories(whole.state, *memory)):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)

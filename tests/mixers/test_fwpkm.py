@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.ops.dispatch import record_backends
 from mixerzoo.mixers.ops.fwpkm import FwpkmState, finish, fwpkm, op, reference
 from safetensors import safe_open
+
+from .fwpkm_problems import CONFIGURATIONS, check_against_definition, memories, problem
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("fwpkm_*.safetensors"))
 BACKENDS = tuple(op.available())  # triton too, in an interpreter: see test_fwpkm_triton.py
@@ -63,58 +64,10 @@ def test_backends_match_released_numbers(path, backend):
         torch.testing.assert_close(found, tensors[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def problem(seed=0, batch=2, time=50, heads=2, d_k=8, d_v=6, n_subkeys=8, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape, std=1.0):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).mul(std).to(dtype)
-
-    return (
-        draw(batch, time, heads, d_k),
-        draw(batch, time, d_v),
-        draw(batch, time).sigmoid(),
-        draw(heads, 2, n_subkeys, d_k // 2, std=0.3),
-        draw(n_subkeys**2, d_v, std=0.3),
-    )
-
-
-def memories(state, keys, values):
-    """Keys and whole tables of a state, `[memories, ...]`."""
-    count = 1 if state.shared_memory else state.batch
-    tables = values.repeat(count, 1).index_put((state.slots,), state.rows)
-    return (keys.expand(count, *keys.shape) if state.keys is None else state.keys), tables
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
-    batch=st.integers(1, 3),
-    time=st.integers(1, 40),
-    heads=st.integers(1, 3),
-    n_subkeys=st.integers(2, 9),
-    top_k=st.integers(1, 9),
-    chunk_size=st.integers(1, 16),
-    lookahead=st.integers(0, 15),
-    score=st.sampled_from(["idw", "dot"]),
-    temperature=st.sampled_from([0.5, 1.0, 2.0]),
-    learning_rate=st.sampled_from([0.3, 1.0]),
-    key_objective=st.sampled_from(["address", "memory", "both", "none"]),
-    boundary=st.sampled_from(["carry", "drop"]),
-    scope=st.sampled_from(["sequence", "batch"]),
-)
-def test_compact_op_equals_definition(seed, batch, time, heads, n_subkeys, top_k, chunk_size, lookahead, **options):
-    options |= {"top_k": min(top_k, n_subkeys), "chunk_size": chunk_size, "lookahead": min(lookahead, chunk_size - 1)}
-    inputs = [t.requires_grad_() for t in problem(seed, batch, time, heads, n_subkeys=n_subkeys)]
-    results = []
-    for backend in ("torch", "reference"):
-        output = fwpkm(*inputs, **options, return_state=True, backend=backend)
-        keys, tables = memories(finish(output.state, *inputs[3:], **options, backend=backend), *inputs[3:])
-        generator = torch.Generator().manual_seed(seed)
-        parts = (output.retrieved, output.weights, keys, tables)
-        loss = sum((p * torch.randn(p.shape, generator=generator, dtype=p.dtype)).sum() for p in parts)
-        results.append((*parts, *torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)))
-    for found, expected in zip(*results):
-        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+@settings(max_examples=80, deadline=None)
+@given(CONFIGURATIONS)
+def test_any_configuration_equals_the_definition(configuration):
+    check_against_definition("torch", configuration)
 
 
 @pytest.mark.parametrize("boundary", ["carry", "drop"])

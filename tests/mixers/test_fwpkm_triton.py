@@ -65,7 +65,7 @@ def types(kernel, constants: dict[str, object], dtype: str) -> dict[str, str]:
 @needs_package
 @compiled
 @pytest.mark.parametrize("dtype", ["fp32", "fp64"])
-@pytest.mark.parametrize(("n_subkeys", "top_k", "d_v"), [(32, 1, 64), (512, 8, 512), (1024, 32, 1000)])
+@pytest.mark.parametrize(("n_subkeys", "top_k", "d_v"), [(32, 1, 64), (512, 8, 512), (1024, 32, 1000), (32, 4, 1)])
 def test_kernels_compile_for_hopper_and_fit(n_subkeys, top_k, d_v, dtype, tmp_path, monkeypatch):
     """Down to machine code, without a GPU; the wheels of triton bring the assembler."""
     import triton

@@ -120,7 +120,7 @@ def fwpkm(
     _check_sizes(queries, targets, gates, keys, values, options)
     if queries.shape[1] == 0:
         raise ValueError(f"fwpkm needs at least one token, got queries of shape {list(queries.shape)}")
-    problem = _problem(queries, targets, gates, keys, values, options, state, finish=False)
+    problem = _problem(queries, targets, gates, keys, values, options, state, wants_memory=return_state)
     # Which rows are touched depends on the data: there is nothing to compile. Disabling is left to compiled callers,
     # because it imports the whole compiler.
     solve = compiler.disable(_solve) if compiler.is_compiling() else _solve
@@ -177,7 +177,8 @@ def _problem(
     values: Tensor,
     options: FwpkmOptions,
     state: FwpkmState | None,
-    finish: bool,
+    finish: bool = False,
+    wants_memory: bool = True,
 ) -> Problem:
     """The call's tokens after those the state still holds, in the precision of the fast weights."""
     dtype = promote_types(values.dtype, float32)
@@ -188,14 +189,13 @@ def _problem(
     if state is None:
         memory = Memory(all_keys, (), values)
         first, second, third = (GrowableBuffer.of(t) for t in new)
-        return Problem((first, second, third), 0, 0, memory, options, finish)
+        return Problem((first, second, third), 0, 0, memory, options, finish, wants_memory)
     _check_state(state, batch, keys, values, options)
     memory = Memory(all_keys if state.keys is None else state.keys, state.log, values)
     held = state.queries, state.targets, state.gates
     first, second, third = (old.append(t) if t.shape[1] else old for old, t in zip(held, new))
-    return Problem(
-        (first, second, third), state.position - state.queries.length, state.position, memory, options, finish
-    )
+    origin = state.position - state.queries.length
+    return Problem((first, second, third), origin, state.position, memory, options, finish, wants_memory)
 
 
 def _check_state(state: FwpkmState, batch: int, keys: Tensor, values: Tensor, options: FwpkmOptions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,31 +12,53 @@ from torch import Tensor
 
 from .problem import Score
 
+_SUM = 0  # mode of an embedding bag
 
-@dataclass(frozen=True)
+
 class Accesses:
-    """Which rows of a table `N` tokens touch, `J` each, in two orders.
+    """Which rows of a table `N` tokens touch, `J` each: `ids [N, J]`, and the same sorted by row, once that is needed.
 
-    ids `[N, J]`: by token. Sorted by row: `order [N*J]`, the places of the accesses in `ids.flatten()`, and their
-    `token [N*J]`; `rows [R]`, distinct and sorted, and `offsets [R]`: which rows there are and where each begins.
+    order `[N*J]`: the places of the accesses in `ids.flatten()`, sorted by row. rows `[R]`: sorted and distinct, those
+    that are touched, or, with `n_rows`, all. offsets `[R]`: where in `order` each of them begins.
     """
 
-    ids: Tensor
-    order: Tensor
-    token: Tensor
-    rows: Tensor
-    offsets: Tensor
+    def __init__(self, ids: Tensor, n_rows: int | None = None) -> None:
+        self.ids, self.n_rows = ids.contiguous(), n_rows
 
-    @staticmethod
-    def of(ids: Tensor) -> Accesses:
-        ordered, order = ids.flatten().sort(stable=True)
+    @functools.cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor, Tensor]:
+        ordered, order = self.ids.flatten().sort(stable=True)
+        if self.n_rows is not None:
+            rows = torch.arange(self.n_rows, device=ordered.device)
+            return order, rows, torch.searchsorted(ordered, rows)
         rows, counts = torch.unique_consecutive(ordered, return_counts=True)
-        return Accesses(ids, order, order // ids.shape[1], rows, counts.cumsum(0) - counts)
+        return order, rows, counts.cumsum(0) - counts
+
+    @property
+    def order(self) -> Tensor:
+        return self._sorted[0]
+
+    @property
+    def rows(self) -> Tensor:
+        return self._sorted[1]
+
+    @property
+    def offsets(self) -> Tensor:
+        return self._sorted[2]
+
+    def count(self, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """How many accesses by the tokens of a mask `[N]` each of `rows` has, `[R]`; the same by access, `[N, J]`."""
+        sorted_mask = counted[self.order // self.ids.shape[1]]
+        before = F.pad(sorted_mask.cumsum(0), (1, 0))  # integers: exact, in any order
+        ends = F.pad(self.offsets[1:], (0, 1), value=len(self.order))
+        counts = before[ends] - before[self.offsets]
+        by_access = counts.repeat_interleave(ends - self.offsets, output_size=len(self.order))
+        return counts, torch.empty_like(by_access).index_copy_(0, self.order, by_access).view(self.ids.shape)
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Functions for tables `[U, d_v]`, `x [N, d_v]` and weights of accesses `[N, J]`; only `address` is differentiable.
+    """Functions for tables `[U, d_v]`, `x [N, d_v]` and weights of accesses `[N, J]`; none is differentiable.
 
     address(halves, keys, top_k, score) scores `halves [memories, heads, 2, n, d_k/2]` against
         `keys [memories, heads, 2, n_subkeys, d_k/2]` and returns the best sub-scores and their places
@@ -56,13 +79,17 @@ class Kernels:
 
 
 def _address(halves: Tensor, keys: Tensor, top_k: int, score: Score) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    scores = halves @ keys.transpose(-1, -2)
+    books, sizes = keys.flatten(0, 2), keys.shape[:3]
+    tokens = halves.flatten(0, 2)
     if score == "idw":
-        distance = (halves**2).sum(-1, keepdim=True) + (keys**2).sum(-1)[..., None, :] - 2 * scores
-        nearest, index = distance.topk(top_k, dim=-1, largest=False)  # the logarithm is monotone: only of the best
+        norms = books.square().sum(-1)[:, None]
+        unfinished = torch.baddbmm(norms, tokens, books.mT, alpha=-2)  # the token's own norm changes no order
+        nearest, index = unfinished.topk(top_k, dim=-1, largest=False)
+        nearest = nearest + tokens.square().sum(-1, keepdim=True)
         best = -torch.log(1e-3 + nearest.clamp(min=0))
     else:
-        best, index = scores.topk(top_k, dim=-1)
+        best, index = (tokens @ books.mT).topk(top_k, dim=-1)
+    best, index = best.unflatten(0, sizes), index.unflatten(0, sizes)
     sums = best[:, :, 0, :, :, None] + best[:, :, 1, :, None, :]
     total, pairs = sums.flatten(-2).topk(top_k, dim=-1)
     return best, index, total, pairs
@@ -73,16 +100,23 @@ def _read(table: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
 
 
 def _gather_dot(table: Tensor, ids: Tensor, x: Tensor) -> Tensor:
-    return (table[ids] @ x[..., None]).squeeze(-1)
+    n, slots = ids.shape
+    token = torch.arange(n, device=ids.device)
+    # the gradient of `_read` for its weights: unlike `table[ids] @ x`, it makes no copy of the rows
+    products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        x, table, ids.flatten(), token * slots, token.repeat_interleave(slots, output_size=n * slots), _SUM
+    )
+    return products.view(n, slots)
 
 
 def _spread(accesses: Accesses, x: Tensor, weights: Tensor) -> Tensor:
     sorted_weights = weights.flatten().index_select(0, accesses.order)
-    return F.embedding_bag(accesses.token, x, accesses.offsets, mode="sum", per_sample_weights=sorted_weights)
+    token = accesses.order // accesses.ids.shape[1]
+    return F.embedding_bag(token, x, accesses.offsets, mode="sum", per_sample_weights=sorted_weights)
 
 
 def _add(table: Tensor, accesses: Accesses, x: Tensor, weights: Tensor, sign: float) -> None:
-    table.index_add_(0, accesses.rows, _spread(accesses, x, weights), alpha=sign)
+    table.index_add_(0, accesses.rows, _spread(accesses, x, sign * weights))  # its alpha costs another pass
 
 
 TORCH = Kernels(_address, _read, _gather_dot, _spread, _add)

@@ -105,6 +105,11 @@ class Segment:
     access_end: int
     scale: float
 
+    @staticmethod
+    def reading(start: int, end: int) -> Segment:
+        """Of tokens that are addressed and read, but write nothing."""
+        return Segment(start, start, end, False, start, start, 1.0)
+
 
 def with_chunk_size(settings: str, chunk_size: int) -> str:
     """Settings or a signature with another chunk size. Where a text begins, nothing else depends on it."""
@@ -129,7 +134,7 @@ def segments(position: int, end: int, options: FwpkmOptions, finish: bool) -> li
         complete = stop == chunk + options.chunk_size or finish
         read = max(chunk, position)
         if not complete:
-            found.append(Segment(read, read, stop, False, read, read, 1.0))
+            found.append(Segment.reading(read, stop))
             continue
         start = window_start(chunk, options)
         pair_end = max(start, stop - options.lookahead)
@@ -200,6 +205,7 @@ class Problem:
     """One call: tokens from absolute position `origin` on, of which those from `position` on are new.
 
     tokens: queries `[batch, n, heads, d_k]`, targets `[batch, n, d_v]` and gates `[batch, n]`, as buffers.
+    wants_memory: whether anyone asks for the memory after the call; what only it would show need not be worked out.
     """
 
     tokens: tuple[GrowableBuffer, GrowableBuffer, GrowableBuffer]
@@ -208,6 +214,7 @@ class Problem:
     memory: Memory
     options: FwpkmOptions
     finish: bool
+    wants_memory: bool
 
     @property
     def queries(self) -> Tensor:

@@ -61,17 +61,15 @@ def _run_memory(
     for segment in problem.segments:
         if not wanted:
             keys, table = keys.detach(), table.detach()
-        if not keys.requires_grad:
-            keys = keys.clone().requires_grad_()
-        if not table.requires_grad:
-            table = table.clone().requires_grad_()
+        keys, table = (t if t.requires_grad else t.detach().requires_grad_() for t in (keys, table))
         window = slice(segment.start - problem.origin, segment.end - problem.origin)
         scores, slot, weight = address(queries[:, window], keys, options)
         read = (weight[..., None] * table[slot]).sum((2, 3))
         new = segment.read - segment.start
-        retrieved.append(read[:, new:])
+        outputs = read[:, new:], weight[:, new:]
+        retrieved.append(outputs[0] if wanted else outputs[0].detach())  # or it would keep the chunk's tables alive
         slots.append(slot[:, new:])
-        weights.append(weight[:, new:])
+        weights.append(outputs[1] if wanted else outputs[1].detach())
         if not segment.complete:
             continue
         pairs, accesses = segment.pair_end - segment.start, segment.access_end - segment.start

@@ -13,8 +13,7 @@ Bytes a kernel moves between the chip and its memory, for `N` tokens of `J = hea
 - `_spread_kernel`, one program per written row, reads `x` once per access, after the first time from the L2 cache, and
   reads and writes each row once: `N * (J * 12 + 4 * d_v) + R * (8 * d_v + 16)`.
 
-The backward of addressing is left to matrix products: the gradient of each token's best sub-scores is laid out over the
-codebook, where it has no duplicates to add up, and multiplied with queries and keys.
+The backward of addressing and the step of the keys use the last three kernels on codebooks in place of the table.
 
 No GPU has run this yet; the kernels compile for one, and tile sizes were chosen from registers and shared memory. To
 try on an H200: products in `tf32x3` instead of `ieee`; the two halves in programs of their own; more warps and fewer
@@ -36,7 +35,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .primitives import Accesses, Kernels
 from .problem import Score
@@ -157,53 +155,25 @@ def address_constants(n_subkeys: int, top_k: int, itemsize: int = 4) -> dict[str
     return sizes | {"num_warps": min(16, max(4, tokens * width // 1024)), "num_stages": 3 if itemsize == 4 else 1}
 
 
-class _Address(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, halves: Tensor, keys: Tensor, top_k: int, score: Score
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        halves, keys = (t if t.stride(-1) == 1 else t.contiguous() for t in (halves, keys))
-        memories, heads, _, n, d = halves.shape
-        best = halves.new_empty((memories, heads, 2, n, top_k))
-        total = halves.new_empty((memories, heads, n, top_k))
-        index, pairs = torch.empty_like(best, dtype=torch.long), torch.empty_like(total, dtype=torch.long)
-        constants = address_constants(keys.shape[3], top_k, halves.element_size())
-        grid = (triton.cdiv(n, constants["BLOCK_T"]), memories * heads)
-        if n:
-            _launch(
-                _address_kernel,
-                grid,
-                *(halves, keys, best, index, total, pairs, n, keys.shape[3], d, heads),
-                *(*halves.stride()[:4], *keys.stride()[:4]),
-                TOP_K=top_k,
-                IDW=score == "idw",
-                **constants,
-            )
-        ctx.save_for_backward(halves, keys, best, index, pairs)
-        ctx.score = score
-        ctx.mark_non_differentiable(index, pairs)
-        return best, index, total, pairs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_best: Tensor, _: Tensor, d_total: Tensor, __: Tensor) -> tuple[Tensor | None, ...]:
-        halves, keys, best, index, pairs = ctx.saved_tensors
-        top_k = best.shape[-1]
-        rank = torch.arange(top_k, device=best.device)
-        places = torch.stack([pairs // top_k, pairs % top_k], dim=2)  # a sum may share a sub-score with others:
-        push = d_best + ((places[..., None] == rank) * d_total[:, :, None, :, :, None]).sum(-2)  # no scatter_add here
-        if ctx.score == "idw":
-            push = 2 * push * best.exp()
-        spread = push.new_zeros((*push.shape[:-1], keys.shape[3])).scatter_(-1, index, push)
-        d_halves, d_keys = spread @ keys, spread.transpose(-1, -2) @ halves
-        if ctx.score == "idw":
-            d_halves = d_halves - spread.sum(-1, keepdim=True) * halves
-            d_keys = d_keys - spread.sum(-2)[..., None] * keys
-        return d_halves, d_keys, None, None
-
-
 def _address(halves: Tensor, keys: Tensor, top_k: int, score: Score) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _Address.apply(halves, keys, top_k, score)
+    halves, keys = (t if t.stride(-1) == 1 else t.contiguous() for t in (halves, keys))
+    memories, heads, _, n, d = halves.shape
+    best = halves.new_empty((memories, heads, 2, n, top_k))
+    total = halves.new_empty((memories, heads, n, top_k))
+    index, pairs = torch.empty_like(best, dtype=torch.long), torch.empty_like(total, dtype=torch.long)
+    constants = address_constants(keys.shape[3], top_k, halves.element_size())
+    grid = (triton.cdiv(n, constants["BLOCK_T"]), memories * heads)
+    if n:
+        _launch(
+            _address_kernel,
+            grid,
+            *(halves, keys, best, index, total, pairs, n, keys.shape[3], d, heads),
+            *(*halves.stride()[:4], *keys.stride()[:4]),
+            TOP_K=top_k,
+            IDW=score == "idw",
+            **constants,
+        )
+    return best, index, total, pairs
 
 
 # ---------------------------------------------------------------------------------------------------------------------

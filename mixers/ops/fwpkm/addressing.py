@@ -1,0 +1,220 @@
+"""Addresses and the gradient of the keys' objective, both differentiable.
+
+A token looks at the best sub-keys of each codebook and at no others. Gradients therefore are weighted sums of few rows,
+for which `Kernels` has functions; no product with a whole codebook is taken but for the scores themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .primitives import Accesses, Kernels
+from .problem import FwpkmOptions, Score
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Of `n` tokens: the best `top_k` sub-scores of each half, and the best of their sums.
+
+    halves `[memories, heads, 2, n, d_k/2]`; scores, index `[memories, heads, 2, n, top_k]`: the sub-scores and where in
+    the codebook they are; codes: the same places as accesses of all half tokens to the sub-keys of all codebooks;
+    total, pairs `[memories, heads, n, top_k]`: the sums, and their places among the `top_k * top_k` (first half major);
+    slots and weights `[memories, n, heads * top_k]`.
+    """
+
+    halves: Tensor
+    scores: Tensor
+    codes: Accesses
+    total: Tensor
+    pairs: Tensor
+    slots: Tensor
+    weights: Tensor
+
+
+def address(halves: Tensor, keys: Tensor, options: FwpkmOptions, kernels: Kernels) -> Addresses:
+    """Address `halves [memories, heads, 2, n, d_k/2]` with `keys [memories, heads, 2, n_subkeys, d_k/2]`."""
+    k, n_subkeys = options.top_k, keys.shape[3]
+    scores, index, total, pairs, codes = _Scores.apply(halves, keys, k, options.score, kernels)
+    slots = index[:, :, 0].gather(-1, pairs // k) * n_subkeys + index[:, :, 1].gather(-1, pairs % k)
+    weights = _weigh(_by_token(total, options), options)
+    return Addresses(halves, scores, codes, total, pairs, slots.transpose(1, 2).flatten(2), weights)
+
+
+def _by_token(total: Tensor, options: FwpkmOptions) -> Tensor:
+    """Scores over the temperature, `[memories, n, heads * top_k]`."""
+    return (total / options.temperature).transpose(1, 2).flatten(2)
+
+
+def _weigh(total: Tensor, options: FwpkmOptions) -> Tensor:
+    if options.nonlinearity == "softmax":
+        return total.softmax(-1)
+    return F.silu(total) if options.nonlinearity == "silu" else total.relu()
+
+
+def _weigh_backward(slope: Tensor, found: Addresses, options: FwpkmOptions) -> Tensor:
+    """Carry a gradient with respect to the weights on to the scores over the temperature; differentiable."""
+    if options.nonlinearity == "softmax":
+        return found.weights * (slope - (found.weights * slope).sum(-1, keepdim=True))
+    if options.nonlinearity == "relu":
+        return slope * (found.weights > 0)
+    total = _by_token(found.total, options)
+    sigmoid = total.sigmoid()
+    return slope * sigmoid * (1 + total * (1 - sigmoid))
+
+
+class _Scores(torch.autograd.Function):
+    """`Kernels.address` with its gradient, and the accesses to sub-keys that it found."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, halves: Tensor, keys: Tensor, top_k: int, score: Score, kernels: Kernels
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Accesses]:
+        best, index, total, pairs = kernels.address(halves, keys, top_k, score)
+        sizes, n_subkeys = index.shape[:3], keys.shape[3]
+        books = torch.arange(sizes.numel(), device=index.device).view(*sizes, 1, 1)
+        codes = Accesses((books * n_subkeys + index).flatten(0, -2), sizes.numel() * n_subkeys)
+        ctx.save_for_backward(halves, keys, best, pairs)
+        ctx.codes, ctx.score, ctx.kernels = codes, score, kernels
+        ctx.mark_non_differentiable(index, pairs)
+        ctx.set_materialize_grads(False)
+        return best, index, total, pairs, codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_best: Tensor | None, _: Any, d_total: Tensor | None, *__: Any) -> tuple[Any, ...]:
+        halves, keys, best, pairs = ctx.saved_tensors
+        push = torch.zeros_like(best) if d_best is None else d_best
+        if d_total is not None:
+            push = push + _onto_halves(d_total, pairs)
+        if ctx.score == "idw":
+            push = _per_distance(push, best)
+        d_halves = ctx.kernels.read(keys.flatten(0, 3), ctx.codes.ids, push.flatten(0, -2)).view(halves.shape)
+        if ctx.score == "idw":
+            d_halves -= push.sum(-1, keepdim=True) * halves
+        return d_halves, _pull(push, halves, keys, ctx.codes, ctx.score, ctx.kernels)[0], None, None, None
+
+
+def _onto_halves(d_total: Tensor, pairs: Tensor) -> Tensor:
+    """Carry a gradient with respect to the sums on to the sub-scores; several sums may share one."""
+    k = pairs.shape[-1]
+    places = torch.stack([pairs // k, pairs % k], dim=2)
+    chosen = places[..., None] == torch.arange(k, device=pairs.device)  # scatter_add would not repeat itself on a GPU
+    return (chosen * d_total[:, :, None, :, :, None]).sum(-2)
+
+
+def _per_distance(push: Tensor, scores: Tensor) -> Tensor:
+    """IDW: d score / d query = -2 (query - key) / (1e-3 + ||query - key||^2), and the score has that distance."""
+    return 2 * push * scores.exp()
+
+
+def _pull(
+    push: Tensor, halves: Tensor, keys: Tensor, codes: Accesses, score: Score, kernels: Kernels
+) -> tuple[Tensor, Tensor | None]:
+    """`sum of push * (query - key)` over the accesses of each sub-key, or of `push * query` if the score is `dot`.
+
+    Also, for `idw`, the sums of push alone, `[sub-keys, 1]`.
+    """
+    pulled = kernels.spread(codes, halves.reshape(-1, halves.shape[-1]), push.flatten(0, -2))
+    total = None
+    if score == "idw":
+        total = _sums(codes, push, kernels)
+        pulled -= total * keys.flatten(0, 3)
+    return pulled.view(keys.shape), total
+
+
+def _sums(codes: Accesses, weights: Tensor, kernels: Kernels) -> Tensor:
+    """The sum of the accesses' weights for each sub-key, `[sub-keys, 1]`."""
+    weights = weights.flatten(0, -2)
+    return kernels.spread(codes, weights.new_ones((len(weights), 1)), weights)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The gradient of the keys' objective: first with respect to the sub-scores, then to the keys
+
+
+def entropy_gradient(found: Addresses, counted: Tensor, tokens: int, kernels: Kernels) -> Tensor:
+    """The gradient of `-(H(P1) + H(P2))` over the `tokens` of a mask `[n]` with respect to the sub-scores."""
+    count = max(1, tokens) * found.scores.shape[1]
+    return _EntropyGradient.apply(found.scores, counted, count, found.codes, kernels)
+
+
+class _EntropyGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, counted: Tensor, count: int, codes: Accesses, kernels: Kernels) -> Tensor:
+        share = scores.softmax(-1) * counted[:, None]
+        use = _EntropyGradient._by_codebook(codes, share, kernels) / count + 1e-8
+        slope = _EntropyGradient._by_access(use.log() + (use - 1e-8) / use, codes, share)
+        ctx.save_for_backward(share, use, slope)
+        ctx.count, ctx.codes, ctx.kernels = count, codes, kernels
+        return share * (slope - (share * slope).sum(-1, keepdim=True)) / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_push: Tensor) -> tuple[Any, ...]:
+        share, use, slope = ctx.saved_tensors
+        d_push = d_push / ctx.count
+        mean = (d_push * share).sum(-1, keepdim=True)
+        centred = slope - (share * slope).sum(-1, keepdim=True)
+        d_use = _EntropyGradient._by_codebook(ctx.codes, share * (d_push - mean), ctx.kernels)
+        d_use = d_use * (1 / use + 1e-8 / use**2) / ctx.count
+        d_share = d_push * centred - slope * mean + _EntropyGradient._by_access(d_use, ctx.codes, share)
+        return share * (d_share - (share * d_share).sum(-1, keepdim=True)), None, None, None, None
+
+    @staticmethod
+    def _by_codebook(codes: Accesses, weights: Tensor, kernels: Kernels) -> Tensor:
+        """Sums `[memories, 1, 2, n_subkeys]` over the accesses by all heads."""
+        return _sums(codes, weights, kernels).view(*weights.shape[:3], -1).sum(1, keepdim=True)
+
+    @staticmethod
+    def _by_access(values: Tensor, codes: Accesses, like: Tensor) -> Tensor:
+        """What each access finds in `values [memories, 1, 2, n_subkeys]`."""
+        return values.expand(-1, like.shape[1], -1, -1).reshape(-1)[codes.ids].view(like.shape)
+
+
+def recall_gradient(found: Addresses, slope: Tensor, options: FwpkmOptions) -> Tensor:
+    """The gradient of the mean memory loss with respect to the sub-scores; differentiable.
+
+    slope `[memories, n, heads * top_k]`: that with respect to the weights, a constant.
+    """
+    heads, k = found.scores.shape[1], options.top_k
+    slope = _weigh_backward(slope, found, options) / options.temperature
+    return _onto_halves(slope.unflatten(-1, (heads, k)).transpose(1, 2), found.pairs)
+
+
+def key_gradient(push: Tensor, found: Addresses, keys: Tensor, score: Score, kernels: Kernels) -> Tensor:
+    """Carry a gradient with respect to the sub-scores on to the keys; differentiable."""
+    if score == "idw":
+        push = _per_distance(push, found.scores)
+    return _KeyGradient.apply(push, found.halves, keys, found.codes, score, kernels)
+
+
+class _KeyGradient(torch.autograd.Function):
+    """`_pull` with its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, push: Tensor, halves: Tensor, keys: Tensor, codes: Accesses, score: Score, kernels: Kernels
+    ) -> Tensor:
+        gradient, total = _pull(push, halves, keys, codes, score, kernels)
+        ctx.save_for_backward(push, halves, keys, total)
+        ctx.codes, ctx.kernels = codes, kernels
+        return gradient
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_gradient: Tensor) -> tuple[Any, ...]:
+        push, halves, keys, total = ctx.saved_tensors
+        ids, rows = ctx.codes.ids, d_gradient.flatten(0, 3).contiguous()
+        d_push = ctx.kernels.gather_dot(rows, ids, halves.reshape(len(ids), -1))
+        d_halves = ctx.kernels.read(rows, ids, push.flatten(0, -2)).view(halves.shape)
+        d_keys = None
+        if total is not None:
+            d_push = d_push - (rows * keys.flatten(0, 3)).sum(-1)[ids]
+            d_keys = (-total * rows).view(keys.shape)
+        return d_push.view(push.shape), d_halves, d_keys, None, None, None
