@@ -30,7 +30,8 @@ class OpSpeed(Measure):
     backward), `decode` (one token at a time after a context, over `decode_chunks` chunks with their rewrites).
     lengths: tokens, in mode decode of the context. batch: sequences at once. backends: each is compared with those
     after it. rounds: of each; slow_rounds: of the backends in `slow`, which do without a warm-up.
-    keep_memory: see `keep_freed_memory`; false times the operating system's new pages as well.
+    memory: `fresh`, as a process has it: large tensors are new pages from the operating system, whose time counts;
+    `kept`: what is freed stays with the process, so that only the op is timed (see `keep_freed_memory`).
     copy_bytes: size of the copy that tells the memory's bandwidth. bars: what ratios are held to.
     """
 
@@ -45,7 +46,7 @@ class OpSpeed(Measure):
     slow: tuple[str, ...] = ("reference",)
     slow_rounds: int = Field(default=3, ge=1)
     decode_chunks: int = Field(default=1, ge=1)
-    keep_memory: bool = True
+    memory: Literal["fresh", "kept"] = "kept"
     copy_bytes: int = Field(default=2**28, ge=2**10)
     precision: Precision = "float32"
     bars: tuple[Bar, ...] = ()
@@ -96,7 +97,7 @@ class OpSpeed(Measure):
         cases: list[tuple[str, int]] = [(mode, tokens) for mode in self.modes for tokens in self.lengths]
         options = mixer_options_of(config, self.op)
         progress(0.0, "random tokens")
-        if self.keep_memory:
+        if self.memory == "kept":
             keep_freed_memory(device)
         work = self._work(options, config.d_model, seed, device)
         contenders = [self._contender(work, *case, backend) for case in cases for backend in self.backends]

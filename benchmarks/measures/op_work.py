@@ -97,7 +97,7 @@ class FwpkmWork:
         """The bytes that each mode at each length has to move at the least, with no cache but within a chunk.
 
         forward: queries, gates and targets are read, what was retrieved is written; a chunk reads the keys and each
-        row that it touches once, and, if it is complete, writes both once. train: the same, and backwards each chunk
+        row that it touches once, and writes both once unless it is the last. train: the same, and backwards each chunk
         reads its rows, its keys, what its tokens were and the gradient of what they retrieved, reads and writes the
         gradients of its rows and keys, and writes those of its tokens. decode, a token of `decoded` after the context:
         as forward, but every token reads the keys and its own rows, writes itself to the state, and the rewrite of
@@ -112,9 +112,9 @@ class FwpkmWork:
         ]
 
     def _forward_bytes(self, touched: list[int], tokens: int) -> int:
-        chunks, complete = -(-tokens // self.chunk_size), tokens // self.chunk_size
-        rows = sum(touched[:chunks]) + sum(touched[:complete])
-        written_keys = complete if self._keys_move else 0
+        chunks = -(-tokens // self.chunk_size)
+        rows = sum(touched[:chunks]) + sum(touched[: chunks - 1])
+        written_keys = chunks - 1 if self._keys_move else 0
         keys = self._key_bytes * (chunks + written_keys)
         return rows * self._row_bytes + keys + tokens * self.batch * (self._input_bytes + self._row_bytes)
 

@@ -6,6 +6,7 @@ kept for a chunk.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ class Plan:
     window, output: the segment's place in the concatenated windows and among the new tokens; new: where in the window
     the new tokens begin. pairs: how many tokens of the window are written, against targets from `first_target` on.
     accesses: to rows of the compact table. share `[N, J]`: heads * top_k over the row's accesses.
-    written: rows that the update touches.
+    counts: how many of those count, for each of the rows; None, like share, if nothing is written.
     """
 
     window: slice
@@ -36,8 +37,13 @@ class Plan:
     first_target: int
     accesses: Accesses
     share: Tensor | None
-    written: Tensor
+    counts: Tensor | None
     kernels: Kernels
+
+    @functools.cached_property
+    def written(self) -> Tensor:
+        """The rows that the update touches."""
+        return self.accesses.ids.new_empty(0) if self.counts is None else self.accesses.rows[self.counts > 0]
 
     def read(self, table: Tensor, weights: Tensor) -> Tensor:
         """The weighted sums of rows, `[memories, batch, time, d_v]`."""
@@ -127,12 +133,11 @@ def plan_values(problem: Problem, segments: list[Segment], ids: Tensor, kernels:
     for segment in segments:
         time, new = segment.end - segment.start, segment.read - segment.start
         accesses = Accesses(ids[:, :, place : place + time].reshape(-1, slots))
-        share = written = None
+        share = counts = None
         if segment.complete:
             counted = torch.arange(time, device=ids.device) < segment.access_end - segment.start
-            by_row, by_access = accesses.count(counted.repeat(memories * batch))
+            counts, by_access = accesses.count(counted.repeat(memories * batch))
             share = segment.scale * slots / by_access.clamp(min=1).to(problem.targets.dtype)
-            written = accesses.rows[by_row > 0]
         first = segment.start - problem.origin
         plans.append(
             Plan(
@@ -144,7 +149,7 @@ def plan_values(problem: Problem, segments: list[Segment], ids: Tensor, kernels:
                 first_target=first + problem.options.lookahead,
                 accesses=accesses,
                 share=share,
-                written=accesses.ids.new_empty(0) if written is None else written,
+                counts=counts,
                 kernels=kernels,
             )
         )
