@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fast_weights import FastWeightMixer, at_least_float32, standardise, unit_length
 from .inspection import recorder
-from .interface import Mixer, MixerCard, NotFiniteInputError
+from .interface import MixerCard, NotFiniteInputError
+from .ops.chunks import Boundary
 from .ops.fwpkm import FwpkmOptions, FwpkmState, finish, fwpkm
-from .ops.fwpkm.problem import Boundary, KeyGradient, KeyObjective, Nonlinearity, Score, with_chunk_size
+from .ops.fwpkm.problem import KeyGradient, KeyObjective, Nonlinearity, Score, with_chunk_size
 from .registry import register_mixer
 from .state import MixerState
 
@@ -27,7 +28,7 @@ QueryNorm = Literal["standardise", "raw"]
 
 
 @register_mixer
-class FwPKM(Mixer):
+class FwPKM(FastWeightMixer):
     """Fast-weight product key memory with its projections: `Wo n4(g * r + (1 - g) * v)`, see `mixers.ops.fwpkm.fwpkm`.
 
     `r` is what the memory retrieves for the query `Wq n1(x)`; `v = standardise(Wv n2(x))` is what it learns to return
@@ -128,12 +129,8 @@ class FwPKM(Mixer):
         if top_k > n_subkeys:
             raise ValueError(f"top_k must not exceed n_subkeys, got {top_k} and {n_subkeys}")
         self.heads, self.backend, self.gated_loss = heads, backend, gated_loss
-        self.normalise_targets, self.normalise_queries = _NORMS[value_norm], _NORMS[query_norm]
-        self.query_norm, self.query = nn.RMSNorm(d_model), nn.Linear(d_model, heads * d_k, bias=False)
-        self.target_norm, self.target = nn.RMSNorm(d_model), nn.Linear(d_model, d_v, bias=False)
-        self.gate_norm = nn.RMSNorm(d_model) if gate else None
-        self.gate = nn.Linear(d_model, 1) if gate else None
-        self.out_norm, self.out = nn.RMSNorm(d_v), nn.Linear(d_v, d_model, bias=False)
+        self.normalise_queries = _NORMS[query_norm]
+        self.add_projections(heads * d_k, d_v, gate=gate, normalise_targets=_NORMS[value_norm])
         self.keys = nn.Parameter(torch.empty(heads, 2, n_subkeys, d_k // 2).uniform_(-(d_k**-0.5), d_k**-0.5))
         values = torch.zeros(n_subkeys**2, d_v)
         if initial_memory != "zero":
@@ -144,13 +141,9 @@ class FwPKM(Mixer):
             self.register_buffer("values", values, persistent=initial_memory == "random")
 
     def mix(self, x: Tensor, state: FwpkmState | None, return_state: bool) -> tuple[Tensor, FwpkmState | None]:
-        queries = self.normalise_queries(self.query(self.query_norm(x)).unflatten(-1, (self.heads, -1)))
-        targets = self.normalise_targets(self.target(self.target_norm(x)))
-        gates = None
-        if self.gate is not None and self.gate_norm is not None:
-            gates = self.gate(self.gate_norm(x)).squeeze(-1).to(targets.dtype).sigmoid()
+        queries, targets, gates = self.project(x)
         output = fwpkm(
-            queries,
+            self.normalise_queries(queries.unflatten(-1, (self.heads, -1))),
             targets,
             gates if self.gated_loss else None,
             self.keys,
@@ -162,10 +155,7 @@ class FwPKM(Mixer):
         )
         if (look := recorder()) is not None:
             look(self, x, state, gates, output)
-        mixed = output.retrieved
-        if gates is not None:
-            mixed = gates[..., None] * mixed + (1 - gates[..., None]) * targets
-        y = self.out(self.out_norm(mixed.to(x.dtype)))
+        y = self.combine(x, output.retrieved, targets, gates)
         return y, output.state and replace(output.state, signature=self.signature)
 
     def forward(
@@ -227,37 +217,16 @@ class FwPKM(Mixer):
         super().check_state(state)
 
     def finish(self, state: FwpkmState) -> FwpkmState:
-        """Let the unfinished chunk rewrite the memory, as at the end of a text; the next text starts at position 0."""
         self.check_state(state)
         return finish(state, self.keys, self.values, backend=self.backend, **self.settings)
-
-    def restart(self, state: FwpkmState) -> FwpkmState:
-        """See `Mixer.restart`: the memory stays, with the unfinished chunk written into it."""
-        return self.finish(state)
 
     def max_state_nbytes(self, batch: int, dtype: torch.dtype = torch.float32) -> int:
         memories = batch if self.settings["scope"] == "sequence" else 1
         weight_bytes = torch.promote_types(self.values.dtype, torch.float32).itemsize
         slots, d_v = self.values.shape
         table = 2 * slots * (d_v * weight_bytes + torch.long.itemsize)  # the log may hold a slot more than once
-        pending = 2 * (self.settings["chunk_size"] + self.settings["lookahead"]) + 16  # spare room of growable buffers
-        token = (self.heads * self.keys.shape[-1] * 2 + d_v + 1) * weight_bytes
-        return memories * (table + self.keys.numel() * weight_bytes) + batch * pending * token
-
-
-def standardise(x: Tensor) -> Tensor:
-    """Zero mean and unit (unbiased) standard deviation over the features, at least in float32."""
-    x = at_least_float32(x)
-    return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6)
-
-
-def unit_length(x: Tensor) -> Tensor:
-    """Unit 2-norm over the features, at least in float32; zero stays zero."""
-    return F.normalize(at_least_float32(x), dim=-1)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+        pending = self.max_pending_nbytes(batch, FwpkmOptions(**self.settings).chunks, weight_bytes)
+        return memories * (table + self.keys.numel() * weight_bytes) + pending
 
 
 _NORMS = {"standardise": standardise, "l2": unit_length, "raw": at_least_float32}

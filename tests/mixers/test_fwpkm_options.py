@@ -10,7 +10,7 @@ import torch
 from mixerzoo.benchmarks.worker import classify
 from mixerzoo.mixers import MixerState, NotFiniteInputError, check_mixer, create_mixer, mixer_class
 from mixerzoo.mixers.contract_checks import CHECKS
-from mixerzoo.mixers.fwpkm import standardise
+from mixerzoo.mixers.fast_weights import standardise
 from mixerzoo.mixers.ops.fwpkm import fwpkm
 from mixerzoo.models import LanguageModel, preset_config
 

@@ -9,16 +9,34 @@ from typing import Any
 from torch import Tensor, autocast, float32, promote_types  # not `import torch`: the backend torch.py has that name
 
 from ...state import GrowableBuffer, MixerState
+from ..chunks import Chunks, Segment, Tokens, described
 from ..dispatch import Backend, Op
-from ..fwpkm.problem import FwpkmOptions, Segment, chunk_start, segments, window_start
 
-__all__ = ["FwmlpOutput", "FwmlpState", "Problem", "Solution", "Weights", "finish", "fwmlp", "op"]
+__all__ = ["FwmlpOptions", "FwmlpOutput", "FwmlpState", "Problem", "Solution", "Weights", "finish", "fwmlp", "op"]
 
 op = Op(__name__, Backend("torch", "torch:run"), Backend("reference", "reference:run", automatic=False))
 
 Weights = tuple[Tensor, ...]
 """up `[d_hidden, d_k]`, its bias `[d_hidden]`, gate and bias of the same shapes, down `[d_v, d_hidden]`, bias `[d_v]`.
 The initial ones are shared by the batch; as fast weights each has a dimension more, in front: the sequence."""
+
+
+@dataclass(frozen=True)
+class FwmlpOptions:
+    """The settings of `fwmlp`, validated; see its docstring."""
+
+    chunk_size: int = 512
+    lookahead: int = 1
+    learning_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        _ = self.chunks  # has to fit as well
+        if not self.learning_rate >= 0:
+            raise ValueError(f"learning_rate must not be negative, got {self.learning_rate}")
+
+    @property
+    def chunks(self) -> Chunks:
+        return Chunks(self.chunk_size, self.lookahead)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +51,10 @@ class FwmlpState(MixerState):
     queries: GrowableBuffer
     targets: GrowableBuffer
     gates: GrowableBuffer
+
+    @property
+    def tokens(self) -> Tokens:
+        return Tokens(self.queries, self.targets, self.gates)
 
 
 @dataclass(frozen=True)
@@ -96,29 +118,27 @@ def fwmlp(
 
     Raises `ValueError` for sizes that do not fit, an option out of range, or a state made with other options.
     """
-    options = _options(chunk_size, lookahead, learning_rate)
+    options = FwmlpOptions(chunk_size, lookahead, learning_rate)
     if gates is None:
         gates = targets.new_ones(targets.shape[:2])
     _check_sizes(queries, targets, gates, weights)
     if queries.shape[1] == 0:
         raise ValueError(f"fwmlp needs at least one token, got queries of shape {list(queries.shape)}")
     dtype = promote_types(weights[0].dtype, float32)
-    tokens = [GrowableBuffer.of(t.to(dtype)) for t in (queries, targets, gates)]
-    position = 0
+    new = queries.to(dtype), targets.to(dtype), gates.to(dtype)
+    position, tokens = 0, Tokens.of(*new)
     if state is not None:
         _check_state(state, len(queries), weights, options)
-        position = state.position
-        tokens = [old.append(new.values) for old, new in zip((state.queries, state.targets, state.gates), tokens)]
+        position, tokens = state.position, state.tokens.append(*new)
     end = position + queries.shape[1]
-    work = segments(position, end, options, finish=False)
+    work = options.chunks.segments(position, end)
     retrieved, fast = _solve(tokens, end, weights, state, work, options, backend)
     if not return_state:
         return FwmlpOutput(retrieved, None)
-    pending = min(end - window_start(chunk_start(end, options), options), tokens[0].length)
-    tokens = [buffer.keep_last(pending) for buffer in tokens]
+    tokens = options.chunks.open_tokens(tokens, end)
     if state is None:  # the caller's tensors may be views of larger ones, which a state must not keep alive
-        tokens = [GrowableBuffer.of(buffer.values.clone()) for buffer in tokens]
-    return FwmlpOutput(retrieved, FwmlpState("fwmlp op", len(queries), end, _settings(options), fast, *tokens))
+        tokens = tokens.clone()
+    return FwmlpOutput(retrieved, FwmlpState("fwmlp op", len(queries), end, described(options), fast, *tokens))
 
 
 def finish(state: FwmlpState, weights: Sequence[Tensor], *, backend: str = "auto", **options: Any) -> FwmlpState:
@@ -126,25 +146,12 @@ def finish(state: FwmlpState, weights: Sequence[Tensor], *, backend: str = "auto
 
     weights, options: as `fwmlp` was called with. Pairs whose target never came are not written.
     """
-    settings = _options(**options)
+    settings = FwmlpOptions(**options)
     _check_sizes(state.queries.values, state.targets.values, state.gates.values, weights)
     _check_state(state, state.batch, weights, settings)
-    tokens = [state.queries, state.targets, state.gates]
-    work = segments(state.position, state.position, settings, finish=True)
-    _, fast = _solve(tokens, state.position, weights, state, work, settings, backend)
-    empty = {name: getattr(state, name).keep_last(0) for name in ("queries", "targets", "gates")}
-    return replace(state, position=0, weights=fast, **empty)
-
-
-def _options(chunk_size: int = 512, lookahead: int = 1, learning_rate: float = 0.1) -> FwpkmOptions:
-    """The chunks are those of FwPKM, so its options say where they end; nothing is addressed, so top_k has no use."""
-    if not learning_rate >= 0:
-        raise ValueError(f"learning_rate must not be negative, got {learning_rate}")
-    return FwpkmOptions(top_k=1, chunk_size=chunk_size, lookahead=lookahead, learning_rate=learning_rate)
-
-
-def _settings(options: FwpkmOptions) -> str:
-    return f"chunk_size={options.chunk_size}, lookahead={options.lookahead}, learning_rate={options.learning_rate}"
+    work = settings.chunks.segments(state.position, state.position, finish=True)
+    _, fast = _solve(state.tokens, state.position, weights, state, work, settings, backend)
+    return replace(state, position=0, weights=fast, **state.tokens.keep_last(0)._asdict())
 
 
 def _check_sizes(queries: Tensor, targets: Tensor, gates: Tensor, weights: Sequence[Tensor]) -> None:
@@ -168,13 +175,13 @@ def _check_sizes(queries: Tensor, targets: Tensor, gates: Tensor, weights: Seque
         )
 
 
-def _check_state(state: FwmlpState, batch: int, weights: Sequence[Tensor], options: FwpkmOptions) -> None:
+def _check_state(state: FwmlpState, batch: int, weights: Sequence[Tensor], options: FwmlpOptions) -> None:
     if not isinstance(state, FwmlpState):
         raise ValueError(f"fwmlp expects an FwmlpState, got {type(state).__name__}")
     if state.batch != batch:
         raise ValueError(f"the state holds {state.batch} sequences but queries has {batch}")
-    if state.settings != _settings(options):
-        raise ValueError(f"the state was made with {state.settings}; it cannot be continued with {_settings(options)}")
+    if state.settings != described(options):
+        raise ValueError(f"the state was made with {state.settings}; it cannot be continued with {described(options)}")
     held = (state.queries.storage.shape[2], state.targets.storage.shape[2])
     sizes = (weights[0].shape[1], len(weights[5]))
     if held != sizes or (state.weights is not None and state.weights[0].shape[1:] != weights[0].shape):
@@ -182,12 +189,12 @@ def _check_state(state: FwmlpState, batch: int, weights: Sequence[Tensor], optio
 
 
 def _solve(
-    tokens: list[GrowableBuffer],
+    tokens: Tokens,
     end: int,
     weights: Sequence[Tensor],
     state: FwmlpState | None,
     work: list[Segment],
-    options: FwpkmOptions,
+    options: FwmlpOptions,
     backend: str,
 ) -> tuple[Tensor, Weights | None]:
     """What the new tokens retrieve, and the fast weights after them: None while they are still the initial ones."""

@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor, autocast, compiler, float32, promote_types
 
-from ...state import GrowableBuffer
+from ..chunks import Boundary, Tokens, described
 from ..dispatch import Backend, Op, needs_triton
 from .problem import (
-    Boundary,
     FwpkmOptions,
     FwpkmState,
     KeyGradient,
@@ -21,8 +20,6 @@ from .problem import (
     Scope,
     Score,
     Solution,
-    chunk_start,
-    window_start,
     with_chunk_size,
 )
 
@@ -135,14 +132,13 @@ def finish(state: FwpkmState, keys: Tensor, values: Tensor, *, backend: str = "a
     keys, values, options: as `fwpkm` was called with. Pairs whose target never came are not written.
     """
     settings = FwpkmOptions(**options)
-    queries, targets, gates = (b.values[:, :0] for b in (state.queries, state.targets, state.gates))
+    queries, targets, gates = (buffer.values[:, :0] for buffer in state.tokens)
     _check_sizes(queries, targets, gates, keys, values, settings)
     problem = _problem(queries, targets, gates, keys, values, settings, state, finish=True)
     signature = state.signature
     if problem.segments:
         state = _state_after(problem, _solve(problem, backend), state)
-    tokens = {name: getattr(state, name).keep_last(0) for name in ("queries", "targets", "gates")}
-    return replace(state, signature=signature, position=0, **tokens)
+    return replace(state, signature=signature, position=0, **state.tokens.keep_last(0)._asdict())
 
 
 def _check_sizes(
@@ -187,15 +183,11 @@ def _problem(
     new = queries.to(dtype), targets.to(dtype), gates.to(dtype)
     all_keys = keys.to(dtype).expand(memories, *keys.shape)
     if state is None:
-        memory = Memory(all_keys, (), values)
-        first, second, third = (GrowableBuffer.of(t) for t in new)
-        return Problem((first, second, third), 0, 0, memory, options, finish, wants_memory)
+        return Problem(Tokens.of(*new), 0, 0, Memory(all_keys, (), values), options, finish, wants_memory)
     _check_state(state, batch, keys, values, options)
     memory = Memory(all_keys if state.keys is None else state.keys, state.log, values)
-    held = state.queries, state.targets, state.gates
-    first, second, third = (old.append(t) if t.shape[1] else old for old, t in zip(held, new))
-    origin = state.position - state.queries.length
-    return Problem((first, second, third), origin, state.position, memory, options, finish, wants_memory)
+    tokens, origin = state.tokens.append(*new), state.position - state.queries.length
+    return Problem(tokens, origin, state.position, memory, options, finish, wants_memory)
 
 
 def _check_state(state: FwpkmState, batch: int, keys: Tensor, values: Tensor, options: FwpkmOptions) -> None:
@@ -208,8 +200,8 @@ def _check_state(state: FwpkmState, batch: int, keys: Tensor, values: Tensor, op
     if (*held, state.targets.storage.shape[2]) != sizes:
         raise ValueError(f"the state belongs to keys of shape {list(held)}, got {list(keys.shape)}, or another d_v")
     held_settings = state.settings if state.position else with_chunk_size(state.settings, options.chunk_size)
-    if held_settings != repr(options):
-        raise ValueError(f"the state was made with {state.settings}; it cannot be continued with {options!r}")
+    if held_settings != described(options):
+        raise ValueError(f"the state was made with {state.settings}; it cannot be continued with {described(options)}")
 
 
 def _solve(problem: Problem, backend: str) -> Solution:
@@ -220,11 +212,9 @@ def _solve(problem: Problem, backend: str) -> Solution:
 
 def _state_after(problem: Problem, solution: Solution, before: FwpkmState | None) -> FwpkmState:
     options, memory = problem.options, solution.memory
-    # what the next rewrite needs: the open chunk, and the tokens before it whose targets it brings
-    pending = min(problem.end - window_start(chunk_start(problem.end, options), options), problem.tokens[0].length)
-    tokens = [buffer.keep_last(pending) for buffer in problem.tokens]
+    tokens = options.chunks.open_tokens(problem.tokens, problem.end)
     if before is None:  # the caller's tensors may be views of larger ones, which a state must not keep alive
-        tokens = [GrowableBuffer.of(buffer.values.clone()) for buffer in tokens]
+        tokens = tokens.clone()
     keys: Tensor | None = memory.keys
     if memory.keys is problem.memory.keys:  # not rewritten in this call
         keys = None if before is None else before.keys
@@ -232,12 +222,10 @@ def _state_after(problem: Problem, solution: Solution, before: FwpkmState | None
         signature="fwpkm op",
         batch=problem.queries.shape[0],
         position=problem.end,
-        settings=repr(options),
+        settings=described(options),
         keys=keys,
         log=memory.log,
-        queries=tokens[0],
-        targets=tokens[1],
-        gates=tokens[2],
+        **tokens._asdict(),
         n_slots=memory.n_slots,
         shared_memory=options.scope == "batch",
     )

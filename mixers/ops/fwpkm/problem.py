@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ...state import SHARED, GrowableBuffer, MixerState
+from ..chunks import Boundary, Chunks, Segment, Tokens
 
 Score = Literal["idw", "dot"]
 KeyObjective = Literal["address", "memory", "both", "none"]
-Boundary = Literal["carry", "drop"]
 Scope = Literal["sequence", "batch"]
 Nonlinearity = Literal["softmax", "silu", "relu"]
 KeyGradient = Literal["exact", "first_order"]
@@ -51,12 +51,9 @@ class FwpkmOptions:
         for name, kind in _CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
-        if self.top_k < 1 or self.chunk_size < 1:
-            raise ValueError(f"top_k and chunk_size must be at least 1, got {self.top_k} and {self.chunk_size}")
-        if not 0 <= self.lookahead < self.chunk_size:
-            raise ValueError(
-                f"lookahead must be at least 0 and less than chunk_size, got {self.lookahead} and {self.chunk_size}"
-            )
+        if self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        _ = self.chunks  # has to fit as well
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         if not self.learning_rate >= 0:
@@ -68,6 +65,10 @@ class FwpkmOptions:
             )
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be positive or None, got {self.clip}")
+
+    @property
+    def chunks(self) -> Chunks:
+        return Chunks(self.chunk_size, self.lookahead, self.boundary)
 
     @property
     def keys_follow_memory_loss(self) -> bool:
@@ -88,62 +89,9 @@ class FwpkmOptions:
         return self.clip * self.learning_rate if self.clip is not None and self.learning_rate else None
 
 
-@dataclass(frozen=True)
-class Segment:
-    """One chunk's work within a call, in absolute token positions.
-
-    The window `start:end` is addressed with the chunk's memory; `read:end` are the new tokens, whose retrieval is
-    returned. If the chunk is `complete`, it rewrites the memory: the tokens `start:pair_end` are written against their
-    targets, and `start:access_end` count as accesses and in the entropies. `scale` multiplies the step of the values.
-    """
-
-    start: int
-    read: int
-    end: int
-    complete: bool
-    pair_end: int
-    access_end: int
-    scale: float
-
-    @staticmethod
-    def reading(start: int, end: int) -> Segment:
-        """Of tokens that are addressed and read, but write nothing."""
-        return Segment(start, start, end, False, start, start, 1.0)
-
-
 def with_chunk_size(settings: str, chunk_size: int) -> str:
     """Settings or a signature with another chunk size. Where a text begins, nothing else depends on it."""
     return re.sub(r"\bchunk_size=\d+", f"chunk_size={chunk_size}", settings)
-
-
-def chunk_start(position: int, options: FwpkmOptions) -> int:
-    """The absolute position of the first token in the chunk that `position` belongs to."""
-    return position // options.chunk_size * options.chunk_size
-
-
-def window_start(chunk: int, options: FwpkmOptions) -> int:
-    """The first token that the update of the chunk starting at `chunk` needs: with `carry`, some of the one before."""
-    return max(0, chunk - options.lookahead) if options.boundary == "carry" else chunk
-
-
-def segments(position: int, end: int, options: FwpkmOptions, finish: bool) -> list[Segment]:
-    """The chunks that the new tokens `position:end` take part in. `finish` makes a last, shorter chunk rewrite too."""
-    found = []
-    for chunk in range(chunk_start(position, options), end, options.chunk_size):
-        stop = min(chunk + options.chunk_size, end)
-        complete = stop == chunk + options.chunk_size or finish
-        read = max(chunk, position)
-        if not complete:
-            found.append(Segment.reading(read, stop))
-            continue
-        start = window_start(chunk, options)
-        pair_end = max(start, stop - options.lookahead)
-        if options.boundary == "carry":
-            found.append(Segment(start, read, stop, True, pair_end, pair_end, 1.0))
-        else:
-            scale = (stop - chunk) / max(1, pair_end - start)
-            found.append(Segment(start, read, stop, True, pair_end, stop, scale))
-    return found
 
 
 Run = tuple[Tensor, Tensor]
@@ -204,11 +152,11 @@ def merge_all(log: tuple[Run, ...], no_rows: Tensor) -> Run:
 class Problem:
     """One call: tokens from absolute position `origin` on, of which those from `position` on are new.
 
-    tokens: queries `[batch, n, heads, d_k]`, targets `[batch, n, d_v]` and gates `[batch, n]`, as buffers.
+    tokens: queries `[batch, n, heads, d_k]`, targets `[batch, n, d_v]` and gates `[batch, n]`.
     wants_memory: whether anyone asks for the memory after the call; what only it would show need not be worked out.
     """
 
-    tokens: tuple[GrowableBuffer, GrowableBuffer, GrowableBuffer]
+    tokens: Tokens
     origin: int
     position: int
     memory: Memory
@@ -218,23 +166,23 @@ class Problem:
 
     @property
     def queries(self) -> Tensor:
-        return self.tokens[0].values
+        return self.tokens.queries.values
 
     @property
     def targets(self) -> Tensor:
-        return self.tokens[1].values
+        return self.tokens.targets.values
 
     @property
     def gates(self) -> Tensor:
-        return self.tokens[2].values
+        return self.tokens.gates.values
 
     @property
     def end(self) -> int:
-        return self.origin + self.tokens[0].length
+        return self.origin + self.tokens.queries.length
 
     @property
     def segments(self) -> list[Segment]:
-        return segments(self.position, self.end, self.options, self.finish)
+        return self.options.chunks.segments(self.position, self.end, self.finish)
 
 
 @dataclass(frozen=True)
@@ -263,6 +211,10 @@ class FwpkmState(MixerState):
     gates: GrowableBuffer
     n_slots: int
     shared_memory: bool
+
+    @property
+    def tokens(self) -> Tokens:
+        return Tokens(self.queries, self.targets, self.gates)
 
     @property
     def slots(self) -> Tensor:

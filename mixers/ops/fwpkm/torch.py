@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..chunks import Segment
 from .addressing import Addresses, address, entropy_gradient, key_gradient, recall_gradient
 from .primitives import TORCH, Kernels
-from .problem import Memory, Problem, Segment, Solution
+from .problem import Memory, Problem, Solution
 from .values import ValuePass, plan_values
 
 

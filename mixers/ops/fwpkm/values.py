@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..chunks import Segment
 from .primitives import Accesses, Kernels
-from .problem import FwpkmOptions, Problem, Segment
+from .problem import FwpkmOptions, Problem
 
 
 @dataclass(frozen=True)
