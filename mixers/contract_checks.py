@@ -56,6 +56,7 @@ def check_refusals(t: Trial, mixer: Mixer, dtype: torch.dtype) -> None:
     refuses(t, "a state of 3 sequences for 5", lambda: mixer(t.input(5, 7, dtype), state), 3, 5)
     other = replace(state, signature="another_mixer(d_model=1)")
     refuses(t, "the state of another mixer", lambda: mixer(x, other), other.signature, mixer.signature)
+    refuses(t, "to restart from the state of another mixer", lambda: mixer.restart(other), other.signature)
     refuses(t, "a state that is a tensor", lambda: mixer(x, x), "Tensor")
     if t.device.type != "cpu":
         refuses(t, "a state on the CPU", lambda: mixer(x, state.to("cpu")), "cpu", t.device.type)

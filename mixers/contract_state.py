@@ -1,4 +1,4 @@
-"""Check 7 of the contract: a state costs what it says, grows as its card says, and is a value."""
+"""Check 7 of the contract: a state costs what it says, grows as its card says, is a value, and restarts as one."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def state_is_a_value(t: Trial) -> None:
     check_growth(t, mixer, x)
     check_operations(t, mixer)
     check_branches(t, mixer)
+    check_restart(t, mixer)
 
 
 def reachable_nbytes(value: Any, mixer: nn.Module) -> int:
@@ -146,3 +147,22 @@ def check_branches(t: Trial, mixer: Mixer) -> None:
             found[i].append(y)
     worst = max(relative_error(torch.cat(ys, dim=1), e) for ys, e in zip(found, expected))
     t.at_most("two continuations of one state, in turn", worst, t.tolerance())
+
+
+def check_restart(t: Trial, mixer: Mixer) -> None:
+    """What a text is read again with: nothing, or a state of the same sequences at position 0."""
+    half = t.time // 2
+    x = t.input(3, t.time)
+    state = mixer(x[:, :half], None, True)[1]
+    expected = mixer(x[:, half:], state)[0]
+    again = mixer.restart(state)
+    t.same("after a restart from it", mixer(x[:, half:], state)[0], expected)
+    if again is None:
+        return
+    found = again.batch, again.position
+    t.require(found == (3, 0), f"restarted with 3 sequences, the state says (batch, position) = {found}")
+    second = mixer(x, again)[0]
+    t.same("restarted, continued twice", mixer(x, again)[0], second)
+    t.same("restarted, select([2, 0])", mixer(x[[2, 0]], again.select([2, 0]))[0], second[[2, 0]])
+    alone = mixer.restart(mixer(x[1:2, :half], None, True)[1])
+    t.same("restarted alone", mixer(x[1:2], alone)[0], second[1:2])

@@ -35,6 +35,7 @@ SECTIONS = {
     "models": "Models and backends",
 }
 _MEASURES = {"recall": "recall", "speed": "speed", "memory": "memory", "perplexity": "perplexity"}
+_SAY_NONE = ("failures", "missing")  # tables that say something by being empty
 _RARE = {"op-speed": ("op_speed", "overhead")}  # sections that a suite that does not ask for them does without
 
 
@@ -50,9 +51,10 @@ class Section:
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html`, `report.md`, `summary.csv`, `tables/*.csv` and `figures/*` into a run folder.
+    """Write `report.html`, `report.md`, `summary.csv`, `figures/*` and `tables/*.csv` into a run folder.
 
-    Returns the page's absolute path. Raises `RunError` if the folder holds no run that can be read.
+    What was not measured has no table. Returns the page's absolute path. Raises `RunError` if the folder holds no run
+    that can be read.
     """
     run = read_run(folder)
     drawn, tables = figures(run), page_tables(run)
@@ -62,7 +64,8 @@ def write_report(folder: str | Path) -> Path:
         figure.save(run.folder / "figures")
     summary(run).to_csv(run.folder / "summary.csv", index=False)
     for name, table in run.tables().items():
-        _without_samples(table).to_csv(run.folder / "tables" / f"{name}.csv", index=False)
+        if len(table) or name in _SAY_NONE:
+            _without_samples(table).to_csv(run.folder / "tables" / f"{name}.csv", index=False)
     content = _content(run, drawn, tables)
     environment = _environment()
     page = run.folder / "report.html"

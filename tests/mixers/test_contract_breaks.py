@@ -356,6 +356,33 @@ class SelectsTheFirstRows(Changed):
         return y, UnselectableState(after.signature, after.batch, after.position, after.average)
 
 
+@broken(7)
+class RestartsInTheMiddle(Average):
+    def restart(self, state: Any) -> Any:
+        self.check_state(state)
+        return state
+
+
+@broken(7)
+class RestartsFromWhatItWasGiven(Average):
+    def restart(self, state: Any) -> Any:
+        self.check_state(state)
+        return replace(state, position=0, average=state.average.zero_())
+
+
+@broken(7)
+class RestartsAllAsOne(Average):
+    def restart(self, state: Any) -> Any:
+        self.check_state(state)
+        return replace(state, position=0, average=state.average.mean(0, keepdim=True).expand_as(state.average))
+
+
+@broken(1)
+class RestartsFromAnything(Average):
+    def restart(self, state: Any) -> None:
+        return None
+
+
 # 8: repeatable
 
 _counter = itertools.count()

@@ -60,6 +60,8 @@ def test_a_report_is_a_page_markdown_csv_and_charts(made_up_report: Path) -> Non
     assert {f.stem for f in (folder / "figures").glob("*.png")} == drawn
     assert (folder / "figures" / "recall.png").read_bytes().startswith(b"\x89PNG")
     assert len(pd.read_csv(folder / "tables" / "recall.csv")) == 420
+    tables = {file.stem for file in (folder / "tables").iterdir()}
+    assert tables >= {"failures", "missing"} and not tables & {"op_speed", "op_ratios"}  # not measured in this run
     numbers = pd.read_csv(folder / "summary.csv").query("quantity == 'accuracy' and length == 8192")
     row = numbers.set_index("layout").loc["swa"]
     interval = wilson(round(row["value"] * row["count"]), int(row["count"]))
