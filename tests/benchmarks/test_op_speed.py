@@ -229,7 +229,7 @@ def test_overhead_is_against_the_same_model_without_what_is_inserted(tmp_path):
 def test_the_suites_state_the_bars_and_their_device():
     suite = load_suite("fwpkm-speed")
     bars = [bar for entry in suite.entries for bar in entry.measure.bars]
-    assert {bar.kind for bar in bars} == {"faster", "smaller", "growth", "linear"} and len(bars) >= 7
+    assert {bar.kind for bar in bars} == {"faster", "smaller", "flat", "linear"} and len(bars) >= 7
     assert suite.settings.device == "cpu" and load_suite("fwpkm-speed-gpu").settings.device == "cuda"
 
 
