@@ -30,7 +30,7 @@ def run(problem: Problem, kernels: Kernels = TORCH) -> Solution:
         return Solution(problem.targets[:, :0], nothing.long(), nothing, problem.memory)
 
     weights = torch.cat([w.weights for w in windows], dim=2)
-    touched, ids = _by_first_access(torch.cat([w.rows for w in windows], dim=2))
+    touched, ids = torch.unique(torch.cat([w.rows for w in windows], dim=2), return_inverse=True)
     plans = plan_values(problem, [w.segment for w in windows], ids, kernels)
     retrieved, table = ValuePass.apply(problem.memory.read(touched), weights, targets, gates, plans, options)
 
@@ -40,8 +40,7 @@ def run(problem: Problem, kernels: Kernels = TORCH) -> Solution:
         written = torch.cat([p.written for p in plans])
         if len(written):
             written = torch.unique(written)
-            slots, order = touched.index_select(0, written).sort()
-            memory = memory.write(slots, table.index_select(0, written.index_select(0, order)))
+            memory = memory.write(touched.index_select(0, written), table.index_select(0, written))
     new = [slice(w.segment.read - w.segment.start, None) for w in windows]
     shape = (len(problem.queries), -1, queries.shape[3], options.top_k)
     slots = torch.cat([w.rows[:, :, s] for w, s in zip(windows, new)], dim=2) % memory.n_slots
@@ -56,21 +55,6 @@ class _Window:
     segment: Segment
     rows: Tensor
     weights: Tensor
-
-
-def _by_first_access(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct rows in the order in which they are first accessed, and where among them each access is.
-
-    What a chunk touches lies together in a table of this order, but for what earlier chunks touched too. Rewriting it
-    is up to four times as fast as in the order of slots.
-    """
-    ordered, order = rows.flatten().sort(stable=True)
-    begins = torch.ones_like(ordered, dtype=torch.bool)  # where in this order another row begins,
-    begins[1:] = ordered[1:] != ordered[:-1]
-    is_first = torch.empty_like(begins).index_copy_(0, order, begins)  # which is its first access: the sort is stable
-    arrival = is_first.cumsum(0) - 1
-    rank = arrival.index_select(0, order[begins]).index_select(0, begins.cumsum(0) - 1)
-    return rows.flatten()[is_first], torch.empty_like(order).index_copy_(0, order, rank).view(rows.shape)
 
 
 def _address_all(problem: Problem, queries: Tensor, kernels: Kernels) -> tuple[list[_Window], Tensor]:
