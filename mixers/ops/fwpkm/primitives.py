@@ -48,10 +48,10 @@ class Accesses:
 
     def count(self, counted: Tensor) -> tuple[Tensor, Tensor]:
         """How many accesses by the tokens of a mask `[N]` each of `rows` has, `[R]`; the same by access, `[N, J]`."""
-        sorted_mask = counted[self.order // self.ids.shape[1]]
+        sorted_mask = counted.index_select(0, self.order // self.ids.shape[1])
         before = F.pad(sorted_mask.cumsum(0), (1, 0))  # integers: exact, in any order
         ends = F.pad(self.offsets[1:], (0, 1), value=len(self.order))
-        counts = before[ends] - before[self.offsets]
+        counts = before.index_select(0, ends) - before.index_select(0, self.offsets)
         by_access = counts.repeat_interleave(ends - self.offsets, output_size=len(self.order))
         return counts, torch.empty_like(by_access).index_copy_(0, self.order, by_access).view(self.ids.shape)
 

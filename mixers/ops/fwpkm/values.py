@@ -212,9 +212,10 @@ class ValuePass(torch.autograd.Function):
         ctx.rewound = True
         for plan, early, before in zip(reversed(plans), reversed(carried), reversed(befores)):
             weight = weights[:, :, plan.window]
-            d_read = weights.new_zeros((*weight.shape[:3], table.shape[1]))
-            if d_retrieved is not None:
-                d_read[:, :, plan.new :] = d_retrieved[:, :, plan.output]
+            if d_retrieved is None:
+                d_read = weights.new_zeros((*weight.shape[:3], table.shape[1]))
+            else:
+                d_read = F.pad(d_retrieved[:, :, plan.output], (0, 0, plan.new, 0))
             d_weight: Tensor | float = 0.0
             if plan.share is not None:
                 gate, error, coefficients = _step_of(plan, early, weights, targets, gates, retrieved, options)
