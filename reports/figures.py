@@ -41,7 +41,18 @@ _LABEL = 16  # pixels from one name at the end of a curve to the next
 
 def figures(run: RunData) -> list[Figure]:
     """Every chart that the run has data for."""
-    makers = (_recall, _recall_depth, _recall_passes, _speed, _peak_memory, _state, _trade_off, _perplexity, _training)
+    makers = (
+        _recall,
+        _recall_depth,
+        _recall_passes,
+        _speed,
+        _peak_memory,
+        _state,
+        _trade_off,
+        _perplexity,
+        _training,
+        _op_lengths,
+    )
     return [figure for make in makers for figure in make(run)]
 
 
@@ -405,3 +416,35 @@ def _training(run: RunData) -> Iterator[Figure]:
         caption,
         finish(chart, title, "loss of the training batches, one curve for each seed"),
     )
+
+
+# --- Op speed ---
+
+
+def _op_lengths(run: RunData) -> Iterator[Figure]:
+    """What a token costs at each length, where one case has timed several."""
+    several = run.op_speed.groupby(["case", "backend", "mode"])["tokens"].transform("nunique") > 1
+    for number, (variant, rows) in enumerate(run.op_speed[several].groupby("variant", sort=False)):
+        costs = {
+            name: 1e6 * rows[column] / rows["units"]
+            for name, column in (("cost", "seconds"), ("low", "seconds_low"), ("high", "seconds_high"))
+        }
+        frame = rows.assign(
+            layout=[f"{r.layout}, {r.backend}" for r in rows_of(rows)],
+            panel=[mode_name(m).capitalize() for m in rows["mode"]],
+            shown=[formats.seconds(s / units) for s, units in zip(rows["seconds"], rows["units"])],
+            length=rows["tokens"],
+            **costs,
+        ).sort_values("length", kind="stable")
+        names = list(dict.fromkeys(frame["panel"]))
+        style = Style(list(dict.fromkeys(frame["layout"])))
+        y = alt.Y("cost:Q", scale=alt.Scale(zero=True), title="Microseconds a token")
+        tips = tooltips(("shown", "a token"), ("rounds", "rounds"), ("length", "tokens"))
+        curves = style.curves(frame, lengths_axis(frame["length"].tolist(), "Tokens"), y, tips)
+        chart = panels(curves, frame, names, columns=2, width=358, height=220, free=True)
+        title = titled("What a token costs, by length", str(variant))
+        caption = "Median over the rounds, bands from the first to the third quartile; tokens on a logarithmic axis. "
+        caption += "Of decoding, the tokens that were read before."
+        text = f"Small multiples: {formats.listing(names)}; numbers in the tables."
+        subtitle = "microseconds a token, lower is better, flat is linear time"
+        yield Figure(numbered("op-lengths", number), "op-speed", title, caption, text, finish(chart, title, subtitle))

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from mixerzoo.benchmarks.runs import ResultLine
 from mixerzoo.reports import write_report
+from mixerzoo.reports.figures import figures
 from mixerzoo.reports.summary import page_tables, summary
 from mixerzoo.reports.tables import read_run
 from mixerzoo.reports.verdict import findings
@@ -122,6 +123,21 @@ def test_overhead_stands_beside_it_without_a_floor(make_op_run: Callable[..., Pa
     (table,) = [t for t in page_tables(run) if t.name == "op-speed"]
     assert table.rows[0][7:9] == ["–", "–"] and "Floor:" not in table.note
     assert set(summary(run)["quantity"]) == {"seconds", "peak_bytes", "overhead"}
+
+
+def test_cost_is_drawn_against_length_where_a_case_has_several(make_op_run: Callable[..., Path]) -> None:
+    (figure,) = figures(read_run(make_op_run(line())))
+    assert (figure.name, figure.section) == ("op-lengths", "op-speed")
+    (data,) = figure.spec["datasets"].values()
+    # the other backend has been timed at one length only
+    assert [(d["layout"], d["length"]) for d in data] == [(f"{HOSTILE}, torch", n) for n in (2048, 4096)]
+    assert [d["cost"] for d in data] == pytest.approx([1e6 * 0.5 / 2048, 1e6 * 1.0 / 4096])
+    assert data[0]["low"] == pytest.approx(0.9 * data[0]["cost"]) and data[0]["panel"] == "Training step"
+
+
+def test_a_single_length_is_not_drawn(make_op_run: Callable[..., Path]) -> None:
+    single = {**METRICS, "rows": METRICS["rows"][1:]}
+    assert not figures(read_run(make_op_run(line(metrics=single))))
 
 
 def test_the_page_escapes_it_all_and_other_reports_have_no_such_section(
