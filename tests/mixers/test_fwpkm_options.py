@@ -13,6 +13,7 @@ from mixerzoo.mixers.contract_checks import CHECKS
 from mixerzoo.mixers.fast_weights import standardise
 from mixerzoo.mixers.ops.fwpkm import fwpkm
 from mixerzoo.models import LanguageModel, preset_config
+from torch.utils.checkpoint import checkpoint
 
 from .fwpkm_problems import problem, solve
 
@@ -139,6 +140,19 @@ def test_a_retained_graph_gives_the_same_gradients_again(options):
     first, second = (torch.autograd.grad(retrieved.square().sum(), inputs, retain_graph=True) for _ in range(2))
     for a, b in zip(first, second):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    inputs = [t.requires_grad_() for t in problem()]
+
+    def run(*tensors):
+        return fwpkm(*tensors, top_k=3, chunk_size=7, clip=0.05).retrieved
+
+    expected = torch.autograd.grad(run(*inputs).square().sum(), inputs)
+    loss = checkpoint(run, *inputs, use_reentrant=False).square().sum()
+    for _ in range(2):
+        for found, wanted in zip(torch.autograd.grad(loss, inputs, retain_graph=True), expected):
+            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("options", [{}, {"key_objective": "both"}, {"boundary": "drop"}, {"lookahead": 0}])

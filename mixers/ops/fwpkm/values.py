@@ -190,26 +190,20 @@ class ValuePass(torch.autograd.Function):
             befores.append(before if any(ctx.needs_input_grad) else None)  # not kept longer than the chunk otherwise
         ctx.mark_dirty(table)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(weights, targets, gates, retrieved, *carried, *befores)
+        ctx.save_for_backward(table, weights, targets, gates, retrieved, *carried, *befores)
         ctx.plans, ctx.options = plans, options
-        ctx.table, ctx.rewound = table.detach(), False  # backward takes it back to where it began
         return retrieved, table
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_retrieved: Tensor | None, d_table: Tensor | None) -> tuple[Tensor | None, ...]:
-        weights, targets, gates, retrieved, *rest = ctx.saved_tensors
-        table, plans, options = ctx.table, ctx.plans, ctx.options
+        table, weights, targets, gates, retrieved, *rest = ctx.saved_tensors
+        plans, options = ctx.plans, ctx.options
         carried, befores = rest[: len(plans)], rest[len(plans) :]
+        table = table.clone()  # to be taken back to where it began; a retained graph needs it once more
         d_table = torch.zeros_like(table) if d_table is None else d_table.clone()
         d_weights, d_targets, d_gates = torch.empty_like(weights), torch.zeros_like(targets), torch.zeros_like(gates)
         scratch = torch.zeros_like(table) if options.longest_step is not None else None
-        if ctx.rewound:  # the graph was retained, and this is not its first backward
-            for plan, early in zip(plans, carried):
-                if plan.share is not None:
-                    _, error, coefficients = _step_of(plan, early, weights, targets, gates, retrieved, options)
-                    plan.rewrite(table, error, coefficients, options)
-        ctx.rewound = True
         for plan, early, before in zip(reversed(plans), reversed(carried), reversed(befores)):
             weight = weights[:, :, plan.window]
             if d_retrieved is None:
@@ -218,7 +212,9 @@ class ValuePass(torch.autograd.Function):
                 d_read = F.pad(d_retrieved[:, :, plan.output], (0, 0, plan.new, 0))
             d_weight: Tensor | float = 0.0
             if plan.share is not None:
-                gate, error, coefficients = _step_of(plan, early, weights, targets, gates, retrieved, options)
+                gate = plan.gate(gates)
+                error = plan.error(torch.cat([early, retrieved[:, :, plan.output]], dim=2), targets)
+                coefficients = plan.coefficients(weight, gate, options)
                 d_step = plan.step_backward(d_table, error, coefficients, options, scratch)
                 d_error = plan.read(d_step, coefficients.reshape(weight.shape))[:, :, : plan.pairs]  # negative
                 d_read[:, :, : plan.pairs] -= d_error
@@ -234,17 +230,3 @@ class ValuePass(torch.autograd.Function):
             d_weights[:, :, plan.window] = d_weight + plan.gather_dot(table, d_read).reshape(weight.shape)
             plan.update(d_table, d_read, weight, sign=1.0)
         return d_table, d_weights, d_targets, d_gates, None, None
-
-
-def _step_of(
-    plan: Plan,
-    carried: Tensor,
-    weights: Tensor,
-    targets: Tensor,
-    gates: Tensor,
-    retrieved: Tensor,
-    options: FwpkmOptions,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gates, errors and coefficients of a chunk's step, from what its tokens read: the carried ones, then the new."""
-    gate, read = plan.gate(gates), torch.cat([carried, retrieved[:, :, plan.output]], dim=2)
-    return gate, plan.error(read, targets), plan.coefficients(weights[:, :, plan.window], gate, options)
