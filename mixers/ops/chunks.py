@@ -111,6 +111,10 @@ class Chunks:
                 found.append(Segment(start, read, stop, True, pair_end, stop, scale))
         return found
 
-    def open_tokens(self, tokens: Tokens, end: int) -> Tokens:
-        """What the next rewrite needs of `tokens` up to `end`: the open chunk, and those whose targets it brings."""
-        return tokens.keep_last(min(end - self.window_start(self.start_of(end)), tokens.queries.length))
+    def open_tokens(self, tokens: Tokens, end: int, continued: bool) -> Tokens:
+        """What the next rewrite needs of `tokens` up to `end`: the open chunk, and those whose targets it brings.
+
+        continued: they are a state's. The caller's may be views of larger tensors, which a state must not keep alive.
+        """
+        needed = tokens.keep_last(min(end - self.window_start(self.start_of(end)), tokens.queries.length))
+        return needed if continued else needed.clone()

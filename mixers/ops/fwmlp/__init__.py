@@ -135,9 +135,7 @@ def fwmlp(
     retrieved, fast = _solve(tokens, end, weights, state, work, options, backend)
     if not return_state:
         return FwmlpOutput(retrieved, None)
-    tokens = options.chunks.open_tokens(tokens, end)
-    if state is None:  # the caller's tensors may be views of larger ones, which a state must not keep alive
-        tokens = tokens.clone()
+    tokens = options.chunks.open_tokens(tokens, end, continued=state is not None)
     return FwmlpOutput(retrieved, FwmlpState("fwmlp op", len(queries), end, described(options), fast, *tokens))
 
 

@@ -212,9 +212,7 @@ def _solve(problem: Problem, backend: str) -> Solution:
 
 def _state_after(problem: Problem, solution: Solution, before: FwpkmState | None) -> FwpkmState:
     options, memory = problem.options, solution.memory
-    tokens = options.chunks.open_tokens(problem.tokens, problem.end)
-    if before is None:  # the caller's tensors may be views of larger ones, which a state must not keep alive
-        tokens = tokens.clone()
+    tokens = options.chunks.open_tokens(problem.tokens, problem.end, continued=before is not None)
     keys: Tensor | None = memory.keys
     if memory.keys is problem.memory.keys:  # not rewritten in this call
         keys = None if before is None else before.keys
