@@ -1,4 +1,5 @@
-"""What a task is: an endless supply of training batches, and evaluation batches that never overlap with them."""
+"""What a task is: an endless supply of training batches, and batches for validation and evaluation that never overlap
+with them, nor with each other."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+from typing_extensions import Self
 
 IGNORE = -100  # the target of a position that is not scored; what cross_entropy ignores by default
 
-Split = Literal["train", "eval"]
-_STREAMS: dict[Split, int] = {"train": 1, "eval": 2}
+Split = Literal["train", "validation", "eval"]
+_STREAMS: dict[Split, int] = {"train": 1, "eval": 2, "validation": 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,18 @@ class Task(BaseModel):
         """Tokens of the shortest sequence that holds the task."""
         raise NotImplementedError
 
+    @property
+    def load(self) -> int | None:
+        """How many things a sequence asks a model to hold, such as needles; None if the task has no such setting."""
+        return None
+
+    def with_load(self, load: int) -> Self:
+        """The same task with another `load`, and the same ids.
+
+        Raises `ValueError` for a load that the task cannot have.
+        """
+        raise ValueError(f"the task {self!r} has no load that could be {load}")
+
     def context_length(self, length: int) -> int | None:
         """How many tokens of a sequence of `length` come before all questions, and could be read by themselves.
 
@@ -96,14 +110,15 @@ class Task(BaseModel):
         """The batch of training step `step`: `batch` sequences of `length` tokens."""
         return self.sample(self._stream("train", seed, step), "train", batch, length)
 
-    def eval_batches(self, length: int, examples: int, seed: int, batch: int) -> Iterator[Batch]:
+    def eval_batches(self, length: int, examples: int, seed: int, batch: int, split: Split = "eval") -> Iterator[Batch]:
         """`examples` sequences of `length` tokens, at most `batch` at a time.
 
-        Every example has a random stream of its own, so that how they are batched does not change them.
+        Every example has a random stream of its own, so that how they are batched does not change them. split:
+        `validation` is for choices made during training and tuning, `eval` for what is reported.
         """
         for start in range(0, examples, batch):
             indices = range(start, min(start + batch, examples))
-            yield Batch.cat([self.sample(self._stream("eval", seed, length, i), "eval", 1, length) for i in indices])
+            yield Batch.cat([self.sample(self._stream(split, seed, length, i), split, 1, length) for i in indices])
 
     @staticmethod
     def _stream(split: Split, *key: int) -> np.random.Generator:

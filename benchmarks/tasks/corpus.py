@@ -14,7 +14,7 @@ import numpy as np
 
 from .base import Split
 
-EVAL_SHARE = 0.1  # of the bytes
+HELD_OUT_SHARE = 0.1  # of the bytes, for validation and for evaluation each
 MAX_BYTES = 32 * 2**20  # more text than this is not used
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}  # test suites are not always installed
 
@@ -47,14 +47,16 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Text for training and, from other files, for evaluation. sha256: over all of it, to tell corpora apart."""
+    """Text for training and, from other files, for validation and evaluation. sha256: over all of it, to tell corpora
+    apart."""
 
     train: Text
+    validation: Text
     eval: Text
     sha256: str
 
     def split(self, split: Split) -> Text:
-        return self.train if split == "train" else self.eval
+        return getattr(self, split)
 
     def describe(self) -> dict[str, Any]:
         """What a report should say of the text (JSON-able)."""
@@ -71,9 +73,9 @@ def load_corpus(folder: str | None = None) -> Corpus:
     """Read the text files under `folder`, or without one the source files of Python's standard library.
 
     Files are split by the SHA-256 of their content: in that order the first tenth of the bytes (one file at least) is
-    for evaluation, the rest for training. Equal files count once. Of more than `MAX_BYTES`, a part is taken that the
-    hashes of the paths decide.
-    Raises `ValueError` if the folder is missing or holds fewer than two different text files.
+    for evaluation, the next for validation, the rest for training. Equal files count once. Of more than `MAX_BYTES`, a
+    part is taken that the hashes of the paths decide.
+    Raises `ValueError` if the folder is missing or holds fewer than three different text files.
     """
     if folder is None:
         root = Path(sysconfig.get_paths()["stdlib"])
@@ -85,10 +87,10 @@ def load_corpus(folder: str | None = None) -> Corpus:
         source, paths = f"text_folder {folder!r}", _visible_files(root)
     ordered = sorted(paths, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest())
     documents = {hashlib.sha256(content).digest(): content for content in _texts(ordered)}
-    if len(documents) < 2:
+    if len(documents) < 3:
         raise ValueError(
-            f"{source} holds {len(documents)} different text files; at least two are needed, "
-            "one to train on and one to evaluate on"
+            f"{source} holds {len(documents)} different text files; at least three are needed, "
+            "one to train on, one for validation and one to evaluate on"
         )
     return _split(source, [documents[digest] for digest in sorted(documents)])
 
@@ -117,9 +119,11 @@ def _texts(paths: list[Path]) -> Iterator[bytes]:
 
 def _split(source: str, documents: list[bytes]) -> Corpus:
     ends = np.cumsum([len(document) for document in documents])
-    cut = min(int(np.searchsorted(ends, EVAL_SHARE * ends[-1])) + 1, len(documents) - 1)
+    first = min(int(np.searchsorted(ends, HELD_OUT_SHARE * ends[-1])) + 1, len(documents) - 2)
+    second = min(max(int(np.searchsorted(ends, 2 * HELD_OUT_SHARE * ends[-1])), first) + 1, len(documents) - 1)
     digest = hashlib.sha256(b"".join(documents)).hexdigest()
-    return Corpus(_text(source, documents[cut:]), _text(source, documents[:cut]), digest)
+    parts = documents[second:], documents[first:second], documents[:first]
+    return Corpus(*(_text(source, part) for part in parts), digest)
 
 
 def _text(source: str, documents: list[bytes]) -> Text:

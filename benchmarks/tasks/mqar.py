@@ -54,6 +54,13 @@ class MqarTask(Task):
     def min_length(self) -> int:
         return 4 * self.n_pairs
 
+    @property
+    def load(self) -> int:
+        return self.n_pairs
+
+    def with_load(self, load: int) -> MqarTask:
+        return MqarTask.model_validate({**self.model_dump(), "n_pairs": load})
+
     def sample(self, rng: np.random.Generator, split: Split, batch: int, length: int) -> Batch:
         self.check_length(length)
         context = 2 * self.n_pairs

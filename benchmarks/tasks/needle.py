@@ -70,6 +70,13 @@ class NeedleTask(Task):
     def min_length(self) -> int:
         return 2 * self.n_needles + 2 + 2 * self.n_asked
 
+    @property
+    def load(self) -> int:
+        return self.n_needles
+
+    def with_load(self, load: int) -> NeedleTask:
+        return NeedleTask.model_validate({**self.model_dump(), "n_needles": load})
+
     def context_length(self, length: int) -> int:
         return length - 1 - 2 * self.n_asked
 

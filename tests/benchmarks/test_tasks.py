@@ -104,22 +104,37 @@ def test_parameters_that_cannot_be_are_refused(fields):
         NeedleTask(**fields)
 
 
-def test_train_and_eval_text_share_no_file():
+SPLITS = ("train", "validation", "eval")
+
+
+def test_no_two_splits_share_a_file():
     library = load_corpus()
     documents = {}
-    for split in ("train", "eval"):
+    for split in SPLITS:
         text = library.split(split)
         assert text.sizes.sum() == text.data.size
         documents[split] = {d.tobytes() for d in np.split(text.data, np.cumsum(text.sizes)[:-1])}
         assert len(documents[split]) == len(text.sizes)
     assert not documents["train"] & documents["eval"]
-    assert 0.05 < library.eval.data.size / (library.train.data.size + library.eval.data.size) < 0.2
+    assert not documents["validation"] & (documents["train"] | documents["eval"])
+    total = sum(library.split(split).data.size for split in SPLITS)
+    assert 0.05 < library.eval.data.size / total < 0.2 and 0.05 < library.validation.data.size / total < 0.2
 
 
-def test_train_and_eval_streams_differ():
-    task = NeedleTask()
-    train, evaluation = task._stream("train", 0, 128).random(8), task._stream("eval", 0, 128).random(8)
-    assert not np.intersect1d(train, evaluation).size
+def test_the_streams_of_the_splits_differ():
+    drawn = np.concatenate([NeedleTask()._stream(split, 0, 128).random(8) for split in SPLITS])
+    assert len(set(drawn.tolist())) == 24
+
+
+@pytest.mark.parametrize("task", RECALL_TASKS, ids=repr)
+def test_another_load_is_the_same_task_with_more_to_hold(task):
+    more = task.with_load(task.load + 4)
+    assert more.load == task.load + 4 and more.with_load(task.load) == task
+    assert more.vocab_size == task.vocab_size
+    with pytest.raises(ValueError):
+        task.with_load(10**6)
+    with pytest.raises(ValueError, match="no load"):
+        TextTask().with_load(2)
 
 
 def test_a_folder_of_text_files(tmp_path):
@@ -128,7 +143,7 @@ def test_a_folder_of_text_files(tmp_path):
     (tmp_path / "copy.txt").write_text("document 0 " * 40)
     (tmp_path / "image.png").write_bytes(b"\0\1\2" * 999)
     folder = load_corpus(str(tmp_path))
-    assert len(folder.train.sizes) + len(folder.eval.sizes) == 6
+    assert sum(len(folder.split(split).sizes) for split in SPLITS) == 6
     task = NeedleTask(text_folder=str(tmp_path), n_needles=1)
     tokens = next(task.eval_batches(64, 1, seed=0, batch=1)).tokens[0]
     assert bytes(tokens[tokens < 256].tolist()) in folder.eval.data.tobytes()
@@ -141,15 +156,15 @@ def test_of_too_much_text_a_part_is_taken(tmp_path, monkeypatch):
     for i in range(9):
         (tmp_path / f"{i}.txt").write_text(f"{i}" * 300)
     taken = load_corpus(str(tmp_path))
-    assert taken.train.data.size + taken.eval.data.size == 1000
-    assert len(taken.train.sizes) + len(taken.eval.sizes) == 4
+    assert sum(taken.split(split).data.size for split in SPLITS) == 1000
+    assert sum(len(taken.split(split).sizes) for split in SPLITS) == 4
 
 
 def test_a_missing_or_empty_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere.*is not a folder"):
         load_corpus(str(tmp_path / "nowhere"))
     (tmp_path / "one.txt").write_text("alone")
-    with pytest.raises(ValueError, match="holds 1 different text files; at least two"):
+    with pytest.raises(ValueError, match="holds 1 different text files; at least three"):
         load_corpus(str(tmp_path))
 
 
