@@ -53,3 +53,18 @@ class Case:
     def title(self) -> str:
         """One short line for people."""
         return " ".join(part for part in (self.label, self.measure, self.sizes, f"seed {self.seed}") if part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run consists of, as far as its results say. final: no result can add a case."""
+
+    cases: tuple[Case, ...]
+    final: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """For `plan.json`."""
+        cases = [
+            {"case": c.id, "layout": c.label, "measure": c.measure, "seed": c.seed, "what": c.sizes} for c in self.cases
+        ]
+        return {"final": self.final, "cases": cases}

@@ -1,12 +1,11 @@
 """The command `mixerzoo`. Exit codes: 0 all well, 1 some case or check is not ok, 2 a mistake in what was asked,
-130 interrupted.
+3 stopped by --minutes, 130 interrupted: both can go on.
 
 What takes long to import is imported by the command that needs it, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import shlex
 import sys
@@ -24,11 +23,11 @@ from rich.table import Table
 from . import cli_inspect, cli_mixers
 
 if TYPE_CHECKING:
-    from .case import Case
+    from .plan import Planner
     from .runs import ResultLine, Run
 
 COMMAND_GROUP = "mixerzoo.commands"
-INTERRUPTED = 130
+STOPPED, INTERRUPTED = 3, 130
 
 
 def build_app() -> typer.Typer:
@@ -88,14 +87,17 @@ def _global_options(
 def suites_command() -> None:
     """The bundled suites."""
     from .device import choose_device
+    from .plan import Planner
     from .suite import bundled_suites, load_suite
 
     cli_mixers.load_plugins()
     device = choose_device("auto")
-    table = Table("name", "cases", "description")
+    table = Table("name", "layouts", "first cases", "description")
     for name in bundled_suites():
         suite = load_suite(name)
-        table.add_row(name, str(len(suite.cases(device))), escape(suite.settings.description))
+        plan = Planner(suite, device)({})
+        cases = f"{len(plan.cases)}{'' if plan.final else '…'}"
+        table.add_row(name, str(len(suite.layouts)), cases, escape(suite.settings.description))
     Console().print(table)
 
 
@@ -109,11 +111,20 @@ def run_command(
     jobs: Annotated[int | None, typer.Option(min=1, help="Cases at a time; speed and memory run alone.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cases and run nothing.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what did not end ok.")] = False,
+    reuse: Annotated[
+        list[Path] | None, typer.Option(help="Another run whose trained models serve here too; may be repeated.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="Stop after so long; the next start goes on where this one stopped.")
+    ] = None,
+    estimate: Annotated[bool, typer.Option(help="Say before the start how long it takes, and how much memory.")] = True,
 ) -> None:
     """Run a suite; running it again with the same --out runs only what is missing."""
     from .device import choose_device
+    from .estimate import estimate_run
+    from .plan import Planner
     from .progress import reporter_for
-    from .runner import Limits, check_folder, execute
+    from .runner import Limits, TimeIsUp, check_folder, execute
     from .runs import Run
     from .suite import load_suite
 
@@ -121,48 +132,39 @@ def run_command(
     loaded, console = load_suite(suite), Console()
     resolved, settings = loaded.resolved(), loaded.settings
     kind = choose_device(device, settings.device)
-    cases = select_cases(loaded.cases(kind), only)
+    planner = Planner(loaded.select(only), kind)
+    others = [Run(folder) for folder in reuse or ()]
     run = Run(out or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}")
     if dry_run:
         check_folder(run, resolved, kind)
-        console.print(_case_table(cases, run))
+        console.print(_case_table(planner, run))
+    if estimate:
+        console.print(estimate_run(planner, run, kind, jobs or settings.jobs).text(), highlight=False, soft_wrap=True)
+    if dry_run:
         return
-    limits = Limits(jobs or settings.jobs, settings.time_limit_seconds, settings.memory_limit_bytes)
+    seconds = None if minutes is None else 60 * minutes
+    limits = Limits(jobs or settings.jobs, settings.time_limit_seconds, settings.memory_limit_bytes, seconds)
     reporter = reporter_for(console)
     try:
-        results = execute(cases, run, resolved, limits, reporter, device=kind, retry_failed=retry_failed)
-    except KeyboardInterrupt:
+        results = execute(planner, run, resolved, limits, reporter, device=kind, retry_failed=retry_failed, reuse=others)
+    except (KeyboardInterrupt, TimeIsUp) as stop:
         again = shlex.join(["mixerzoo", "run", suite, "--out", str(run.folder)])
-        _complain(f"interrupted; finished cases are kept, run the others with: {again}", style="yellow")
-        raise typer.Exit(INTERRUPTED) from None
+        why, code = (str(stop), STOPPED) if isinstance(stop, TimeIsUp) else ("interrupted", INTERRUPTED)
+        _complain(f"{why}; finished cases are kept, go on with: {again}", style="yellow")
+        raise typer.Exit(code) from None
     failed = _print_results(console, results, run)
     raise typer.Exit(1 if failed else 0)
 
 
-def select_cases(cases: Sequence[Case], patterns: Sequence[str] | None) -> list[Case]:
-    """The cases whose label or measure matches one of the shell `patterns`, all without any.
-
-    Raises `ValueError` for a pattern that matches nothing.
-    """
-    names = sorted({case.label for case in cases}), sorted({case.measure for case in cases})
-    for pattern in patterns or ():
-        if not fnmatch.filter([*names[0], *names[1]], pattern):
-            labels, measures = (", ".join(some) for some in names)
-            raise ValueError(f"--only {pattern!r} matches nothing; layouts are {labels}; measures are {measures}")
-    return [
-        case
-        for case in cases
-        if not patterns or any(fnmatch.fnmatchcase(n, p) for p in patterns for n in (case.label, case.measure))
-    ]
-
-
-def _case_table(cases: Sequence[Case], run: Run) -> Table:
+def _case_table(planner: Planner, run: Run) -> Table:
     from .progress import status_text
 
-    done = {r.case: r.status for r in run.results()} if run.exists else {}
-    table = Table("case", "layout", "measure", "sizes", "seed", "status", title=f"{len(cases)} cases")
-    for case in cases:
-        status = status_text(done[case.id]) if case.id in done else "to run"
+    done = {r.case: r for r in run.results()} if run.exists else {}
+    plan = planner(done)
+    grows = "" if plan.final else "; more follow from their results"
+    table = Table("case", "layout", "measure", "sizes", "seed", "status", title=f"{len(plan.cases)} cases{grows}")
+    for case in plan.cases:
+        status = status_text(done[case.id].status) if case.id in done else "to run"
         table.add_row(case.id, escape(case.label), case.measure, case.sizes, str(case.seed), status)
     return table
 

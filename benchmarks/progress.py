@@ -38,10 +38,13 @@ def finished_line(case: Case, result: ResultLine) -> str:
 class TimeLeft:
     """How long the rest of a run may take: cases of one measure are alike, those of different ones are not."""
 
-    def __init__(self, pending: Sequence[Case]) -> None:
-        self._pending = {case.id: case for case in pending}
+    def __init__(self) -> None:
+        self._pending: dict[str, Case] = {}
         self._seconds: dict[str, list[float]] = {}
         self._begun = time.monotonic()
+
+    def planned(self, pending: Sequence[Case]) -> None:
+        self._pending = {case.id: case for case in pending}
 
     def finished(self, case: Case, result: ResultLine) -> None:
         del self._pending[case.id]
@@ -67,13 +70,14 @@ class LineReporter:
         self.console = console
         self._spoke: dict[str, float] = {}
         self._total = self._done = 0
-        self._left = TimeLeft([])
+        self._left = TimeLeft()
 
-    def begin(self, pending: Sequence[Case], done: int) -> None:
-        cases = len(pending) + done
-        self._total, self._done, self._left = cases, done, TimeLeft(pending)
-        already = f", {done} done already" if done else ""
-        self._print(f"{cases} cases{already}")
+    def planned(self, pending: Sequence[Case], done: int) -> None:
+        first, self._total, self._done = self._total == 0, len(pending) + done, done
+        self._left.planned(pending)
+        if first:
+            already = f", {done} done already" if done else ""
+            self._print(f"{self._total} cases{already}")
 
     def started(self, case: Case) -> None:
         self._spoke[case.id] = time.monotonic()
@@ -119,19 +123,21 @@ class BarReporter:
             refresh_per_second=2,  # drawing takes time from what is measured
             speed_estimate_period=600,
         )
-        self._left = TimeLeft([])
+        self._left = TimeLeft()
         self._fractions: dict[str, float] = {}
         self._bars: dict[str, TaskID] = {}
         self._done = 0
         self._all: TaskID | None = None
 
-    def begin(self, pending: Sequence[Case], done: int) -> None:
-        self._done, self._left = done, TimeLeft(pending)
-        self._progress.start()
+    def planned(self, pending: Sequence[Case], done: int) -> None:
+        self._done = done
+        self._left.planned(pending)
         cases = len(pending) + done
-        self._all = self._progress.add_task(
-            "[bold]all cases", total=cases, completed=done, message=f"{done}/{cases}", all_cases=True
-        )
+        if self._all is None:
+            self._progress.start()
+            self._all = self._progress.add_task("[bold]all cases", total=cases, message="", all_cases=True)
+        self._progress.update(self._all, total=cases)
+        self._update_all()
 
     def started(self, case: Case) -> None:
         self._fractions[case.id] = 0.0
@@ -154,7 +160,7 @@ class BarReporter:
         self._progress.stop()
 
     def _update_all(self) -> None:
-        assert self._all is not None, "begin comes first"
+        assert self._all is not None, "planned comes first"
         total = self._progress.tasks[0].total or 0
         completed = self._done + sum(self._fractions.values())
         self._progress.update(self._all, completed=completed, message=f"{self._done}/{total:.0f}{self._left}")

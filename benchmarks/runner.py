@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import IO, Any, Protocol
 
 import psutil
 
-from .case import Case
+from .case import Case, Plan
 from .environment import collect_environment, differences, usable_cores
 from .runs import ResultLine, Run, RunError, RunLock, Status
 from .worker import Inherited, RunCase, run_case, serve
@@ -28,27 +30,38 @@ from .worker import Inherited, RunCase, run_case, serve
 PRELOADED = ("mixerzoo.benchmarks.suite", "mixerzoo.benchmarks.cli")
 # What may change between two starts of one run: it decides how the cases are run, not what they mean.
 FREE_TO_CHANGE = ("description", "jobs", "time_limit_seconds", "memory_limit_bytes")
+# Cases that another run of the same code may have done already: their ids say all that they depend on but the code.
+REUSABLE = ("tuning", "training")
 _POLL_SECONDS = 0.5  # rare enough not to disturb what is measured
 _STDERR_BYTES = 4000
 
 
-class Reporter(Protocol):
-    """Who is told how a run goes."""
+Planner = Callable[[Mapping[str, ResultLine]], Plan]
 
-    def begin(self, pending: Sequence[Case], done: int) -> None: ...
+
+class Reporter(Protocol):
+    """Who is told how a run goes. planned: called at the start, and whenever a result adds cases."""
+
+    def planned(self, pending: Sequence[Case], done: int) -> None: ...
     def started(self, case: Case) -> None: ...
     def progress(self, case: Case, fraction: float, message: str) -> None: ...
     def finished(self, case: Case, result: ResultLine) -> None: ...
     def end(self) -> None: ...
 
 
+class TimeIsUp(Exception):
+    """A run was stopped because its own time was over; what is finished is kept, and it can go on."""
+
+
 @dataclass(frozen=True)
 class Limits:
-    """jobs: cases at a time, None to choose. time_limit_seconds, memory_limit_bytes (resident): of one case."""
+    """jobs: cases at a time, None to choose. time_limit_seconds, memory_limit_bytes (resident): of one case.
+    run_seconds: of this start of the run; what is at work then is stopped, and goes on at the next start."""
 
     jobs: int | None = None
     time_limit_seconds: float = 3600.0
     memory_limit_bytes: int | None = None
+    run_seconds: float | None = None
 
     def choose_jobs(self, device: str, cases: int) -> int:
         """As many as there are cores, since a small model gains little from several; one on a GPU."""
@@ -56,7 +69,7 @@ class Limits:
 
 
 def execute(
-    cases: Sequence[Case],
+    planner: Planner,
     run: Run,
     suite: dict[str, Any],
     limits: Limits,
@@ -64,41 +77,105 @@ def execute(
     *,
     device: str,
     retry_failed: bool = False,
+    reuse: Sequence[Run] = (),
     run_case: RunCase = run_case,
     preloaded: Sequence[str] = PRELOADED,
 ) -> list[ResultLine]:
-    """Run those of `cases` that `run` has no result of (with `retry_failed`, no `ok` result), and return the
-    results of all `cases` in their order.
+    """Run those cases of the plan that `run` has no result of (with `retry_failed`, no `ok` result), and those that
+    their results add to it; return the results of all cases in their order.
 
     suite: the resolved suite, kept in the run's folder. run_case: runs one case, in its process; preloaded: modules
-    that it needs. Raises `RunError` if the folder belongs to another suite or device, or another runner is at work in
-    it. A `KeyboardInterrupt` leaves a run that can be resumed.
+    that it needs. reuse: other runs whose trained models, and the tunings before them, are taken over where the cases
+    are the same; the environment says which. Raises `RunError` if the folder belongs to another suite or device, or another runner is at work in
+    it. A `KeyboardInterrupt` leaves a run that can be resumed, and so does `TimeIsUp`.
     """
     check_folder(run, suite, device)
     with run.locked() as store:
         check_folder(run, suite, device)
         run.write_suite(suite)
-        jobs = limits.choose_jobs(device, sum(not case.exclusive for case in cases))
-        pending = missing(cases, run, retry_failed)
-        if pending:
+        queue = _Queue(planner, run, store, reporter, retry_failed, reuse)
+        jobs = limits.choose_jobs(device, len(queue.waiting))
+        if queue.waiting:
             _write_environment(run, device, jobs)
-        reporter.begin(pending, len(cases) - len(pending))
         try:
-            pool = _Pool(run, store, limits, reporter, run_case, preloaded)
+            queue.begin()
+            pool = _Pool(run, store, limits, reporter, run_case, preloaded, queue)
             threads = max(1, usable_cores() // jobs)
-            pool.work([case for case in pending if not case.exclusive], jobs, threads)
-            pool.work([case for case in pending if case.exclusive], 1, usable_cores())
+            pool.work(jobs, threads, exclusive=False)
+            pool.work(1, usable_cores(), exclusive=True)
         finally:
             reporter.end()
-    results = {result.case: result for result in run.results()}
-    return [results[case.id] for case in cases]
+    return [queue.results[case.id] for case in queue.plan.cases]
 
 
-def missing(cases: Iterable[Case], run: Run, retry_failed: bool = False) -> list[Case]:
-    """The cases that `run` has no result of; with `retry_failed`, also those whose result is not `ok`."""
-    results = run.results() if run.exists else []
-    done = {r.case for r in results if r.status == "ok" or not retry_failed}
-    return [case for case in cases if case.id not in done]
+class _Queue:
+    """The cases that wait: those of the plan, which is made anew after every result."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        run: Run,
+        store: RunLock,
+        reporter: Reporter,
+        retry_failed: bool,
+        reuse: Sequence[Run],
+    ) -> None:
+        self.planner, self.run, self.store, self.reporter = planner, run, store, reporter
+        self.results = {r.case: r for r in run.results() if r.status == "ok" or not retry_failed}
+        self.started: set[str] = set()
+        self.plan = planner(self.results)
+        others = ((r, other) for other in reuse for r in other.results())
+        self.elsewhere = {r.case: (r, other) for r, other in others if r.status == "ok" and r.measure in REUSABLE}
+
+    def begin(self) -> None:
+        self._adopt()
+        self._tell()
+
+    @property
+    def waiting(self) -> list[Case]:
+        return [case for case in self.plan.cases if case.id not in self.results and case.id not in self.started]
+
+    def next(self, exclusive: bool) -> Case | None:
+        """The first case that waits and may run now; it counts as started."""
+        case = next((case for case in self.waiting if case.exclusive == exclusive), None)
+        if case is not None:
+            self.started.add(case.id)
+        return case
+
+    def finished(self, result: ResultLine) -> None:
+        self.results[result.case] = result
+        before = len(self.plan.cases)
+        self.plan = self.planner(self.results)
+        self._adopt()
+        if len(self.plan.cases) != before:
+            self._tell()
+
+    def _adopt(self) -> None:
+        """Take over what other runs hold of the plan, and of what follows from it."""
+        while found := [case for case in self.waiting if case.id in self.elsewhere]:
+            for case in found:
+                result, other = self.elsewhere[case.id]
+                source, target = other.checkpoint_folder(case.id), self.run.checkpoint_folder(case.id)
+                if source.is_dir():
+                    shutil.copytree(source, target, dirs_exist_ok=True)
+                adopted = result.model_copy(update={"layout": case.label})
+                self.store.append(adopted)
+                self.results[case.id] = adopted
+            self._note_reuse({self.elsewhere[case.id][1].folder for case in found})
+            self.plan = self.planner(self.results)
+
+    def _note_reuse(self, folders: set[Path]) -> None:
+        environment = self.run.environment()
+        reused = environment.setdefault("reused", {})
+        for folder in sorted(folders):
+            there = Run(folder).environment()
+            reused[folder.name] = {"source": there.get("source"), "started": there.get("started")}
+        self.run.write_environment(environment)
+
+    def _tell(self) -> None:
+        self.run.write_plan(self.plan.to_json())
+        pending = [case for case in self.plan.cases if case.id not in self.results]
+        self.reporter.planned(pending, len(self.plan.cases) - len(pending))
 
 
 def check_folder(run: Run, suite: dict[str, Any], device: str) -> None:
@@ -174,21 +251,27 @@ class _Pool:
         reporter: Reporter,
         run_case: RunCase,
         preloaded: Sequence[str],
+        queue: _Queue,
     ) -> None:
         self.run, self.store, self.limits, self.reporter, self.run_case = run, store, limits, reporter, run_case
+        self.queue = queue
+        self.deadline = time.monotonic() + (limits.run_seconds or math.inf)
         # a fork server rather than a plain fork: the runner has threads, and forking those is not safe
         linux = sys.platform == "linux"
         self.context = multiprocessing.get_context("forkserver") if linux else multiprocessing.get_context("spawn")
         self.context.set_forkserver_preload(list(preloaded))
 
-    def work(self, cases: Sequence[Case], jobs: int, threads: int) -> None:
-        """Run `cases`, at most `jobs` at a time, each with `threads` threads."""
-        waiting = deque(cases)
+    def work(self, jobs: int, threads: int, *, exclusive: bool) -> None:
+        """Run the cases that wait, at most `jobs` at a time, each with `threads` threads."""
         workers: list[_Worker] = []
         try:
-            while waiting or workers:
-                while waiting and len(workers) < jobs:
-                    workers.append(self._start(waiting.popleft(), threads))
+            while True:
+                while len(workers) < jobs and (case := self.queue.next(exclusive)) is not None:
+                    workers.append(self._start(case, threads))
+                if not workers:
+                    return
+                if time.monotonic() > self.deadline:
+                    raise TimeIsUp(f"{self.limits.run_seconds:.0f} seconds are over")
                 # a process that ended is ready forever, so is its connection: both are read until they are empty
                 ready = wait([w.process.sentinel for w in workers] + [w.connection for w in workers], _POLL_SECONDS)
                 for worker in list(workers):
@@ -214,7 +297,7 @@ class _Pool:
             "seed": case.seed,
             "device": case.device,
             "threads": threads,
-            "folder": str(self.run.checkpoint_folder(case.id).resolve()),
+            "folder": str(self.run.checkpoint_folder(case.parameters.get("trained") or case.id).resolve()),
         }
         arguments = (self.run_case, job, theirs, Inherited(stderr.fileno()), Inherited(self.store.fileno))
         process = self.context.Process(target=serve, args=arguments, daemon=True)
@@ -268,6 +351,7 @@ class _Pool:
         )
         self.store.append(result)
         self.reporter.finished(case, result)
+        self.queue.finished(result)
 
 
 def _unreported_end(worker: _Worker) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """The run store: a folder that holds what was asked (`suite.yaml`), where it ran (`environment.json`), and one JSON
-line for every finished case (`results.jsonl`). Killed at whatever moment, no finished case is lost or doubled.
+line for every finished case (`results.jsonl`); beside them the cases that are known so far (`plan.json`). Killed at whatever moment, no finished case is lost or doubled.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Run:
         self.suite_path = self.folder / "suite.yaml"
         self.environment_path = self.folder / "environment.json"
         self.results_path = self.folder / "results.jsonl"
+        self.plan_path = self.folder / "plan.json"
 
     @property
     def exists(self) -> bool:
@@ -100,6 +101,13 @@ class Run:
 
     def write_environment(self, environment: dict[str, Any]) -> None:
         write_atomically(self.environment_path, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
+
+    def plan(self) -> dict[str, Any] | None:
+        """The cases that are known: `final` (no result can add any) and `cases`; None for a run that kept no plan."""
+        return json.loads(self.plan_path.read_text(encoding="utf-8")) if self.plan_path.is_file() else None
+
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        write_atomically(self.plan_path, json.dumps(plan, ensure_ascii=False) + "\n")
 
     def _require(self, path: Path) -> None:
         if not path.is_file():

@@ -1,12 +1,14 @@
-"""Suites: a YAML file that says what to compare, and the grid of cases that it stands for.
+"""Suites: a YAML file that says what to compare: layouts x measures x sizes x seeds; `plan` makes cases of it.
 
-layouts x measures x sizes x seeds; every mistake in the file is found before any case runs, and named with its line.
+Every mistake in the file is found before any case runs, and named with its line.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
 import importlib.resources
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..mixers import UnknownMixerError, mixer_options
 from ..models import PRESETS, Layout, LayoutError, ModelConfig, count_parameters, parse_layout, preset_config
 from . import measures
-from .case import Case
 from .yamlfile import SuiteError, YamlFile, suggestion
 
 Seed = Annotated[int, Field(ge=0)]
@@ -96,6 +97,11 @@ class Entry:
     labels: tuple[str, ...]
     seeds: tuple[int, ...]
 
+    @property
+    def name(self) -> str:
+        """Of the measure."""
+        return self.measure.model_dump()["measure"]
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -105,13 +111,27 @@ class Suite:
     layouts: Mapping[str, str]
     entries: tuple[Entry, ...]
 
-    def cases(self, device: str) -> list[Case]:
-        """The grid, in the file's order, on a kind of device (`cpu` or `cuda`).
+    def select(self, patterns: Sequence[str] | None) -> Suite:
+        """The suite with those layouts and measures only whose name matches one of the shell `patterns`, if any.
 
-        Entries whose sizes overlap share the cases that they have in common.
+        Raises `ValueError` for a pattern that matches nothing.
         """
-        cases = {case.id: case for entry in self.entries for case in self._entry_cases(entry, device)}
-        return list(cases.values())
+        if not patterns:
+            return self
+        labels = sorted({label for entry in self.entries for label in entry.labels})
+        names = sorted({entry.name for entry in self.entries})
+        for pattern in patterns:
+            if not fnmatch.filter([*labels, *names], pattern):
+                known = f"layouts are {', '.join(labels)}; measures are {', '.join(names)}"
+                raise ValueError(f"--only {pattern!r} matches nothing; {known}")
+        kept = []
+        for entry in self.entries:
+            own = tuple(
+                label for label in entry.labels if any(fnmatch.fnmatchcase(n, p) for p in patterns for n in (label, entry.name))
+            )
+            if own:
+                kept.append(dataclasses.replace(entry, labels=own))
+        return dataclasses.replace(self, entries=tuple(kept))
 
     def resolved(self) -> dict[str, Any]:
         """The suite with every default written out, as YAML can hold it; loading it gives the same cases."""
@@ -139,16 +159,6 @@ class Suite:
                 for entry in self.entries
             ],
         }
-
-    def _entry_cases(self, entry: Entry, device: str) -> Iterator[Case]:
-        for label in entry.labels:
-            for measure in entry.measure.cases():
-                parameters = measure.model_dump(mode="json")
-                name = parameters.pop("measure")
-                for seed in entry.seeds:
-                    line = self.layouts[label]
-                    model = self.settings.model.config(line, seed).to_dict()
-                    yield Case(label, line, model, name, parameters, seed, device, type(measure).exclusive)
 
 
 def bundled_suites() -> dict[str, str]:
@@ -187,6 +197,7 @@ def parse_suite(text: str, source: str) -> Suite:
     _check_models(file, settings, layouts)
     file.raise_problems()
     suite = Suite(settings, layouts, tuple(entry for entry in entries if entry is not None))
+    _check_sweeps(file, suite)
     _check_vocabulary(file, suite)
     file.raise_problems()
     return suite
@@ -246,7 +257,12 @@ def _check_measure(file: YamlFile, index: int, entry: MeasureSettings, settings:
     except ValueError as error:
         file.complain([*where, "measure"], str(error))
         return None
-    return Entry(measure, labels, entry.seeds or settings.seeds)
+    seeds = entry.seeds or settings.seeds
+    sweep = getattr(measure, "sweep", None)
+    if sweep is not None and set(sweep.seeds) & set(seeds):
+        shared = sorted(set(sweep.seeds) & set(seeds))
+        file.complain([*where, "sweep"], f"seeds of the sweep are those of the results: {shared}; choose others")
+    return Entry(measure, labels, seeds)
 
 
 def _check_models(file: YamlFile, settings: SuiteSettings, layouts: Mapping[str, str]) -> None:
@@ -276,6 +292,19 @@ def _check_models(file: YamlFile, settings: SuiteSettings, layouts: Mapping[str,
                 count_parameters(settings.model.config(line, 0))  # builds the model, without memory
         except ValueError as error:
             file.complain(["layouts", label], str(error))
+
+
+def _check_sweeps(file: YamlFile, suite: Suite) -> None:
+    """Complain of swept options that no model can be built with."""
+    for i, entry in enumerate(suite.entries):
+        sweep = getattr(entry.measure, "sweep", None)
+        for label in entry.labels if sweep is not None else ():
+            model = suite.settings.model.config(suite.layouts[label], 0).to_dict()
+            for choice in sweep.choices(mixer_names(parse_layout(suite.layouts[label]))):
+                try:
+                    count_parameters(ModelConfig.from_dict(measures.apply_choice(choice, model, entry.measure.training)[0]))
+                except ValueError as error:
+                    file.complain(["measures", i, "sweep"], f"{label} with {choice}: {error}")
 
 
 def _check_vocabulary(file: YamlFile, suite: Suite) -> None:

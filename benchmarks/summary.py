@@ -65,12 +65,31 @@ def _memory(result: ResultLine) -> Iterator[Entry]:
     yield f"memory, {mode}: state MB by length", length, metrics["state_bytes"] / 1e6
 
 
+def _training(result: ResultLine) -> Iterator[Entry]:
+    record = (result.metrics or {})["training"]
+    if record.get("bar") is None:
+        return
+    bar = record["bar"]
+    title = f"training: seeds that reached {bar['accuracy']:.0%} at {bar['length']} tokens, load {bar['load']}"
+    solved = record["tokens_to_solve"] if bar["passed"] else None
+    yield title, "taught (median tokens to solve)", math.inf if solved is None else solved
+
+
+def _tuning(result: ResultLine) -> Iterator[Entry]:
+    metrics = result.metrics or {}
+    choice = ", ".join(f"{name} {value}" for name, value in metrics["choice"].items())
+    yield f"tuning, rung {metrics['rung'] + 1}: validation loss in nats", choice, metrics["score"]
+
+
 def _recall(result: ResultLine) -> Iterator[Entry]:
     rows = [row for row in (result.metrics or {})["rows"] if not row["recent"]]
-    for passes, length in sorted({(row["passes"], row["length"]) for row in rows}):
-        own = [row for row in rows if (row["passes"], row["length"]) == (passes, length)]
+    cells = sorted({(row["load"] or 0, row["passes"], row["memory"], row["length"]) for row in rows})
+    for load, passes, memory, length in cells:
+        cell = load, passes, memory, length
+        own = [row for row in rows if (row["load"] or 0, row["passes"], row["memory"], row["length"]) == cell]
         again = f", context read {passes} times" if passes > 1 else ""
-        title = f"recall{again}: % right by length, needles of the last {result.parameters['recent']} tokens apart"
+        kept = ", memory kept between sequences" if memory == "persistent" else ""
+        title = f"recall{again}{kept}: % right at load {load} by length, of the models taught"
         yield title, length, 100 * sum(row["correct"] for row in own) / sum(row["total"] for row in own)
 
 
@@ -101,6 +120,12 @@ def _three_digits(values: list[float]) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _taught(tokens_to_solve: list[float]) -> str:
+    solved = [tokens for tokens in tokens_to_solve if math.isfinite(tokens)]
+    count = f"{len(solved)} of {len(tokens_to_solve)}"
+    return f"{count} ({median(solved) / 1e6:.2f} M)" if solved else count
+
+
 def _percent(values: list[float]) -> str:
     return f"{sum(values) / len(values):.1f}"
 
@@ -112,6 +137,8 @@ def _exponential(values: list[float]) -> str:
 _READERS: dict[str, tuple[Callable[[ResultLine], Iterator[Entry]], Format]] = {
     "speed": (_speed, _three_digits),
     "memory": (_memory, _three_digits),
+    "tuning": (_tuning, _three_digits),
+    "training": (_training, _taught),
     "recall": (_recall, _percent),
     "perplexity": (_perplexity, _exponential),
     "op_speed": (_op_speed, _three_digits),

@@ -11,15 +11,35 @@ from .overhead import Overhead
 from .perplexity import Perplexity
 from .recall import Recall
 from .speed import Speed
+from .trained import Sweep, Trained, Training, Tuning, apply_choice
 
-AnyMeasure = Annotated[Speed | Memory | Recall | Perplexity | OpSpeed | Overhead, Field(discriminator="measure")]
+AnyMeasure = Annotated[
+    Speed | Memory | Tuning | Training | Recall | Perplexity | OpSpeed | Overhead, Field(discriminator="measure")
+]
 MEASURES: dict[str, type[Measure]] = {
     "speed": Speed,
     "memory": Memory,
+    "tuning": Tuning,
+    "training": Training,
     "recall": Recall,
     "perplexity": Perplexity,
     "op_speed": OpSpeed,
     "overhead": Overhead,
 }
 
-__all__ = ["MEASURES", "AnyMeasure", "Measure", "Memory", "OpSpeed", "Overhead", "Perplexity", "Recall", "Speed"]
+__all__ = [
+    "MEASURES",
+    "AnyMeasure",
+    "Measure",
+    "Memory",
+    "OpSpeed",
+    "Overhead",
+    "Perplexity",
+    "Recall",
+    "Speed",
+    "Sweep",
+    "Trained",
+    "Training",
+    "Tuning",
+    "apply_choice",
+]

@@ -1,44 +1,53 @@
-"""Recall: how much of what it read does a model find again, by length and depth."""
+"""Recall: how much of what it read does a trained model find again, by length, load, passes and depth."""
 
 from __future__ import annotations
 
-import contextvars
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
 
-from ...models import LanguageModel, ModelConfig, ModelState, count_flops, count_parameters, resolve_d_ff
+from ...models import LanguageModel, ModelState
 from ..errors import NotFiniteError
-from ..tasks import IGNORE, Batch, NeedleTask, RecallTask
-from ..training import Progress, TrainingSettings, autocast, scored_logits, train_or_load
-from .base import Measure, Size, check_vocabulary, part_of
+from ..tasks import IGNORE, Batch, NeedleTask, RecallTask, Task
+from ..training import Progress, autocast
+from .base import Size
+from .trained import Trained
 
 DEPTH_EDGES = (0.0, 0.25, 0.5, 0.75)  # lower edges of the depth buckets
 
+Memory = Literal["fresh", "persistent"]
 
-class Recall(Measure):
-    """Train on a task at one length, then count right answers at many lengths.
 
-    task; training: what to train on and how. lengths: tokens of the evaluated sequences. examples: sequences at each
-    length. eval_batch: sequences read at once. recent: an answer fewer than this many tokens back from its question is
-    counted apart, since a memory that works in chunks has not written it yet. passes: how often the context is read
-    before the questions; each number of times is counted apart. Between two readings memories are kept and all else is
-    dropped (`LanguageModel.restart`), so only models with such a memory gain by a second one.
+class Recall(Trained):
+    """Teach a task, then count right answers far beyond the lengths and loads of the training.
+
+    task; training; sweep: what to train on and how. Three axes, of which every combination is asked, one case for each
+    length: lengths (tokens of the sequences), loads (things to hold, such as needles; default: the task's own) and
+    passes (how often the context is read before the questions; each number of times is counted apart). Between two
+    readings memories are kept and all else is dropped (`LanguageModel.restart`), so only models with such a memory
+    gain by a second one. memory: `fresh` for every sequence, or `persistent`: what a sequence left is there for the
+    next one (the evaluation of Zhao & Jones, arXiv 2601.00671), in the order of the examples.
+    examples: sequences at each length and load. eval_batch: read at once. chunk_size: tokens read in one call, the
+    state carried on, so that long sequences need little memory. recent: an answer fewer than this many tokens back from
+    its question is counted apart, since a memory that works in chunks has not written it yet.
 
     An answer is right if the likeliest token of the whole vocabulary is the one asked for.
     """
 
     measure: Literal["recall"] = "recall"
     task: RecallTask = NeedleTask()
-    training: TrainingSettings = TrainingSettings()
     lengths: tuple[Size, ...] = Field(default=(256, 512, 1024, 2048, 4096, 8192), min_length=1)
+    loads: tuple[Size, ...] | None = Field(default=None, min_length=1)
+    passes: tuple[Size, ...] = Field(default=(1,), min_length=1)
+    memory: tuple[Memory, ...] = Field(default=("fresh",), min_length=1)
     examples: int = Field(default=64, ge=1)
     eval_batch: int = Field(default=8, ge=1)
+    chunk_size: int = Field(default=4096, ge=1)
     recent: int = Field(default=64, ge=0)
-    passes: tuple[Size, ...] = Field(default=(1,), min_length=1)
 
     @field_validator("passes")
     @classmethod
@@ -48,9 +57,10 @@ class Recall(Measure):
         return passes
 
     @model_validator(mode="after")
-    def _check_lengths(self) -> Recall:
-        for length in (self.training.length, *self.lengths):
-            self.task.check_length(length)
+    def _check_grid(self) -> Self:
+        for task in self._tasks():
+            for length in self.lengths:
+                task.check_length(length)
         if self.passes != (1,) and self.task.context_length(self.lengths[0]) is None:
             raise ValueError(
                 f"passes must be [1] for {self.task.task}, got {list(self.passes)}: its questions stand among its "
@@ -58,111 +68,125 @@ class Recall(Measure):
             )
         return self
 
-    def run(
-        self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
-    ) -> dict[str, Any]:
-        """See `Measure.run`; metrics are `rows`, `training`, `parameters`, `flops_per_token`,
-        `state_bytes` (of one sequence, by length) and `text` (the corpus).
+    def cases(self) -> list[Self]:
+        return [self.model_copy(update={"lengths": (length,)}) for length in self.lengths]
 
-        A row has `length`, `depth` (lower edge of its quarter), `passes`, `correct`, `total`, `chance`, `recent`.
-        flops_per_token: of a forward call at the training length.
+    def ask(self, model: LanguageModel, *, seed: int, device: torch.device, progress: Progress) -> dict[str, Any]:
+        """See `Trained.ask`; metrics are `rows`, `answers`, `state_bytes` (of one sequence, by length) and `text`.
+
+        A row has `length`, `load`, `passes`, `memory`, `depth` (lower edge of its quarter, None where no single place holds
+        the answer), `recent`, `correct`,
+        `total` and `chance`. Answers have for every length, load, passes and memory a string a sequence, `hits`, a
+        character a question in their order: `1` right, `0` wrong, `r` and `w` the same of recent ones.
         """
-        check_vocabulary(config, self.task)
-        # a training step costs about three times the reading
-        reading = self.examples * (len(self.passes) + self.passes[-1] - 1)
-        weights = [3.0 * self.training.tokens, *(float(reading * length) for length in self.lengths)]
-        ends = [sum(weights[: i + 1]) / sum(weights) for i in range(len(weights))]
-        model, training = train_or_load(
-            config,
-            self.task,
-            self.training,
-            seed=seed,
-            device=device,
-            folder=folder / "checkpoint",
-            progress=part_of(progress, 0.0, ends[0]),
-        )
+        cells = [(task, length, memory) for length in self.lengths for task in self._tasks() for memory in self.memory]
         rows: list[dict[str, Any]] = []
+        answers: list[dict[str, Any]] = []
         state_bytes: dict[str, int] = {}
-        for i, length in enumerate(self.lengths):
-            rows += self._rows(model, length, seed, device, part_of(progress, ends[i], ends[i + 1]))
-            state_bytes[str(length)] = self._state_bytes(model, length, seed, device)
-        # counting runs a model of its own on the CPU; in an empty context, its backends are not recorded as ours
-        flops = contextvars.Context().run(count_flops, config, self.training.length)
-        return {
-            "rows": rows,
-            "training": training,
-            "parameters": count_parameters(config)["total"],
-            "d_ff": resolve_d_ff(config),
-            "flops_per_token": round(flops / self.training.length),
-            "state_bytes": state_bytes,
-            "text": self.task.describe_text(),
-        }
+        for number, (task, length, memory) in enumerate(cells):
+            share = (number / len(cells), 1 / len(cells))
+            asked = _Asked(self, task, length, memory)
+            held = asked.read(model, seed, device, lambda done, text, s=share: progress(s[0] + done * s[1], text))
+            rows += asked.rows()
+            answers += asked.answers()
+            state_bytes.setdefault(str(length), held)
+        return {"rows": rows, "answers": answers, "state_bytes": state_bytes, "text": self.task.describe_text()}
+
+    def _tasks(self) -> Iterator[RecallTask]:
+        """The task at each of its loads."""
+        return (self.task.with_load(load) for load in self.loads) if self.loads is not None else iter((self.task,))
+
+
+class _Asked:
+    """The answers at one length and load, with one kind of memory."""
+
+    def __init__(self, recall: Recall, task: Task, length: int, memory: Memory) -> None:
+        self.recall, self.task, self.length, self.memory = recall, task, length, memory
+        self.total: Counter[tuple[int, float | None, bool]] = Counter()
+        self.correct: Counter[tuple[int, float | None, bool]] = Counter()
+        self.hits: dict[int, list[str]] = {passes: [] for passes in recall.passes}
 
     @torch.no_grad()
-    def _rows(
-        self, model: LanguageModel, length: int, seed: int, device: torch.device, progress: Progress
-    ) -> list[dict[str, Any]]:
-        total: Counter[tuple[int, float, bool]] = Counter()
-        correct: Counter[tuple[int, float, bool]] = Counter()
-        done = 0
-        for batch in self.task.eval_batches(length, self.examples, seed, self.eval_batch):
-            with autocast(device, self.training.precision):
-                hits = self._hits(model, batch, device)
-            scored = batch.targets != IGNORE
-            depths, distances = batch.depths[scored].tolist(), batch.distances[scored].tolist()
-            for passes, right in hits.items():
-                for depth, distance, hit in zip(depths, distances, right.tolist(), strict=True):
-                    bucket = passes, max(edge for edge in DEPTH_EDGES if edge <= depth), distance < self.recent
-                    total[bucket] += 1
-                    correct[bucket] += hit
-            done += len(batch.tokens)
-            progress(done / self.examples, f"evaluating {length} tokens: {sum(correct.values())}/{sum(total.values())}")
+    def read(self, model: LanguageModel, seed: int, device: torch.device, progress: Progress) -> int:
+        """Ask all examples; returns the bytes of the state of one sequence after its first reading."""
+        recall, kept, held = self.recall, None, 0
+        # sequences whose memory is handed on come one after the other
+        batch = 1 if self.memory == "persistent" else recall.eval_batch
+        for sequences in self.task.eval_batches(self.length, recall.examples, seed, batch):
+            with autocast(device, recall.training.precision):
+                right, state = self._hits(model, sequences, device, kept)
+            held = held or state.nbytes // len(sequences.tokens)
+            if self.memory == "persistent":
+                kept = model.restart(state)
+            self._count(sequences, right)
+            done = len(self.hits[recall.passes[0]]) / recall.examples
+            progress(done, f"{self.length} tokens: {sum(self.correct.values())}/{sum(self.total.values())}")
+        return held
+
+    def _hits(
+        self, model: LanguageModel, batch: Batch, device: torch.device, state: ModelState | None
+    ) -> tuple[dict[int, torch.Tensor], ModelState]:
+        """By number of passes, which answers are right; and the state after the first reading, questions included."""
+        context, chunk_size = self.task.context_length(self.length), self.recall.chunk_size
+        hits: dict[int, torch.Tensor] = {}
+        after: ModelState | None = None
+        for reading in range(1, self.recall.passes[-1] + 1):
+            if reading in self.recall.passes:
+                hits[reading], last = answers_right(model, batch, device, state, chunk_size)
+                after = after or last
+            if reading < self.recall.passes[-1]:
+                _, read = model.read(batch.tokens[:, :context], state, chunk_size=chunk_size)
+                state = model.restart(read)
+        assert after is not None
+        return hits, after
+
+    def _count(self, batch: Batch, hits: dict[int, torch.Tensor]) -> None:
+        scored = batch.targets != IGNORE
+        depths, distances = batch.depths[scored].tolist(), batch.distances[scored].tolist()
+        sizes = scored.sum(1).tolist()
+        for passes, right in hits.items():
+            characters = []
+            for depth, distance, hit in zip(depths, distances, right.tolist(), strict=True):
+                recent = 0 < distance < self.recall.recent
+                bucket = passes, max((edge for edge in DEPTH_EDGES if edge <= depth), default=None), recent
+                self.total[bucket] += 1
+                self.correct[bucket] += hit
+                characters.append(("wr" if recent else "01")[hit])
+            line = iter(characters)
+            self.hits[passes] += ["".join(next(line) for _ in range(size)) for size in sizes]
+
+    def _cell(self, passes: int) -> dict[str, Any]:
+        return {"length": self.length, "load": self.task.load, "passes": passes, "memory": self.memory}
+
+    def rows(self) -> list[dict[str, Any]]:
         return [
             {
-                "length": length,
+                **self._cell(passes),
                 "depth": depth,
-                "passes": passes,
-                "correct": correct[passes, depth, recent],
-                "total": total[passes, depth, recent],
-                "chance": self.task.chance,
                 "recent": recent,
+                "correct": self.correct[passes, depth, recent],
+                "total": self.total[passes, depth, recent],
+                "chance": self.task.chance,
             }
-            for passes, depth, recent in sorted(total)
+            for passes, depth, recent in sorted(self.total, key=lambda key: (key[0], key[1] or 0.0, key[2]))
         ]
 
-    def _hits(self, model: LanguageModel, batch: Batch, device: torch.device) -> dict[int, torch.Tensor]:
-        """By number of passes, which answers are right; see `answers_right`."""
-        context = self.task.context_length(batch.tokens.shape[1])
-        state, hits = None, {}
-        for reading in range(1, self.passes[-1] + 1):
-            if reading in self.passes:
-                hits[reading] = answers_right(model, batch, device, state)
-            if reading < self.passes[-1]:
-                _, read = model.features(batch.tokens[:, :context].to(device), state, return_state=True)
-                assert read is not None
-                state = model.restart(read)
-        return hits
-
-    @torch.no_grad()
-    def _state_bytes(self, model: LanguageModel, length: int, seed: int, device: torch.device) -> int:
-        example = next(self.task.eval_batches(length, 1, seed, 1))
-        with autocast(device, self.training.precision):
-            _, state = model.features(example.tokens.to(device), return_state=True)
-        assert state is not None
-        return state.nbytes
+    def answers(self) -> list[dict[str, Any]]:
+        return [{**self._cell(passes), "hits": hits} for passes, hits in self.hits.items()]
 
 
 def answers_right(
-    model: LanguageModel, batch: Batch, device: torch.device, state: ModelState | None = None
-) -> torch.Tensor:
-    """For each scored position of `batch`, in row-major order, whether the likeliest token is the target; bool `[n]`.
+    model: LanguageModel, batch: Batch, device: torch.device, state: ModelState | None, chunk_size: int
+) -> tuple[torch.Tensor, ModelState]:
+    """For each scored position of `batch`, in row-major order, whether the likeliest token is the target, bool `[n]`;
+    and the state after the sequences.
 
-    state: what earlier readings left; it stays as it is.
-
+    state: what earlier readings left; it stays as it is. chunk_size: tokens read at once.
     Raises `NotFiniteError` if a logit is NaN or infinite.
     """
     scored = batch.targets != IGNORE
-    logits = scored_logits(model, batch.tokens.to(device), scored.to(device), state)
+    features, after = model.read(batch.tokens, state, chunk_size=chunk_size, scored=scored)
+    logits = model.head(features).float()
     if not logits.isfinite().all():
         raise NotFiniteError(f"logits are not finite after reading {batch.tokens.shape[1]} tokens")
-    return logits.argmax(-1).cpu() == batch.targets[scored]
+    return logits.argmax(-1).cpu() == batch.targets[scored], after

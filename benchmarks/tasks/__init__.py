@@ -10,5 +10,6 @@ from .needle import NeedleTask
 from .text import TextTask
 
 RecallTask = Annotated[NeedleTask | MqarTask, Field(discriminator="task")]  # those that ask for what was read
+AnyTask = Annotated[NeedleTask | MqarTask | TextTask, Field(discriminator="task")]
 
-__all__ = ["IGNORE", "Batch", "MqarTask", "NeedleTask", "RecallTask", "Task", "TextTask"]
+__all__ = ["IGNORE", "AnyTask", "Batch", "MqarTask", "NeedleTask", "RecallTask", "Task", "TextTask"]

@@ -121,23 +121,23 @@ def test_mistakes_exit_with_2_and_no_traceback(mixerzoo, suite, tmp_path, argume
 
 def test_suites_lists_the_bundled_ones(mixerzoo):
     code, out, _ = mixerzoo("suites")
-    assert code == 0 and re.search(r"smoke +│ +5 ", out) and "quick" in out
+    assert code == 0 and re.search(r"smoke +│ 2 +│ 4…", out) and "quick" in out
 
 
 def test_run_dry_run_resume_and_select(mixerzoo, suite, tmp_path):
     out_folder = tmp_path / "run"
     command = ["run", str(suite), "--out", str(out_folder), "--device", "cpu"]
     code, out, _ = mixerzoo(*command, "--dry-run")
-    assert code == 0 and out.count("to run") == 3 and not out_folder.exists()
+    assert code == 0 and out.count("to run") == 3 and "more follow" in out and not out_folder.exists()
 
     code, out, _ = mixerzoo(*command, "--only", "speed", "--only", "lin")
-    assert code == 0 and "2 cases; the run is in" in out and "tokens/s" in out
+    assert code == 0 and "3 cases; the run is in" in out and "tokens/s" in out
     assert mixerzoo(*command, "--dry-run")[1].count("to run") == 1
 
     code, out, _ = mixerzoo(*command)
-    assert code == 0 and "3 cases, 2 done already" in out
+    assert code == 0 and "4 cases, 3 done already" in out and "5 cases; the run is in" in out
     results = {(r.layout, r.measure): r for r in Run(out_folder).results()}
-    assert {r.status for r in results.values()} == {"ok"} and len(results) == 3
+    assert {r.status for r in results.values()} == {"ok"} and len(results) == 5
     speed, text = results["lin", "speed"], results["tay", "perplexity"]
     assert speed.backends == {"linear": ["torch"]} and speed.metrics["tokens_per_second"]["median"] > 0
     assert (
@@ -147,7 +147,7 @@ def test_run_dry_run_resume_and_select(mixerzoo, suite, tmp_path):
     environment = json.loads((out_folder / "environment.json").read_text())
     assert environment["device"] == "cpu" and len(environment["resumed"]) == 1
     assert mixerzoo("run", str(out_folder / "suite.yaml"), "--out", str(out_folder), "--device", "cpu")[0] == 0
-    assert len(Run(out_folder).results_path.read_text().splitlines()) == 3
+    assert len(Run(out_folder).results_path.read_text().splitlines()) == 5
 
 
 def test_failing_cases_exit_with_1_and_are_listed(mixerzoo, suite, tmp_path):
@@ -209,7 +209,7 @@ def test_progress_is_bars_on_a_terminal_and_lines_elsewhere():
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, color_system=None, width=150)
         reporter = reporter_for(console)
-        reporter.begin([case, other, third], 1)
+        reporter.planned([case, other, third], 1)
         reporter.started(case)
         reporter.started(other)
         reporter.progress(case, 0.5, "step 1 of 2 [x]")
@@ -228,7 +228,8 @@ def test_progress_is_bars_on_a_terminal_and_lines_elsewhere():
 def test_time_left_counts_each_measure_by_its_own():
     cases = [Case("l", "line", {}, "recall", {}, seed, "cpu", False) for seed in range(3)]
     quick = [Case("l", "line", {}, "speed", {}, seed, "cpu", True) for seed in range(100)]
-    left = TimeLeft([*cases, *quick])
+    left = TimeLeft()
+    left.planned([*cases, *quick])
     left._begun -= 200.0
     left.finished(cases[0], result("recall", None).model_copy(update={"seconds": 200.0}))
     assert str(left) == ", at least 7 min left"  # two more, and nothing is known of speed
@@ -241,20 +242,29 @@ def test_time_left_counts_each_measure_by_its_own():
 
 def test_summary_tables_put_layouts_by_sizes():
     def row(length, correct, recent, passes=1):
-        return {"length": length, "depth": 0.0, "passes": passes, "correct": correct, "total": 4, "recent": recent}
+        cell = {"length": length, "load": 8, "passes": passes, "memory": "fresh"}
+        return {**cell, "depth": 0.0, "correct": correct, "total": 4, "recent": recent}
+
+    bar = {"accuracy": 0.95, "length": 64, "load": 8, "reached": 1.0}
+    passed, failed = {"bar": {**bar, "passed": True}, "tokens_to_solve": 10**6}, {"bar": {**bar, "passed": False}}
 
     results = [
         result("speed", {"tokens_per_second": {"median": 1234.5}}, modes=["train"], lengths=[64]),
+        result("tuning", {"choice": {"learning_rate": 0.002}, "rung": 0, "score": 1.5}),
+        result("training", {"training": passed}),
+        result("training", {"training": {**failed, "tokens_to_solve": None}}, seed=1),
         result("recall", {"rows": [row(64, 4, False), row(64, 0, True), row(64, 3, False, 2)]}, recent=16, seed=0),
         result("recall", {"rows": [row(64, 2, False)]}, recent=16, seed=1),
         result("perplexity", {"rows": [{"start": 0, "end": 64, "tokens": 64, "nats": 0.0}]}),
         result("speed", None, layout="soft", status="invalid", modes=["train"], lengths=[64]),
     ]
     tables = summary_tables(results)
-    assert [title.split()[0] for title in tables] == ["speed,", "recall:", "recall,", "perplexity"]
-    assert list(tables)[2].startswith("recall, context read 2 times: % right")
+    titles = ["speed,", "tuning,", "training:", "recall:", "recall,", "perplexity"]
+    assert [title.split()[0] for title in tables] == titles
+    assert list(tables)[4].startswith("recall, context read 2 times: % right at load 8")
     cells = [[list(column.cells) for column in table.columns] for table in tables.values()]
-    assert cells == [[["lin"], ["1,234"]], [["lin"], ["75.0"]], [["lin"], ["75.0"]], [["lin"], ["1.00"]]]
+    taught = [[["lin"], ["1.5"]], [["lin"], ["1 of 2 (1.00 M)"]]]
+    assert cells == [[["lin"], ["1,234"]], *taught, [["lin"], ["75.0"]], [["lin"], ["75.0"]], [["lin"], ["1.00"]]]
     failures = failure_table(results)
     assert failures is not None and list(failures.columns[5].cells) == [r"ValueError: \[bold]no\[/]"]
     assert failure_table(results[:1]) is None

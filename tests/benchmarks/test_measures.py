@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mixerzoo.benchmarks.errors import NotFiniteError
-from mixerzoo.benchmarks.measures import MEASURES, AnyMeasure, Perplexity, Recall
+from mixerzoo.benchmarks.measures import MEASURES, AnyMeasure, Perplexity, Recall, Training, Tuning
 from mixerzoo.benchmarks.tasks import MqarTask, NeedleTask, TextTask
 from mixerzoo.benchmarks.training import TrainingSettings
 from mixerzoo.mixers.ops.dispatch import record_backends
@@ -38,15 +38,33 @@ class Lookup(nn.Module):
                 if i - seen.get(token, -self.reach) < self.reach:
                     answers[row, i] = ids[seen[token]]
                 seen[token] = i + 1
-        state = SimpleNamespace(nbytes=tokens.numel()) if return_state else None
+        state = SimpleNamespace(nbytes=tokens.numel())
         return F.one_hot(answers, self.config.vocab_size).float(), state
 
     def head(self, features):
         return features
 
 
+    def read(self, tokens, state=None, *, chunk_size, scored=None):
+        features, state = self.features(tokens, state, return_state=True)
+        return features[scored] if scored is not None else None, state
+
+
 def rows_of(recall, model, length):
-    return recall._rows(model, length, 0, CPU, lambda *_: None)
+    recall = recall.model_copy(update={"lengths": (length,)})
+    metrics = recall.ask(model, seed=0, device=CPU, progress=lambda *_: None)
+    count_hits(metrics)
+    return metrics["rows"]
+
+
+def count_hits(metrics):
+    """The strings of answers say the same as the counts."""
+    for cell in metrics["answers"]:
+        own = [r for r in metrics["rows"] if all(r[k] == cell[k] for k in ("length", "load", "passes", "memory"))]
+        text = "".join(cell["hits"])
+        for recent, right, wrong in ((False, "1", "0"), (True, "r", "w")):
+            assert text.count(right) == sum(r["correct"] for r in own if r["recent"] == recent)
+            assert text.count(right) + text.count(wrong) == sum(r["total"] for r in own if r["recent"] == recent)
 
 
 @pytest.mark.parametrize("task", [NeedleTask(), NeedleTask(n_needles=5, asked=2), MqarTask()], ids=repr)
@@ -63,7 +81,7 @@ def test_recent_needles_and_depths_are_told_apart():
     rows = rows_of(recall, Lookup(task.vocab_size, reach=100), 400)
     for row in rows:
         assert row["correct"] == (row["total"] if row["recent"] else 0)
-        assert row["chance"] == 1 / 64 and row["length"] == 400 and row["passes"] == 1
+        assert row["chance"] == 1 / 64 and row["length"] == 400 and row["passes"] == 1 and row["load"] == 8
     far = {row["depth"]: row["total"] for row in rows if not row["recent"]}
     near = {row["depth"]: row["total"] for row in rows if row["recent"]}
     assert set(far) == {0.0, 0.25, 0.5, 0.75}
@@ -93,7 +111,7 @@ class SlowLearner(Lookup):
         known = state.known if state is not None and state.times >= self.readings else [{} for _ in tokens]
         answers = torch.tensor([[seen.get(t, 0) for t in ids] for seen, ids in zip(known, tokens.tolist())])
         known = [dict(itertools.pairwise(ids)) for ids in tokens.tolist()]
-        state = SimpleNamespace(known=known, times=state.times if state is not None else 0)
+        state = SimpleNamespace(known=known, times=state.times if state is not None else 0, nbytes=1)
         return F.one_hot(answers, self.config.vocab_size).float(), state
 
     def restart(self, state):
@@ -122,27 +140,92 @@ def test_logits_that_are_not_finite_are_no_answer():
         rows_of(Recall(training=BRIEF, examples=1), model, 128)
 
 
-def test_recall_reports_everything(tmp_path):
-    recall = Recall(training=BRIEF, lengths=(64, 256), examples=3, eval_batch=2)
-    said = []
-    with record_backends() as backends:
-        metrics = recall.run(CONFIG, seed=3, device=CPU, folder=tmp_path, progress=lambda *args: said.append(args))
-    assert set(metrics) == {"rows", "training", "parameters", "d_ff", "flops_per_token", "state_bytes", "text"}
+def teach(measure, config, folder, seed=0):
+    """Run the training case of a measure; returns its metrics."""
+    training = measure.training_case({}, measure.training)
+    return training.run(config, seed=seed, device=CPU, folder=folder, progress=lambda *_: None)
+
+
+def ask(measure, config, folder, seed=0, progress=lambda *_: None):
+    (case,) = measure.asking_cases(measure.training, "trained")
+    return case.run(config, seed=seed, device=CPU, folder=folder, progress=progress)
+
+
+def test_a_training_reports_everything(tmp_path):
+    metrics = teach(Recall(training=BRIEF), CONFIG, tmp_path, seed=3)
+    assert set(metrics) == {"training", "chosen", "parameters", "d_ff", "flops_per_token", "text"}
     assert metrics == json.loads(json.dumps(metrics))
-    for length in (64, 256):
-        rows = [row for row in metrics["rows"] if row["length"] == length]
-        assert sum(row["total"] for row in rows) == 3 * 8
-        assert all(set(r) == {"length", "depth", "passes", "correct", "total", "chance", "recent"} for r in rows)
-        assert sum(row["correct"] for row in rows) < 12
     assert metrics["training"]["tokens"] == 2 * 2 * 64 and len(metrics["training"]["curve"]) == 2
     assert metrics["parameters"] > 512 * 16 and metrics["flops_per_token"] > 2 * 512 * 16
-    assert set(metrics["state_bytes"]) == {"64", "256"}
-    assert 0 < metrics["state_bytes"]["256"] <= 4 * metrics["state_bytes"]["64"]
-    assert len(metrics["text"]["sha256"]) == 64 and backends
+    assert len(metrics["text"]["sha256"]) == 64
+    assert teach(Recall(training=BRIEF), CONFIG, tmp_path, seed=3) == metrics  # from the checkpoint, seconds included
+
+
+def test_a_tuning_scores_on_the_validation_stream_alone(tmp_path, monkeypatch):
+    asked = []
+    batches = NeedleTask.eval_batches
+
+    def spy(self, length, examples, seed, batch, split="eval"):
+        asked.append((self.load, length, split))
+        return batches(self, length, examples, seed, batch, split)
+
+    monkeypatch.setattr(NeedleTask, "eval_batches", spy)
+    mix = [{"length": 64, "load": 4, "weight": 3}, {"length": 96, "load": 8}]
+    settings = TrainingSettings(steps=2, batch=2, length=64, curriculum=[{"share": 1, "mix": mix}])
+    tuning = Tuning(training=settings, choice={"learning_rate": 1e-3}, examples=5)
+    metrics = tuning.run(CONFIG, seed=3, device=CPU, folder=tmp_path, progress=lambda *_: None)
+    assert asked == [(4, 64, "validation"), (8, 96, "validation")]
+    assert metrics["score"] == pytest.approx(math.log(512), abs=1.0) and 0 <= metrics["accuracy"] < 0.5
+    assert metrics["tokens"] == metrics["training"]["tokens"] and metrics["choice"] == {"learning_rate": 1e-3}
+    assert metrics == json.loads(json.dumps(metrics))
+
+
+def test_recall_reports_everything(tmp_path):
+    recall = Recall(training=BRIEF, lengths=(256,), loads=(4, 8), examples=3, eval_batch=2, memory=("fresh", "persistent"))
+    teach(recall, CONFIG, tmp_path, seed=3)
+    said = []
+    with record_backends() as backends:
+        metrics = ask(recall, CONFIG, tmp_path, seed=3, progress=lambda *args: said.append(args))
+    assert set(metrics) == {"rows", "answers", "state_bytes", "text"} and backends
+    assert metrics == json.loads(json.dumps(metrics))
+    count_hits(metrics)
+    cells = {(c["load"], c["memory"]): c["hits"] for c in metrics["answers"]}
+    assert set(cells) == {(load, memory) for load in (4, 8) for memory in ("fresh", "persistent")}
+    assert [len(hits) for hits in cells[8, "fresh"]] == [8, 8, 8]
+    keys = {"length", "load", "passes", "memory", "depth", "correct", "total", "chance", "recent"}
+    assert all(set(row) == keys and row["length"] == 256 for row in metrics["rows"])
+    assert set(metrics["state_bytes"]) == {"256"} and metrics["state_bytes"]["256"] > 0
     fractions = [fraction for fraction, _ in said]
     assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(1.0)
-    again = recall.run(CONFIG, seed=3, device=CPU, folder=tmp_path, progress=lambda *_: None)
-    assert again == metrics  # from the checkpoint, seconds of the training included
+    assert cells[8, "fresh"] == cells[8, "persistent"]  # a window has no memory that could persist
+    in_pieces = recall.model_copy(update={"chunk_size": 50})
+    assert ask(in_pieces, CONFIG, tmp_path, seed=3) == metrics
+
+
+def test_a_model_that_is_not_there_is_not_asked(tmp_path):
+    with pytest.raises(ValueError, match=r"the trained model of case trained is not in .*run the suite in a new folder"):
+        ask(Recall(training=BRIEF, lengths=(64,)), CONFIG, tmp_path)
+
+
+def test_a_persistent_memory_is_there_for_the_next_sequence():
+    class Hoarder(SlowLearner):
+        """Remembers every pair that it read before its last restart."""
+
+        def restart(self, state):
+            known = {**(state.before or {}), **state.known[0]}
+            return SimpleNamespace(known=[known], times=1)
+
+        def features(self, tokens, state=None, return_state=False):
+            before = state.known[0] if state is not None else None
+            answers, after = super().features(tokens, state, return_state)
+            after.before = before
+            return answers, after
+
+    task = NeedleTask(n_needles=2, n_keys=2, n_values=2)
+    recall = Recall(task=task, training=BRIEF, lengths=(64,), examples=40, memory=("fresh", "persistent"))
+    rows = recall.ask(Hoarder(task.vocab_size, 1), seed=0, device=CPU, progress=lambda *_: None)["rows"]
+    correct = {memory: sum(r["correct"] for r in rows if r["memory"] == memory) for memory in ("fresh", "persistent")}
+    assert correct["fresh"] == 0 and 20 < correct["persistent"] < 60  # half of the values are what they were before
 
 
 def test_a_memory_is_read_again_and_a_window_gains_nothing_by_it(tmp_path):
@@ -150,7 +233,8 @@ def test_a_memory_is_read_again_and_a_window_gains_nothing_by_it(tmp_path):
     memory = "sliding_window_attention(heads=2, window=8) | fwpkm(n_subkeys=8, d_k=8, d_v=8, top_k=2, chunk_size=16)@0"
     for name, layout in (("window", CONFIG.layout), ("memory", memory)):
         config = ModelConfig(layout, d_model=16, n_layers=1)
-        metrics = recall.run(config, seed=0, device=CPU, folder=tmp_path / name, progress=lambda *_: None)
+        teach(recall, config, tmp_path / name)
+        metrics = ask(recall, config, tmp_path / name)
         rows = {passes: [r for r in metrics["rows"] if r["passes"] == passes] for passes in (1, 3)}
         assert [r["total"] for r in rows[1]] == [r["total"] for r in rows[3]]
         if name == "window":
@@ -165,12 +249,14 @@ def test_a_memory_is_read_again_and_a_window_gains_nothing_by_it(tmp_path):
 
 def test_perplexity_reports_every_position(tmp_path):
     measure = Perplexity(training=BRIEF, length=200, examples=3, eval_batch=2, first_bucket=16)
-    metrics = measure.run(CONFIG, seed=0, device=CPU, folder=tmp_path, progress=lambda *_: None)
+    teach(measure, CONFIG, tmp_path)
+    metrics = ask(measure, CONFIG, tmp_path)
     rows = metrics["rows"]
     assert [(row["start"], row["end"]) for row in rows] == [(0, 16), (16, 32), (32, 64), (64, 128), (128, 200)]
     assert [row["tokens"] for row in rows] == [48, 48, 96, 192, 216]
     assert all(row["nats"] == pytest.approx(math.log(512), abs=1.0) for row in rows)  # it has not learned much yet
-    assert metrics["training"]["steps"] == 2 and metrics["parameters"] > 0
+    pieces = ask(measure.model_copy(update={"chunk_size": 37}), CONFIG, tmp_path)
+    assert [row["nats"] for row in pieces["rows"]] == pytest.approx([row["nats"] for row in rows], rel=1e-5)
     assert metrics == json.loads(json.dumps(metrics))
 
 
@@ -178,7 +264,7 @@ def test_nats_stand_at_their_position():
     class Certain(nn.Module):
         """Knows each next byte up to position 10, and nothing after."""
 
-        def forward(self, tokens):
+        def forward(self, tokens, state, return_state):
             logits = 50.0 * F.one_hot(tokens.roll(-1, dims=1), 256).float()
             logits[:, 10:] = 0
             return logits, None
@@ -198,7 +284,7 @@ def test_bucket_edges(length, edges):
 
 def test_a_vocabulary_that_is_too_small_is_refused_before_any_work(tmp_path):
     config = ModelConfig("sliding_window_attention", d_model=16, n_layers=1, vocab_size=128)
-    for measure, needed in ((Recall(), 385), (Perplexity(), 256)):
+    for measure, needed in ((Recall(), 385), (Perplexity(), 256), (Training(), 385), (Tuning(), 385)):
         with pytest.raises(ValueError, match=f"uses {needed} token ids but the model has vocab_size=128"):
             measure.run(config, seed=0, device=CPU, folder=tmp_path, progress=lambda *_: None)
     assert not list(tmp_path.iterdir())
@@ -213,6 +299,9 @@ def test_a_vocabulary_that_is_too_small_is_refused_before_any_work(tmp_path):
         ({"passes": (0,)}, "greater than or equal to 1"),
         ({"passes": (1, 2), "task": {"task": "mqar"}}, r"passes must be \[1\] for mqar, got \[1, 2\]: its questions"),
         ({"passes": (2,), "task": {"task": "mqar"}}, r"passes must be \[1\] for mqar"),
+        ({"loads": (100,)}, "n_keys=64 cannot give 100 needles"),
+        ({"lengths": (96,), "loads": (4, 32)}, "needs length >= 130, got 96"),
+        ({"memory": ("stale",)}, "'fresh' or 'persistent'"),
         ({"lengths": (32,)}, "needs length >= 34, got 32"),
         ({"training": {"length": 30}}, "needs length >= 34, got 30"),
         ({"task": {"task": "text"}}, "does not match any of the expected tags"),
@@ -229,7 +318,7 @@ def test_measures_are_found_by_name_and_survive_yaml():
         measure = TypeAdapter(AnyMeasure).validate_python({"measure": name})
         assert type(measure) is kind
         assert TypeAdapter(AnyMeasure).validate_python(json.loads(measure.model_dump_json())) == measure
-        assert len(kind().cases()) == {"speed": 24, "memory": 12}.get(name, 1)
+        assert len(kind().cases()) == {"speed": 24, "memory": 12, "recall": 6}.get(name, 1)
     recall = TypeAdapter(AnyMeasure).validate_python({"measure": "recall", "task": {"task": "mqar", "n_pairs": 4}})
     assert recall.task == MqarTask(n_pairs=4)
     assert Perplexity().task == TextTask()

@@ -9,6 +9,7 @@ from mixerzoo.benchmarks.measures import OpSpeed, Overhead
 from mixerzoo.benchmarks.measures.bars import Bar, ratios
 from mixerzoo.benchmarks.measures.contest import Contender, peaks_in_turn, time_in_turn
 from mixerzoo.benchmarks.measures.op_work import FwpkmWork
+from mixerzoo.benchmarks.plan import Planner
 from mixerzoo.benchmarks.suite import load_suite, parse_suite
 from mixerzoo.models import ModelConfig
 
@@ -249,5 +250,5 @@ def test_one_entry_is_one_case():
         "name: mine\nmodel: {n_layers: 1}\nlayouts: {a: fwpkm}\n"
         "measures:\n  - {measure: op_speed, modes: [forward, train], lengths: [16, 32], backends: [torch, reference]}\n"
     )
-    (case,) = parse_suite(text, "s").cases("cpu")
+    (case,) = Planner(parse_suite(text, "s"), "cpu")({}).cases
     assert case.exclusive and case.sizes == "forward,train 16,32"

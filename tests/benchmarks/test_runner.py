@@ -1,5 +1,6 @@
 """The runner with fake cases: every end of a process is a status; a kill at any moment loses and doubles nothing."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from mixerzoo.benchmarks.case import Case
+from mixerzoo.benchmarks.case import Case, Plan
 from mixerzoo.benchmarks.environment import collect_environment, differences
-from mixerzoo.benchmarks.runner import Limits, execute, missing, suite_differences
+from mixerzoo.benchmarks.runner import Limits, TimeIsUp, execute, suite_differences
 from mixerzoo.benchmarks.runs import ResultLine, Run, RunError
 
 # A case that does what its parameters say, without torch.
@@ -55,8 +56,8 @@ class Silent:
     def __init__(self):
         self.told = Counter()
 
-    def begin(self, pending, done):
-        self.told.update(begin=len(pending) + done, done=done)
+    def planned(self, pending, done):
+        self.told.update(planned=len(pending) + done, done=done)
 
     def started(self, case):
         self.told["started"] += 1
@@ -95,15 +96,16 @@ class Bench:
         parameters = {"log": str(self.log), **parameters}
         return Case("label", "line", {"layout": "line"}, "fake", parameters, seed, "cpu", exclusive)
 
-    def execute(self, cases, suite=SUITE, device="cpu", retry_failed=False, **limits) -> list[ResultLine]:
+    def execute(self, cases, suite=SUITE, device="cpu", retry_failed=False, reuse=(), **limits) -> list[ResultLine]:
         return execute(
-            cases,
+            cases if callable(cases) else lambda results: Plan(tuple(cases), final=True),
             self.run,
             suite,
             Limits(**limits),
             self.reporter,
             device=device,
             retry_failed=retry_failed,
+            reuse=reuse,
             run_case=importlib.import_module("fake_case").run_case,
         )
 
@@ -122,7 +124,7 @@ def test_ok_case_has_everything_in_its_line(bench):
     assert result.parameters["model"] == {"layout": "line"} and result.parameters["layout_line"] == "line"
     assert result.parameters["device"] == "cpu" and result.parameters["log"] == str(bench.log)
     assert result.backends == {"fake_op": ["torch"]} and result.seconds > 0
-    assert bench.reporter.told == Counter(begin=1, started=1, progress=1, ok=1, end=1)
+    assert bench.reporter.told == Counter(planned=1, started=1, progress=1, ok=1, end=1)
     assert Run(bench.run.folder).results() == [result] and bench.run.suite() == SUITE
 
 
@@ -180,14 +182,66 @@ def test_exclusive_cases_run_alone_after_the_others(bench):
 def test_running_again_runs_what_is_missing_and_failed_ones_on_request(bench):
     good, bad, new = bench.case(0), bench.case(1, act="error"), bench.case(2)
     bench.execute([good, bad])
-    assert [c.seed for c in missing([good, bad, new], bench.run)] == [2]
-    assert [c.seed for c in missing([good, bad, new], bench.run, retry_failed=True)] == [1, 2]
     assert [r.status for r in bench.execute([good, bad, new])] == ["ok", "crashed", "ok"]
     bench.fake.write_text(FAKE_CASE.replace('raise TypeError("a bug")', "pass"))
     assert [r.status for r in bench.execute([good, bad, new], retry_failed=True)] == ["ok", "ok", "ok"]
     starts = Counter(line.split()[0] for line in bench.log.read_text().splitlines() if " start " in line)
     assert starts == {"0": 1, "1": 2, "2": 1}
     assert len(bench.run.environment()["resumed"]) == 2
+
+
+def test_results_add_cases_to_the_plan(bench):
+    first, second, third = bench.case(0), bench.case(1), bench.case(2)
+
+    def planner(results):
+        more = (second,) if first.id in results and results[first.id].metrics == {"answer": 42} else ()
+        more += (third,) if second.id in results else ()
+        return Plan((first, *more), final=len(more) == 2)
+
+    assert [r.seed for r in bench.execute(planner, jobs=2)] == [0, 1, 2]
+    spans = bench.spans()
+    assert spans["0"][1] < spans["1"][0] and spans["1"][1] < spans["2"][0]
+    plan = bench.run.plan()
+    assert plan["final"] and [c["case"] for c in plan["cases"]] == [first.id, second.id, third.id]
+    assert [r.seed for r in bench.execute(planner)] == [0, 1, 2]  # nothing is run twice
+    assert len(bench.run.results_path.read_text().splitlines()) == 3
+
+
+def test_a_run_whose_time_is_up_goes_on_at_the_next_start(bench):
+    cases = [bench.case(seed, sleep=0.5) for seed in range(4)]
+    with pytest.raises(TimeIsUp, match="seconds are over"):
+        bench.execute(cases, jobs=1, run_seconds=0.8)
+    finished = len(bench.run.results())
+    assert finished < 4
+    assert [r.status for r in bench.execute(cases)] == ["ok"] * 4
+
+
+def test_trained_models_of_another_run_are_taken_over(bench):
+    trained = Case("old name", "line", {}, "training", {"log": str(bench.log)}, 1, "cpu", False)
+    bench.execute([trained, bench.case(2)])
+    (bench.run.checkpoint_folder(trained.id)).mkdir(parents=True)
+    (bench.run.checkpoint_folder(trained.id) / "model").write_text("weights")
+    other, bench.run = bench.run, Run(bench.folder / "new")
+    renamed = dataclasses.replace(trained, label="new name")
+
+    def planner(results):
+        return Plan((renamed, *([bench.case(3)] if trained.id in results else []), bench.case(2)), final=True)
+
+    results = bench.execute(planner, reuse=[other])
+    assert [(r.layout, r.seed) for r in results] == [("new name", 1), ("label", 3), ("label", 2)]
+    starts = Counter(line.split()[0] for line in bench.log.read_text().splitlines() if " start " in line)
+    assert starts == {"1": 1, "3": 1, "2": 2}  # only trainings are taken over
+    assert (bench.run.checkpoint_folder(trained.id) / "model").read_text() == "weights"
+    assert bench.run.environment()["reused"]["run"]["started"] == other.environment()["started"]
+
+
+def test_the_plan_on_disk_names_what_is_still_to_run(bench):
+    stopped = bench.case(1, act="error")
+    bench.execute(lambda results: Plan((stopped,), final=False))
+    assert bench.run.plan() == {
+        "final": False,
+        "cases": [{"case": stopped.id, "layout": "label", "measure": "fake", "seed": 1, "what": ""}],
+    }
 
 
 def test_a_folder_of_another_suite_device_or_purpose_is_refused(bench):
@@ -222,7 +276,7 @@ def test_case_ids_depend_on_meaning_alone(bench):
 
 RUNNER = """
 import sys
-from mixerzoo.benchmarks.case import Case
+from mixerzoo.benchmarks.case import Case, Plan
 from mixerzoo.benchmarks.runner import Limits, execute
 from mixerzoo.benchmarks.runs import Run
 folder, path, log, count = sys.argv[1:]
@@ -231,10 +285,10 @@ from fake_case import run_case
 parameters = {"log": log, "sleep": 0.05}
 cases = [Case("label", "line", {}, "fake", parameters, seed, "cpu", seed % 3 == 0) for seed in range(int(count))]
 class Silent:
-    def begin(self, *_): pass
-    started = progress = finished = begin
+    def planned(self, *_): pass
+    started = progress = finished = planned
     def end(self): pass
-execute(cases, Run(folder), {"name": "fake"}, Limits(jobs=2), Silent(), device="cpu", run_case=run_case, preloaded=[])
+execute(lambda results: Plan(tuple(cases), True), Run(folder), {"name": "fake"}, Limits(jobs=2), Silent(), device="cpu", run_case=run_case, preloaded=[])
 """
 
 

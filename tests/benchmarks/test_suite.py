@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from mixerzoo.benchmarks.plan import Planner
 from mixerzoo.benchmarks.suite import SuiteError, bundled_suites, load_suite, parse_measure, parse_suite
 
 GOOD = """\
@@ -40,51 +41,20 @@ def changed(old: str, new: str) -> str:
     return GOOD.replace(old, new)
 
 
-def test_grid_is_layouts_times_measures_times_sizes_times_seeds():
-    cases = parse_suite(GOOD, "s").cases("cpu")
-    speed = [(c.label, c.parameters["modes"], c.parameters["lengths"], c.seed) for c in cases if c.measure == "speed"]
-    assert speed == [("lin", [m], [n], 3) for n in (64, 128) for m in ("forward", "train")]
-    recall = [(c.label, c.seed) for c in cases if c.measure == "recall"]
-    assert recall == [("soft", 0), ("soft", 1), ("lin", 0), ("lin", 1)]
-    assert len({c.id for c in cases}) == len(cases) == 8
-    assert {c.exclusive for c in cases if c.measure == "speed"} == {True}
-    assert {c.exclusive for c in cases if c.measure == "recall"} == {False}
-    lin = next(c for c in cases if c.label == "lin" and c.seed == 1)
-    assert lin.layout_line == "linear_attention*2" and lin.model["seed"] == 1 and lin.model["d_model"] == 32
-    assert lin.model["mixer_defaults"] == {"linear_attention": {"heads": 2}}
-    assert lin.parameters["training"]["learning_rate"] == 0.004 and "measure" not in lin.parameters
-
-
-def test_ids_depend_on_meaning_not_on_names_order_or_other_layouts():
-    ids = {c.id for c in parse_suite(GOOD, "s").cases("cpu")}
-    same = GOOD.replace("name: mine", "name: other").replace("soft:", "full:").replace("*2", " * 2 ")
-    same = same.replace(
-        "    linear_attention: {heads: 2}", "    linear_attention: {heads: 2}\n    ttt_linear: {heads: 2}"
-    )
-    assert {c.id for c in parse_suite(same, "s").cases("cpu")} == ids
-    assert not ids & {c.id for c in parse_suite(GOOD, "s").cases("cuda")}
-    assert not ids & {c.id for c in parse_suite(changed("d_model: 32", "d_model: 48"), "s").cases("cpu")}
-
-
-def test_entries_that_overlap_share_their_cases():
-    more = "  - {measure: speed, modes: [train], lengths: [128, 256], layouts: [lin], seeds: [3]}\n"
-    assert len(parse_suite(GOOD + more, "s").cases("cpu")) == 9
-
-
-@pytest.mark.parametrize("name", ["smoke", "quick"])
+@pytest.mark.parametrize("name", bundled_suites())
 def test_resolved_suite_is_the_same_suite(name):
     suite = load_suite(name)
     resolved = suite.resolved()
     again = parse_suite(yaml.safe_dump(resolved, sort_keys=False), "resolved")
     assert again.resolved() == resolved
-    assert [c.id for c in again.cases("cpu")] == [c.id for c in suite.cases("cpu")]
+    assert Planner(again, "cpu")({}) == Planner(suite, "cpu")({})
     assert resolved["name"] == name and resolved["description"]
 
 
 def test_match_layout_may_be_a_label():
     text = changed("  d_model: 32", "  d_model: 32\n  match: params\n  match_layout: soft")
     suite = parse_suite(text, "s")
-    assert suite.cases("cpu")[0].model["match_layout"] == "softmax_attention"
+    assert Planner(suite, "cpu")({}).cases[0].model["match_layout"] == "softmax_attention"
     assert problems(text.replace("match_layout: soft", "d_ff: 96"))[0] == (
         2,
         "model: match and match_layout go together: give both or neither",

@@ -1,0 +1,239 @@
+"""Taught, then asked: measures of trained models, and the two kinds of cases that come before their own.
+
+`tuning` tries options in short trainings, `training` trains with those that were chosen; what asks a trained model
+comes last, in cases that load it, and only if it was taught.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+import math
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from ...mixers import mixer_options
+from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
+from ..tasks import IGNORE, AnyTask, NeedleTask, Task
+from ..training import Progress, TrainingSettings, autocast, scored_logits, train_or_load
+from .base import Measure, check_vocabulary, part_of
+
+CHECKPOINT = "checkpoint"
+
+Choice = dict[str, Any]  # swept option -> value
+
+
+class Sweep(BaseModel):
+    """Options to choose for each layout by successive halving (Jamieson & Talwalkar 2016, arXiv 1502.07943).
+
+    Further keys are the options, each with its values: a setting of the training (`learning_rate: [1e-3, 3e-3]`), or
+    an option of a mixer (`fwpkm.top_k: [4, 8]`), which counts for the layouts that hold the mixer. Every combination
+    is trained for the first of `rungs` (shares of the steps); of those, the share `keep` with the least validation
+    loss goes on to the next, from new models. seeds: of these trainings alone. examples: validation sequences for each
+    length and load.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    seeds: tuple[int, ...] = Field(default=(1000,), min_length=1)
+    rungs: tuple[float, ...] = Field(default=(0.2,), min_length=1)
+    keep: float = Field(default=0.5, gt=0, lt=1)
+    examples: int = Field(default=16, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.options:
+            raise ValueError("a sweep needs options, such as learning_rate: [1e-3, 3e-3]")
+        for name, values in self.options.items():
+            if not isinstance(values, list | tuple) or not values:
+                raise ValueError(f"{name} must be a list of values to try, got {values!r}")
+            mixer, _, option = name.rpartition(".")
+            known = mixer_options(mixer) if mixer else TrainingSettings.model_fields
+            if option not in known:
+                raise ValueError(f"{mixer or 'training'} has no setting {option!r} to sweep; it has {', '.join(known)}")
+        if list(self.rungs) != sorted(set(self.rungs)) or not 0 < self.rungs[0] <= self.rungs[-1] <= 1:
+            raise ValueError(f"rungs must be rising shares of the steps in 0..1, got {list(self.rungs)}")
+        return self
+
+    @property
+    def options(self) -> dict[str, list[Any]]:
+        return dict(self.model_extra or {})
+
+    def choices(self, mixers: set[str]) -> list[Choice]:
+        """Every combination of the options that a layout with these mixers has."""
+        own = {name: values for name, values in self.options.items() if _mixer(name) in (None, *mixers)}
+        return [dict(zip(own, values)) for values in itertools.product(*own.values())]
+
+    def survivors(self, scores: dict[int, float]) -> list[int]:
+        """Which choices, by number, go on from a rung with these scores, least first; ties go to the earlier one."""
+        finite = sorted((score, number) for number, score in scores.items() if math.isfinite(score))
+        return [number for _, number in finite[: max(1, math.ceil(self.keep * len(scores)))]]
+
+
+def _mixer(option: str) -> str | None:
+    return option.rpartition(".")[0] or None
+
+
+def apply_choice(choice: Choice, model: dict[str, Any], training: TrainingSettings) -> tuple[dict, TrainingSettings]:
+    """The model's configuration (as a dict) and the settings of its training with the options of `choice`."""
+    defaults = {name: dict(options) for name, options in model["mixer_defaults"].items()}
+    settings = training.model_dump()
+    for name, value in choice.items():
+        mixer, _, option = name.rpartition(".")
+        (defaults.setdefault(mixer, {}) if mixer else settings)[option] = value
+    return {**model, "mixer_defaults": defaults}, TrainingSettings.model_validate(settings)
+
+
+class Trained(Measure):
+    """A measure of trained models. task, training, sweep: what to train on and how. Subclasses write `ask`.
+
+    trained: the case whose model is asked; a suite leaves it out.
+    """
+
+    task: Task
+    training: TrainingSettings = TrainingSettings()
+    sweep: Sweep | None = None
+    trained: str | None = None
+
+    @model_validator(mode="after")
+    def _check_training(self) -> Self:
+        self.training.check(self.task)
+        for name, values in self.sweep.options.items() if self.sweep is not None else ():
+            for value in values if _mixer(name) is None else ():
+                TrainingSettings.model_validate({**self.training.model_dump(), name: value})
+        return self
+
+    def training_case(self, choice: Choice, training: TrainingSettings) -> Training:
+        return Training(task=self.task, training=training, chosen=choice)
+
+    def asking_cases(self, training: TrainingSettings, trained: str) -> list[Self]:
+        """The cases that ask the model that the case `trained` trained with these settings."""
+        update = {"training": training, "trained": trained, "sweep": None}
+        return [case.model_copy(update=update) for case in self.cases()]
+
+    def run(
+        self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
+    ) -> dict[str, Any]:
+        """See `Measure.run`. folder: of the training case. Raises `ValueError` if it holds no trained model."""
+        check_vocabulary(config, self.task)
+        if not (folder / CHECKPOINT / "config.json").is_file():
+            raise ValueError(
+                f"the trained model of case {self.trained} is not in {folder}; run the suite in a new folder"
+            )
+        model = LanguageModel.load(folder / CHECKPOINT, device).eval()
+        return self.ask(model, seed=seed, device=device, progress=progress)
+
+    def ask(self, model: LanguageModel, *, seed: int, device: torch.device, progress: Progress) -> dict[str, Any]:
+        """Measure a trained model; returns metrics, fit for JSON."""
+        raise NotImplementedError
+
+
+class Training(Measure):
+    """Train one model until it passes the bar of its task, or the budget ends. chosen: what a sweep chose."""
+
+    measure: Literal["training"] = "training"
+    task: AnyTask = NeedleTask()
+    training: TrainingSettings = TrainingSettings()
+    chosen: Choice = Field(default_factory=dict)
+    resumes: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _check_training(self) -> Self:
+        self.training.check(self.task)
+        return self
+
+    def run(
+        self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
+    ) -> dict[str, Any]:
+        """See `Measure.run`; metrics are `training` (see `train`), `chosen`, `parameters`, `d_ff`, `flops_per_token`
+        (of a forward call at the training length) and `text` (the corpus)."""
+        check_vocabulary(config, self.task)
+        _, record = train_or_load(
+            config,
+            self.task,
+            self.training,
+            seed=seed,
+            device=device,
+            folder=folder / CHECKPOINT,
+            progress=progress,
+        )
+        # counting runs a model of its own on the CPU; in an empty context, its backends are not recorded as ours
+        flops = contextvars.Context().run(count_flops, config, self.training.length)
+        return {
+            "training": record,
+            "chosen": self.chosen,
+            "parameters": count_parameters(config)["total"],
+            "d_ff": resolve_d_ff(config),
+            "flops_per_token": round(flops / self.training.length),
+            "text": self.task.describe_text(),
+        }
+
+
+class Tuning(Measure):
+    """One short training of a sweep, see `Sweep`. choice: the options tried; rung: from 0. training: as shortened."""
+
+    measure: Literal["tuning"] = "tuning"
+    task: AnyTask = NeedleTask()
+    training: TrainingSettings = TrainingSettings()
+    choice: Choice = Field(default_factory=dict)
+    rung: int = Field(default=0, ge=0)
+    examples: int = Field(default=16, ge=1)
+
+    def run(
+        self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
+    ) -> dict[str, Any]:
+        """See `Measure.run`; metrics are `choice`, `rung`, `tokens`, `score` (validation loss in nats, the mean over
+        the lengths and loads that the training ends with), `accuracy` (theirs) and `training` (see `train`)."""
+        check_vocabulary(config, self.task)
+        model, record = train_or_load(
+            config,
+            self.task,
+            self.training,
+            seed=seed,
+            device=device,
+            folder=folder / CHECKPOINT,
+            progress=part_of(progress, 0.0, 0.9),
+        )
+        points = self.training.last_points(self.task)
+        readings = [
+            (weight, *validate(model, task, length, self.examples, seed, device, self.training))
+            for task, length, weight in points
+        ]
+        total = sum(weight for weight, _, _ in readings)
+        return {
+            "choice": self.choice,
+            "rung": self.rung,
+            "tokens": record["tokens"],
+            "score": sum(weight * nats for weight, nats, _ in readings) / total,
+            "accuracy": sum(weight * accuracy for weight, _, accuracy in readings) / total,
+            "training": record,
+        }
+
+
+@torch.no_grad()
+def validate(
+    model: LanguageModel,
+    task: Task,
+    length: int,
+    examples: int,
+    seed: int,
+    device: torch.device,
+    settings: TrainingSettings,
+) -> tuple[float, float]:
+    """Mean loss in nats and accuracy over the scored positions of `examples` sequences of the validation stream."""
+    nats, right, count = 0.0, 0, 0
+    batch = max(1, settings.batch * settings.length // length)
+    for sequences in task.eval_batches(length, examples, seed, batch, "validation"):
+        scored = sequences.targets != IGNORE
+        targets = sequences.targets[scored].to(device)
+        with autocast(device, settings.precision):
+            logits = scored_logits(model, sequences.tokens.to(device), scored.to(device))
+        nats += F.cross_entropy(logits, targets, reduction="sum").item()
+        right += int((logits.argmax(-1) == targets).sum())
+        count += len(targets)
+    return nats / count, right / count
