@@ -10,10 +10,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from ...models import LanguageModel, ModelConfig, ModelState, count_flops, count_parameters, resolve_d_ff
-from ..errors import NotFiniteError
+from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
 from ..tasks import IGNORE, Batch, NeedleTask, RecallTask
-from ..training import Progress, TrainingSettings, autocast, scored_logits, train_or_load
+from ..training import Progress, TrainingSettings, answers_right, autocast, train_or_load
 from .base import Measure, Size, check_vocabulary, part_of
 
 DEPTH_EDGES = (0.0, 0.25, 0.5, 0.75)  # lower edges of the depth buckets
@@ -150,19 +149,3 @@ class Recall(Measure):
             _, state = model.features(example.tokens.to(device), return_state=True)
         assert state is not None
         return state.nbytes
-
-
-def answers_right(
-    model: LanguageModel, batch: Batch, device: torch.device, state: ModelState | None = None
-) -> torch.Tensor:
-    """For each scored position of `batch`, in row-major order, whether the likeliest token is the target; bool `[n]`.
-
-    state: what earlier readings left; it stays as it is.
-
-    Raises `NotFiniteError` if a logit is NaN or infinite.
-    """
-    scored = batch.targets != IGNORE
-    logits = scored_logits(model, batch.tokens.to(device), scored.to(device), state)
-    if not logits.isfinite().all():
-        raise NotFiniteError(f"logits are not finite after reading {batch.tokens.shape[1]} tokens")
-    return logits.argmax(-1).cpu() == batch.targets[scored]
