@@ -1,0 +1,26 @@
+"""How models are trained: one recipe for every mixer, on data that is a function of the seed and the step alone."""
+
+from .curriculum import Draw, MixedTask, Phase
+from .evaluation import accuracy, answers_right, autocast, batch_loss, scored_logits
+from .loop import Progress, train, train_or_load
+from .optimizers import make_optimizer, make_optimizers
+from .settings import Bar, Precision, TrainingSettings
+
+__all__ = [
+    "Bar",
+    "Draw",
+    "MixedTask",
+    "Phase",
+    "Precision",
+    "Progress",
+    "TrainingSettings",
+    "accuracy",
+    "answers_right",
+    "autocast",
+    "batch_loss",
+    "make_optimizer",
+    "make_optimizers",
+    "scored_logits",
+    "train",
+    "train_or_load",
+]

@@ -1,0 +1,313 @@
+"""One plain training loop, the same for every mixer; the order of the data is a function of the seed alone."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...mixers import NotFiniteInputError
+from ...models import LanguageModel, ModelConfig
+from ..errors import NotFiniteError
+from ..tasks import IGNORE, Batch, Task
+from ..tasks.base import Split
+from .checkpoints import ResumePoint, Standing
+from .evaluation import Reader, accuracy, autocast
+from .finite import first_not_finite
+from .optimizers import make_optimizers, set_rate
+from .settings import Bar, TrainingSettings
+
+Progress = Callable[[float, str], None]  # share of the work done, 0..1, and one line for people
+
+CURVE_POINTS = 100
+RECORD_FILE = "training.json"
+
+
+def train(
+    model: LanguageModel,
+    task: Task,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    progress: Progress = lambda fraction, text: None,
+    resume: ResumePoint | None = None,
+) -> dict[str, Any]:
+    """Train `model`, which is on `device`, in place; returns the record of the training, fit for JSON.
+
+    It holds `steps` and `tokens` read, `seconds`, `learning_rate`, `curve` (about 100 points `[step, loss]`, the loss
+    in nats being the mean since the point before), `evaluations` (`[step, tokens, accuracy]` on validation data),
+    `tokens_to_solve` (read until an evaluation first reached the bar, or None) and `bar`: None, or `accuracy`, `length`
+    and `load` of the bar, `reached` (accuracy at the end on held-out data) and `passed`.
+
+    resume: saved to on schedule and resumed from; the result is that of a training that was never interrupted. A model
+    that keeps a memory between calls is not saved: its memory is no part of its parameters.
+    Raises `ValueError` for settings that do not suit the task or the model, `NotFiniteError` at the first step whose
+    loss or gradient is NaN or infinite.
+    """
+    return _Training(model, task, settings, seed, device, progress, resume).run()
+
+
+def train_or_load(
+    config: ModelConfig,
+    task: Task,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    folder: Path,
+    progress: Progress,
+) -> tuple[LanguageModel, dict[str, Any]]:
+    """A trained model in evaluation mode, and what `train` returned when it was trained.
+
+    `seed` decides both the initial parameters and the data. The model is kept in `folder`; one that is there already,
+    trained in the same way, is loaded instead of being trained again if it is finished, and trained on if not.
+    """
+    config = dataclasses.replace(config, seed=seed)
+    recipe = _recipe(config, task, settings, seed)
+    record_path = folder / RECORD_FILE
+    record = json.loads(record_path.read_text()) if record_path.is_file() else {}
+    if record.get("recipe") == recipe:
+        progress(1.0, "trained already")
+        return LanguageModel.load(folder, device).eval(), record["training"]
+    record_path.unlink(missing_ok=True)
+    model = LanguageModel(config).to(device)
+    resume = ResumePoint(folder, recipe)
+    training = train(model, task, settings, seed=seed, device=device, progress=progress, resume=resume)
+    model.save(folder)
+    # written last and whole: its presence says that the model beside it is finished
+    partial = record_path.with_name(f"{RECORD_FILE}.tmp")
+    partial.write_text(json.dumps({"recipe": recipe, "training": training}))
+    os.replace(partial, record_path)
+    resume.remove()
+    return model, training
+
+
+class _Training:
+    """A training under way: what it trains, with what, and where it stands."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        task: Task,
+        settings: TrainingSettings,
+        seed: int,
+        device: torch.device,
+        progress: Progress,
+        resume: ResumePoint | None,
+    ) -> None:
+        settings.check(task)
+        _check_model(model, task, settings)
+        self.keeps_memory = any(mixer.keeps_memory for mixer in model.mixers())
+        self.model, self.task, self.settings, self.seed, self.device = model, task, settings, seed, device
+        self.progress, self.resume = progress, None if self.keeps_memory else resume
+        self.optimizers = make_optimizers(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
+        self.reader = Reader(model, torch.compile(model.features) if settings.compile else None)
+        self.standing = Standing()
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; returns the record."""
+        if self.resume is not None:
+            self.standing = self.resume.restore(self.model, self.optimizers)
+        before = time.perf_counter() - self.standing.seconds
+        self.model.train()
+        with _activations(self.model, checkpoint=self.settings.checkpoint_activations):
+            while self.standing.step < self.settings.steps and not self._stopped():
+                self._advance()
+                self.standing.seconds = time.perf_counter() - before
+                self.progress(self.standing.step / self.settings.steps, self._text())
+                self._save_if_due()
+        self.model.eval()
+        reached = self._bar_reached()
+        return self._record(reached, time.perf_counter() - before)
+
+    def _advance(self) -> None:
+        """One step, and what is due after it."""
+        standing, settings = self.standing, self.settings
+        plan = settings.plan(standing.step, self.seed)
+        batch = settings.read(self.task, plan, standing.step, self.seed)
+        set_rate(self.optimizers, settings.rate_at(standing.step))
+        with _window(self.model, settings.dropout_window if plan.windowed else None):
+            loss = self._step(batch)
+        standing.step += 1
+        standing.tokens += plan.tokens
+        standing.losses.append(loss)
+        last = standing.step == settings.steps
+        if last or standing.step % max(1, settings.steps // CURVE_POINTS) == 0:
+            self._mark_curve()
+        if settings.bar is not None and (last or standing.step % settings.evaluate_every == 0):
+            self._evaluate(settings.bar)
+
+    def _step(self, batch: Batch) -> float:
+        """Move the parameters by the gradient over `batch`; returns the loss before."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        try:
+            loss = self._backward(batch)
+        except NotFiniteInputError:  # some mixers look at what they are given
+            self._complain(batch, math.nan, math.nan)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        # looked at before the step: afterwards every parameter is spoilt and none can be named
+        found, norm_found = torch.stack([loss, norm.to(loss.dtype)]).tolist()
+        if not (math.isfinite(found) and math.isfinite(norm_found)):
+            self._complain(batch, found, norm_found)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return found
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Add the gradient of the mean loss over the scored positions of `batch`; returns that mean."""
+        count = int((batch.targets != IGNORE).sum())
+        total = torch.zeros((), device=self.device)
+        for loss in self._losses(batch):
+            (loss / count).backward()
+            total += loss.detach() / count
+        return total
+
+    def _losses(self, batch: Batch) -> Iterator[Tensor]:
+        """Summed cross-entropy of each of the parts in which `batch` is read."""
+        parts = min(self.settings.accumulate, len(batch.tokens))
+        for tokens, targets in zip(batch.tokens.tensor_split(parts), batch.targets.tensor_split(parts), strict=True):
+            scored = targets != IGNORE
+            with autocast(self.device, self.settings.precision):
+                logits = self.reader(tokens.to(self.device), scored.to(self.device))
+                yield F.cross_entropy(logits, targets[scored].to(self.device), reduction="sum")
+
+    def _complain(self, batch: Batch, loss: float, norm: float) -> NoReturn:
+        """Raise `NotFiniteError` that says where in the model it began."""
+        blamed = first_not_finite(self.model, lambda: list(self._losses(batch)))
+        numbers = f"the loss is {loss}, the gradient norm {norm}"
+        raise NotFiniteError(f"at training step {self.standing.step + 1} {numbers}; it began in {blamed}")
+
+    def _mark_curve(self) -> None:
+        losses = self.standing.losses
+        self.standing.curve.append([self.standing.step, math.fsum(losses) / len(losses)])
+        losses.clear()
+
+    def _evaluate(self, bar: Bar) -> None:
+        """Record the accuracy on validation data."""
+        standing, found = self.standing, self._accuracy(bar, "validation")
+        standing.evaluations.append([standing.step, standing.tokens, found])
+        if standing.tokens_to_solve is None and found >= bar.accuracy:
+            standing.tokens_to_solve = standing.tokens
+
+    def _accuracy(self, bar: Bar, split: Split) -> float:
+        length, load = self.settings.bar_at(self.task)
+        # reading changes a memory that is kept between calls, and evaluation must not
+        model = copy.deepcopy(self.model) if self.keeps_memory else self.model
+        model.eval()
+        found = accuracy(
+            Reader(model),
+            self.task if load is None else self.task.with_load(load),
+            length=length,
+            examples=bar.examples,
+            seed=self.seed,
+            split=split,
+            rows=max(1, self.settings.batch * self.settings.length // length // self.settings.accumulate),
+            device=self.device,
+            precision=self.settings.precision,
+        )
+        self.model.train()
+        return found
+
+    def _bar_reached(self) -> dict[str, Any] | None:
+        """What the bar asked for and, on held-out data, whether it was reached; None without a bar."""
+        bar = self.settings.bar
+        if bar is None:
+            return None
+        length, load = self.settings.bar_at(self.task)
+        reached = self._accuracy(bar, "eval")
+        self.model.eval()
+        passed = reached >= bar.accuracy
+        return {"accuracy": bar.accuracy, "length": length, "load": load, "reached": reached, "passed": passed}
+
+    def _stopped(self) -> bool:
+        """Whether the bar has ended the training."""
+        bar, evaluations = self.settings.bar, self.standing.evaluations
+        if bar is None or not bar.stop or not evaluations:
+            return False
+        return evaluations[-1][2] >= bar.accuracy + bar.margin
+
+    def _save_if_due(self) -> None:
+        standing = self.standing
+        over = standing.step == self.settings.steps or self._stopped()
+        if self.resume is not None and not over and standing.step % self.settings.keep_every == 0:
+            self.resume.save(self.model, self.optimizers, standing)
+
+    def _text(self) -> str:
+        standing = self.standing
+        loss = f", loss {standing.curve[-1][1]:.3f}" if standing.curve else ""
+        right = f", right {standing.evaluations[-1][2]:.1%}" if standing.evaluations else ""
+        return f"training: step {standing.step}/{self.settings.steps}{loss}{right}"
+
+    def _record(self, bar: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
+        standing = self.standing
+        if standing.losses:
+            self._mark_curve()
+        return {
+            "steps": standing.step,
+            "tokens": standing.tokens,
+            "seconds": seconds,
+            "learning_rate": self.settings.learning_rate,
+            "curve": standing.curve,
+            "evaluations": standing.evaluations,
+            "tokens_to_solve": standing.tokens_to_solve,
+            "bar": bar,
+        }
+
+
+def _recipe(config: ModelConfig, task: Task, settings: TrainingSettings, seed: int) -> dict[str, Any]:
+    """All that decides a training, as JSON has it."""
+    chosen = settings.model_dump(exclude={"save_every"})
+    recipe = {"model": config.to_dict(), "task": task.model_dump(), "settings": chosen, "seed": seed}
+    return json.loads(json.dumps(recipe))
+
+
+def _check_model(model: LanguageModel, task: Task, settings: TrainingSettings) -> None:
+    """Raise `ValueError` if the model cannot be trained in this way."""
+    needed = max(each.vocab_size for each in (task, *(mixed.task for mixed in settings.mixture)))
+    if needed > model.config.vocab_size:
+        raise ValueError(f"the tasks use {needed} token ids, the model has vocab_size {model.config.vocab_size}")
+    shared = [m.place for m in model.mixers() if m.keeps_memory or m.options.get("scope", "sequence") != "sequence"]
+    if shared and settings.accumulate > 1:
+        raise ValueError(
+            f"accumulate={settings.accumulate} would change what {', '.join(shared)} learns: the sequences of a step "
+            "share its memory; take accumulate: 1, or scope: sequence"
+        )
+
+
+@contextlib.contextmanager
+def _window(model: LanguageModel, window: int | None) -> Iterator[None]:
+    """Let softmax layers, those that can be told so, see only the last `window` tokens; None: all they ever see."""
+    mixers: list[Any] = [m for m in model.mixers() if window is not None and hasattr(m, "train_window")]
+    for mixer in mixers:
+        mixer.train_window = window
+    try:
+        yield
+    finally:
+        for mixer in mixers:
+            mixer.train_window = None
+
+
+@contextlib.contextmanager
+def _activations(model: Any, *, checkpoint: bool) -> Iterator[None]:
+    """Have the model compute its activations again in the backward pass if `checkpoint`."""
+    if not checkpoint:
+        yield
+        return
+    model.checkpoint_activations = True
+    try:
+        yield
+    finally:
+        model.checkpoint_activations = False

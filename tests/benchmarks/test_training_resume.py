@@ -1,0 +1,96 @@
+"""A training that was killed goes on, and ends as if nothing had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from mixerzoo.benchmarks.tasks import NeedleTask
+from mixerzoo.benchmarks.training import TrainingSettings, train_or_load
+from mixerzoo.models import ModelConfig
+
+CPU = torch.device("cpu")
+LAYOUT = "softmax_attention(heads=2), gated_deltanet(heads=2) | fwpkm(n_subkeys=8, d_k=8, d_v=8, chunk_size=8)@1"
+CONFIG = ModelConfig(LAYOUT, d_model=16, n_layers=2)
+TASK = NeedleTask(n_needles=2)
+MIX = [{"share": 0.5, "mix": [{"length": 24}, {"length": 48, "load": 4}]}, {"share": 0.5, "mix": [{"length": 32}]}]
+SETTINGS = TrainingSettings(
+    steps=24,
+    batch=4,
+    length=32,
+    curriculum=MIX,
+    optimizer="muon",
+    accumulate=2,
+    bar={"examples": 4, "every": 5, "stop": False},
+    save_every=7,
+)
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from mixerzoo.benchmarks.training import train_or_load
+from test_training_resume import CONFIG, CPU, SETTINGS, TASK
+
+def progress(fraction, text):
+    if fraction >= {until} / SETTINGS.steps:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train_or_load(CONFIG, TASK, SETTINGS, seed=3, device=CPU, folder=Path(sys.argv[1]), progress=progress)
+"""
+
+
+def finish(folder, settings=SETTINGS, config=CONFIG):
+    """The model, its record without what a clock says, and the steps that were made."""
+    said = []
+    model, record = train_or_load(
+        config, TASK, settings, seed=3, device=CPU, folder=folder, progress=lambda *args: said.append(args[1])
+    )
+    assert record.pop("seconds") > 0
+    return model, record, len(said)
+
+
+def kill_after(steps, folder):
+    """Train in a process of its own that is killed after `steps` steps."""
+    script = SCRIPT.format(tests=os.path.dirname(__file__), until=steps)
+    command = [sys.executable, "-c", script, str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_a_killed_training_ends_as_if_nothing_had_been(tmp_path):
+    whole, record, steps = finish(tmp_path / "whole")
+    assert steps == 24
+    kill_after(11, tmp_path / "killed")  # after a save at 7, an evaluation at 10
+    kill_after(16, tmp_path / "killed")  # resumed once, and killed again
+    resumed, again, steps = finish(tmp_path / "killed")
+    assert steps == 10  # from 14 on
+    assert again == record and len(record["curve"]) == 24 and len(record["evaluations"]) == 5
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_what_a_training_resumes_from_goes_with_its_end(tmp_path):
+    finish(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors", "training.json"]
+
+
+def test_an_unfinished_training_of_another_recipe_is_not_resumed(tmp_path):
+    def interrupt(fraction, text):
+        if fraction > 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_or_load(CONFIG, TASK, SETTINGS, seed=3, device=CPU, folder=tmp_path, progress=interrupt)
+    assert (tmp_path / "resume.pt").is_file()
+    other = SETTINGS.model_copy(update={"learning_rate": 1e-4})
+    assert finish(tmp_path, other)[2] == 24
+
+
+def test_how_often_it_is_saved_does_not_make_another_recipe(tmp_path):
+    finish(tmp_path)
+    assert finish(tmp_path, SETTINGS.model_copy(update={"save_every": 2}))[2] == 1  # "trained already"
+    assert json.loads((tmp_path / "training.json").read_text())["training"]["steps"] == 24
