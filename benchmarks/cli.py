@@ -146,7 +146,9 @@ def run_command(
     limits = Limits(jobs or settings.jobs, settings.time_limit_seconds, settings.memory_limit_bytes, seconds)
     reporter = reporter_for(console)
     try:
-        results = execute(planner, run, resolved, limits, reporter, device=kind, retry_failed=retry_failed, reuse=others)
+        results = execute(
+            planner, run, resolved, limits, reporter, device=kind, retry_failed=retry_failed, reuse=others
+        )
     except (KeyboardInterrupt, TimeIsUp) as stop:
         again = shlex.join(["mixerzoo", "run", suite, "--out", str(run.folder)])
         why, code = (str(stop), STOPPED) if isinstance(stop, TimeIsUp) else ("interrupted", INTERRUPTED)

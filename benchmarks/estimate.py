@@ -84,7 +84,7 @@ class Probe:
     def _evaluations(self, training: TrainingSettings) -> float:
         if training.bar is None:
             return 0.0
-        times = training.steps / training.bar_every
+        times = training.steps / training.evaluate_every + 1
         return times * training.bar.examples * self.read_seconds(training.bar.length or training.length)
 
     def case_bytes(self, case: Case) -> float:
@@ -182,7 +182,9 @@ def _probe(case: Case, device: torch.device) -> Probe:
 
 def _add_up(pending: Sequence[Case], probes: dict[str, Probe], jobs: int, probe_seconds: float) -> Estimate:
     beside = sum(probes[c.label].case_seconds(c) for c in pending if not c.exclusive)
-    alone = sum(probes[c.label].case_seconds(c) if c.label in probes else EXCLUSIVE_SECONDS for c in pending if c.exclusive)
+    alone = sum(
+        probes[c.label].case_seconds(c) if c.label in probes else EXCLUSIVE_SECONDS for c in pending if c.exclusive
+    )
     resident = psutil.Process().memory_info().rss
     largest = sorted((probes[c.label].case_bytes(c) for c in pending if c.label in probes), reverse=True)
     held = sum(largest[:jobs]) + (1 + jobs) * resident

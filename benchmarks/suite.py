@@ -127,7 +127,9 @@ class Suite:
         kept = []
         for entry in self.entries:
             own = tuple(
-                label for label in entry.labels if any(fnmatch.fnmatchcase(n, p) for p in patterns for n in (label, entry.name))
+                label
+                for label in entry.labels
+                if any(fnmatch.fnmatchcase(n, p) for p in patterns for n in (label, entry.name))
             )
             if own:
                 kept.append(dataclasses.replace(entry, labels=own))
@@ -302,7 +304,9 @@ def _check_sweeps(file: YamlFile, suite: Suite) -> None:
             model = suite.settings.model.config(suite.layouts[label], 0).to_dict()
             for choice in sweep.choices(mixer_names(parse_layout(suite.layouts[label]))):
                 try:
-                    count_parameters(ModelConfig.from_dict(measures.apply_choice(choice, model, entry.measure.training)[0]))
+                    count_parameters(
+                        ModelConfig.from_dict(measures.apply_choice(choice, model, entry.measure.training)[0])
+                    )
                 except ValueError as error:
                     file.complain(["measures", i, "sweep"], f"{label} with {choice}: {error}")
 

@@ -1,7 +1,7 @@
 """How models are trained: one recipe for every mixer, on data that is a function of the seed and the step alone."""
 
 from .curriculum import Draw, MixedTask, Phase
-from .evaluation import accuracy, answers_right, autocast, batch_loss, scored_logits
+from .evaluation import accuracy, autocast, batch_loss, scored_logits
 from .loop import Progress, train, train_or_load
 from .optimizers import make_optimizer, make_optimizers
 from .settings import Bar, Precision, TrainingSettings
@@ -15,7 +15,6 @@ __all__ = [
     "Progress",
     "TrainingSettings",
     "accuracy",
-    "answers_right",
     "autocast",
     "batch_loss",
     "make_optimizer",

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..tasks import RecallTask, Task, TextTask
-
-AnyTask = Annotated[RecallTask | TextTask, Field(discriminator="task")]
+from ..tasks import AnyTask, Task
 
 _STREAM = 11  # keeps these draws apart from those of the tasks
 

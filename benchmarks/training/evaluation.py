@@ -61,16 +61,6 @@ def batch_loss(model: LanguageModel, batch: Batch, device: torch.device) -> Tens
     return F.cross_entropy(logits, batch.targets[scored].to(device))
 
 
-def answers_right(model: LanguageModel, batch: Batch, device: torch.device, state: ModelState | None = None) -> Tensor:
-    """For each scored position of `batch`, in row-major order, whether the likeliest token is the target; bool `[n]`.
-
-    state: what earlier readings left; it stays as it is.
-
-    Raises `NotFiniteError` if a logit is NaN or infinite.
-    """
-    return _right(Reader(model), batch, device, state)
-
-
 @torch.no_grad()
 def accuracy(
     read: Callable[..., Tensor],
@@ -91,13 +81,13 @@ def accuracy(
     hits = []
     for batch in task.eval_batches(length, examples, seed, rows, split):
         with autocast(device, precision):
-            hits.append(_right(read, batch, device, None))
+            hits.append(_right(read, batch, device))
     return torch.cat(hits).double().mean().item()
 
 
-def _right(read: Callable[..., Tensor], batch: Batch, device: torch.device, state: ModelState | None) -> Tensor:
+def _right(read: Callable[..., Tensor], batch: Batch, device: torch.device) -> Tensor:
     scored = batch.targets != IGNORE
-    logits = read(batch.tokens.to(device), scored.to(device), state)
+    logits = read(batch.tokens.to(device), scored.to(device))
     if not logits.isfinite().all():
         raise NotFiniteError(f"logits are not finite after reading {batch.tokens.shape[1]} tokens")
     return logits.argmax(-1).cpu() == batch.targets[scored]

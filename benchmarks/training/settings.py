@@ -132,6 +132,16 @@ class TrainingSettings(Part):
             _refuse_load(task, self.bar.load, alone=True)
             check_fits(task, *self.bar_at(task))
 
+    def shortened(self, share: float) -> TrainingSettings:
+        """The same training in that share of the steps, without a bar."""
+        steps = max(1, round(share * self.steps))
+        return self.model_copy(update={"steps": steps, "bar": None, "save_every": None})
+
+    def last_points(self, task: Task) -> list[tuple[Task, int, float]]:
+        """What the training ends with: the task at its load, the length, and the weight, for each draw."""
+        mix = self.curriculum[-1].mix if self.curriculum else self.draws
+        return [(loaded(task, draw.load), draw.length, draw.weight) for draw in mix]
+
     def plan(self, step: int, seed: int) -> StepPlan:
         """What step `step`, counted from 0, reads; the same for every model that is trained with this seed."""
         mix = phase_at(self.curriculum, step / self.steps).mix if self.curriculum else self.draws

@@ -44,7 +44,6 @@ class Lookup(nn.Module):
     def head(self, features):
         return features
 
-
     def read(self, tokens, state=None, *, chunk_size, scored=None):
         features, state = self.features(tokens, state, return_state=True)
         return features[scored] if scored is not None else None, state
@@ -181,7 +180,9 @@ def test_a_tuning_scores_on_the_validation_stream_alone(tmp_path, monkeypatch):
 
 
 def test_recall_reports_everything(tmp_path):
-    recall = Recall(training=BRIEF, lengths=(256,), loads=(4, 8), examples=3, eval_batch=2, memory=("fresh", "persistent"))
+    recall = Recall(
+        training=BRIEF, lengths=(256,), loads=(4, 8), examples=3, eval_batch=2, memory=("fresh", "persistent")
+    )
     teach(recall, CONFIG, tmp_path, seed=3)
     said = []
     with record_backends() as backends:
@@ -203,7 +204,9 @@ def test_recall_reports_everything(tmp_path):
 
 
 def test_a_model_that_is_not_there_is_not_asked(tmp_path):
-    with pytest.raises(ValueError, match=r"the trained model of case trained is not in .*run the suite in a new folder"):
+    with pytest.raises(
+        ValueError, match=r"the trained model of case trained is not in .*run the suite in a new folder"
+    ):
         ask(Recall(training=BRIEF, lengths=(64,)), CONFIG, tmp_path)
 
 

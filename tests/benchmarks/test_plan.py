@@ -63,7 +63,9 @@ def test_the_grid_is_layouts_times_measures_times_sizes_times_seeds():
     taught = [(c.label, c.seed) for c in of(first, "training")]
     assert taught == [("soft", 0), ("soft", 1), ("lin", 0), ("lin", 1)]
     assert len({c.id for c in first.cases}) == len(first.cases) == 8 and not first.final
-    assert {c.exclusive for c in of(first, "speed")} == {True} and {c.exclusive for c in of(first, "training")} == {False}
+    assert {c.exclusive for c in of(first, "speed")} == {True} and {c.exclusive for c in of(first, "training")} == {
+        False
+    }
     lin = of(first, "training", "lin")[1]
     assert lin.layout_line == "linear_attention*2" and lin.model["seed"] == 1 and lin.model["d_model"] == 32
     assert lin.model["mixer_defaults"] == {"linear_attention": {"heads": 2}}
@@ -93,7 +95,9 @@ def test_entries_that_teach_alike_share_the_training():
     more = plan(GOOD + entry.replace("lengths: [64, 128]", "lengths: [256]").replace("[2, 4]", "[8]"))
     taught = of(more, "training")
     assert len(taught) == 4
-    asked = of(plan(GOOD + entry.replace("[64, 128]", "[256]").replace("[2, 4]", "[8]"), map(trained, taught)), "recall")
+    asked = of(
+        plan(GOOD + entry.replace("[64, 128]", "[256]").replace("[2, 4]", "[8]"), map(trained, taught)), "recall"
+    )
     assert [c.parameters["lengths"] for c in asked if (c.label, c.seed) == ("lin", 0)] == [[64], [128], [256]]
 
 
@@ -181,5 +185,7 @@ def test_layouts_and_measures_are_selected_by_pattern():
     chosen = Planner(suite.select(["speed", "so*"]), "cpu")({})
     assert {(c.label, c.measure) for c in chosen.cases} == {("lin", "speed"), ("soft", "training")}
     assert suite.select(None) is suite
-    with pytest.raises(ValueError, match="--only 'x' matches nothing; layouts are lin, soft; measures are recall, speed"):
+    with pytest.raises(
+        ValueError, match="--only 'x' matches nothing; layouts are lin, soft; measures are recall, speed"
+    ):
         suite.select(["x"])

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 import torch
 from mixerzoo.benchmarks.tasks import MqarTask, NeedleTask, TextTask
-from mixerzoo.benchmarks.training import TrainingSettings, accuracy, answers_right, train
+from mixerzoo.benchmarks.measures.recall import answers_right
+from mixerzoo.benchmarks.training import TrainingSettings, accuracy, train
 from mixerzoo.benchmarks.training.evaluation import Reader
 from mixerzoo.models import LanguageModel, ModelConfig
 
@@ -114,7 +115,7 @@ def test_training_ends_at_the_bar():
     assert all(a < 0.95 for a in accuracies[:-1]) and accuracies[-1] >= 0.95
     assert record["steps"] == steps[-1] < 200 and record["tokens"] == record["tokens_to_solve"] == tokens[-1]
     assert record["curve"][-1][0] == record["steps"]
-    held_out = torch.cat([answers_right(model, b, CPU) for b in EASY.eval_batches(16, 32, 0, 8)])
+    held_out = torch.cat([answers_right(model, b, CPU, None, 64)[0] for b in EASY.eval_batches(16, 32, 0, 8)])
     reached = held_out.double().mean().item()
     assert record["bar"] == {"accuracy": 0.95, "length": 16, "load": 1, "reached": reached, "passed": reached >= 0.95}
     assert record["bar"]["passed"] and not model.training
