@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .interface import Mixer, MixerCard
-from .layers import RMSNorm, ShortConvolution, apply_rotary, rotary_angles, split_heads
+from .layers import RMSNorm, ShortConvolution, apply_rotary, rotary_angles, split_heads, yarn_logit_scale
 from .ops.attention import attention
 from .registry import register_mixer
 from .state import GrowableBuffer, MixerState
 
 BACKENDS = ("sdpa", "flash_attn", "reference")
+LOG_SCALE = 0.168  # where the learned factor of log(n) starts: about 1 / log(n) on average over the first 1,024 tokens
+
+Positions = Literal["rope", "nope", "yarn"]
+LogitScale = Literal["none", "log"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +32,11 @@ class AttentionState(MixerState):
 
 
 class _Attention(Mixer):
-    """Projections, optional short convolution, optional QK-norm, optional rotary embedding, attention, projection."""
+    """Projections, optional short convolution, optional QK-norm, rotary embedding or none, attention, projection."""
 
     window: int | None
+    factor: float = 1.0
+    trained_length: int | None = None
 
     def __init__(
         self,
@@ -39,7 +46,7 @@ class _Attention(Mixer):
         kv_heads: int | None,
         d_head: int | None,
         window: int | None,
-        rope: bool,
+        positions: str,
         rope_theta: float,
         qk_norm: bool,
         conv_size: int,
@@ -53,8 +60,8 @@ class _Attention(Mixer):
             if d_model % heads:
                 raise ValueError(f"d_model = {d_model} is no multiple of heads = {heads}; give d_head")
             d_head = d_model // heads
-        if d_head < 1 or (rope and d_head % 2):
-            raise ValueError(f"d_head must be at least 1, and even for rope=True, got {d_head}")
+        if d_head < 1 or (positions != "nope" and d_head % 2):
+            raise ValueError(f"d_head must be at least 1, and even for positions={positions!r}, got {d_head}")
         if rope_theta <= 0:
             raise ValueError(f"rope_theta must be positive, got {rope_theta}")
         if conv_size < 0:
@@ -66,7 +73,7 @@ class _Attention(Mixer):
             heads=heads,
             kv_heads=kv_heads,
             d_head=d_head,
-            rope=rope,
+            positions=positions,
             rope_theta=rope_theta,
             qk_norm=qk_norm,
             conv_size=conv_size,
@@ -74,7 +81,8 @@ class _Attention(Mixer):
             **options,
         )
         self.heads, self.kv_heads, self.d_head, self.window = heads, kv_heads, d_head, window
-        self.rope, self.rope_theta, self.backend = rope, rope_theta, backend
+        self.positions, self.rope_theta, self.backend = positions, rope_theta, backend
+        self.log_scale: nn.Parameter | None = None
         channels = (heads + 2 * kv_heads) * d_head
         self.qkv_proj = nn.Linear(d_model, channels, bias=False)
         self.conv = ShortConvolution(channels, conv_size) if conv_size else None
@@ -90,7 +98,8 @@ class _Attention(Mixer):
             keys, values = GrowableBuffer.of(k), GrowableBuffer.of(v)
         else:
             keys, values = state.keys.append(k), state.values.append(v)
-        y = attention(q, keys.values.to(q.dtype), values.values.to(q.dtype), window=self.window, backend=self.backend)
+        seen, reach = (buffer.values.to(q.dtype) for buffer in (keys, values)), self._reach()
+        y = attention(q, *seen, window=reach, backend=self.backend)
         y = self.o_proj(y.flatten(2))
         if not return_state:
             return y, None
@@ -105,10 +114,33 @@ class _Attention(Mixer):
         q, k, v = split_heads(qkv, self.heads + 2 * self.kv_heads).split([self.heads, self.kv_heads, self.kv_heads], 2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.rope:
-            angles = rotary_angles(position, x.shape[1], self.d_head, self.rope_theta, x.device)
-            q, k = apply_rotary(q, angles), apply_rotary(k, angles)
-        return q, k, v, tail
+        if self.positions != "nope":
+            angles = rotary_angles(
+                position,
+                x.shape[1],
+                self.d_head,
+                self.rope_theta,
+                x.device,
+                factor=self.factor,
+                trained_length=self.trained_length,
+            )
+            q, k = apply_rotary(torch.cat([q, k], dim=2), angles).split([self.heads, self.kv_heads], 2)
+        return self._scaled(q, position), k, v, tail
+
+    def _scaled(self, q: Tensor, position: int) -> Tensor:
+        """Queries times what their logits are to be multiplied by; the keys of a cache need not know of it."""
+        if self.positions == "yarn":
+            q = q * yarn_logit_scale(self.factor)
+        if self.log_scale is not None:
+            precision, reach = torch.promote_types(q.dtype, torch.float32), self._reach()
+            count = torch.arange(position + 1, position + 1 + q.shape[1], device=q.device, dtype=torch.float64)
+            log = (count if reach is None else count.clamp(max=reach)).log().to(precision)
+            q = (q.to(precision) * log[:, None, None] * self.log_scale.to(precision)[:, None]).to(q.dtype)
+        return q
+
+    def _reach(self) -> int | None:
+        """How many tokens a token sees, itself included; None: all before it."""
+        return self.window
 
     def _remember(self, buffer: GrowableBuffer, fresh: bool) -> GrowableBuffer:
         """What later tokens see."""
@@ -123,11 +155,22 @@ class SoftmaxAttention(_Attention):
     """Causal softmax attention with grouped queries; every token stays in the state.
 
     heads: query heads. kv_heads: key and value heads, a divisor of heads; None: as many as heads.
-    d_head: size of a head; None: `d_model / heads`. rope, rope_theta: rotary embedding of queries and keys.
+    d_head: size of a head; None: `d_model / heads`.
+    positions: `rope` turns queries and keys by their positions (`rope_theta`: the base of the frequencies); `nope`
+    leaves them, so that causality alone tells positions (Kazemnejad et al. 2023, 2305.19466); `yarn` turns them for
+    texts `factor` times longer than the `trained_length` tokens of the training (Peng et al. 2023, 2309.00071), with
+    sharper attention. `extend_context` turns it on after the training.
+    logit_scale: `log` multiplies the logits of a token that sees n tokens by s log(n), s being learned for each head,
+    so that attention stays as sharp over a long text ("scalable softmax", Nakanishi 2025, 2501.19399); `none`.
     qk_norm: RMSNorm over the features of each query and key head, before the rotation (Henry et al. 2020, 2010.04245;
     RMS in place of the 2-norm). conv_size: a short causal convolution over the projected queries, keys and values;
-    0: none. backend: of `mixers.ops.attention`. Raises `ValueError` for sizes that do not fit together.
+    0: none. backend: of `mixers.ops.attention`. Raises `ValueError` for options that do not fit together.
     """
+
+    train_window: int | None = None
+    """In training mode, a token sees itself and the `train_window - 1` tokens before it only; None: all. Whoever trains
+    sets it from step to step (the FwPKM paper, 2601.00671, trains with a window in nine steps of ten). No option, and
+    without effect on states and in `eval()` mode."""
 
     card: ClassVar[MixerCard] = MixerCard(
         name="softmax_attention",
@@ -147,31 +190,73 @@ class SoftmaxAttention(_Attention):
         heads: int = 4,
         kv_heads: int | None = None,
         d_head: int | None = None,
-        rope: bool = True,
+        positions: Positions = "rope",
         rope_theta: float = 10000.0,
+        factor: float = 1.0,
+        trained_length: int | None = None,
+        logit_scale: LogitScale = "none",
         qk_norm: bool = False,
         conv_size: int = 0,
         backend: str = "auto",
     ) -> None:
+        _check_positions(positions, factor, trained_length)
+        if logit_scale not in get_args(LogitScale):
+            raise ValueError(f"logit_scale must be one of {', '.join(get_args(LogitScale))}, got {logit_scale!r}")
         super().__init__(
             d_model,
             heads=heads,
             kv_heads=kv_heads,
             d_head=d_head,
             window=None,
-            rope=rope,
+            positions=positions,
             rope_theta=rope_theta,
             qk_norm=qk_norm,
             conv_size=conv_size,
             backend=backend,
+            factor=factor,
+            trained_length=trained_length,
+            logit_scale=logit_scale,
         )
+        self.factor, self.trained_length = factor, trained_length
+        if logit_scale == "log":
+            self.log_scale = nn.Parameter(torch.full((heads,), LOG_SCALE))
+
+    def extend_context(self, factor: float, trained_length: int) -> None:
+        """Read texts `factor` times longer than the `trained_length` tokens of the training, by YaRN, from now on.
+
+        factor 1 goes back to plain rotary embedding. Keys of another factor are turned by other angles, so a state that
+        was made before is refused: its signature names the factor. The weights stay, and so does what `state_dict` and
+        a saved model say: set it again after loading.
+        Raises `ValueError` for positions="nope", where nothing is turned, and for a factor below 1.
+        """
+        if self.positions == "nope":
+            raise ValueError('positions="nope" has no angles to extend')
+        _check_positions("yarn", factor, trained_length)
+        self.positions = "rope" if factor == 1 else "yarn"
+        self.factor, self.trained_length = float(factor), None if factor == 1 else trained_length
+        self.options.update(positions=self.positions, factor=self.factor, trained_length=self.trained_length)
+
+    def _reach(self) -> int | None:
+        return self.train_window if self.training else None
+
+
+def _check_positions(positions: str, factor: float, trained_length: int | None) -> None:
+    if positions not in get_args(Positions):
+        raise ValueError(f"positions must be one of {', '.join(get_args(Positions))}, got {positions!r}")
+    if positions != "yarn" and (factor != 1 or trained_length is not None):
+        raise ValueError(f"factor and trained_length belong to positions='yarn', got them with {positions!r}")
+    if positions == "yarn" and not (factor >= 1 and math.isfinite(factor)):
+        raise ValueError(f"factor must be at least 1, how many times longer texts get, got {factor}")
+    if positions == "yarn" and (trained_length is None or trained_length < 1):
+        raise ValueError(f"trained_length must be the length of the training in tokens, got {trained_length}")
 
 
 @register_mixer
 class SlidingWindowAttention(_Attention):
     """Softmax attention over the token itself and the `window - 1` tokens before it; time and state stay bounded by it.
 
-    The other options are those of `SoftmaxAttention`.
+    positions: `rope` or `nope`; no distance is longer than the window, at any length of the text. The other options are
+    those of `SoftmaxAttention`.
     """
 
     card: ClassVar[MixerCard] = MixerCard(
@@ -193,7 +278,7 @@ class SlidingWindowAttention(_Attention):
         kv_heads: int | None = None,
         d_head: int | None = None,
         window: int = 128,
-        rope: bool = True,
+        positions: Literal["rope", "nope"] = "rope",
         rope_theta: float = 10000.0,
         qk_norm: bool = False,
         conv_size: int = 0,
@@ -201,13 +286,15 @@ class SlidingWindowAttention(_Attention):
     ) -> None:
         if window < 1:
             raise ValueError(f"window must be at least 1 (the token itself), got {window}")
+        if positions not in ("rope", "nope"):  # distances stay below the window: there is nothing to extend
+            raise ValueError(f"positions must be 'rope' or 'nope', got {positions!r}")
         super().__init__(
             d_model,
             heads=heads,
             kv_heads=kv_heads,
             d_head=d_head,
             window=window,
-            rope=rope,
+            positions=positions,
             rope_theta=rope_theta,
             qk_norm=qk_norm,
             conv_size=conv_size,

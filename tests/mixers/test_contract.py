@@ -23,9 +23,9 @@ from mixerzoo.mixers import contract_checks as checks
 Softmax: Any = mixer_class("softmax_attention")
 
 VARIANTS = [
-    ("softmax_attention", {"kv_heads": 1, "qk_norm": True, "rope": False, "conv_size": 3}),
+    ("softmax_attention", {"kv_heads": 1, "qk_norm": True, "positions": "nope", "conv_size": 3}),
     ("sliding_window_attention", {"kv_heads": 1, "window": 1, "conv_size": 2}),
-    ("sliding_window_attention", {"window": 21, "rope": False}),
+    ("sliding_window_attention", {"window": 21, "positions": "nope"}),
     ("linear_attention", {"feature_map": "taylor", "d_head": 8, "chunk_size": 7}),
     ("linear_attention", {"feature_map": "identity", "normaliser": False, "conv_size": 4}),
     ("gated_deltanet", {"chunk_size": 5, "conv_size": 0}),

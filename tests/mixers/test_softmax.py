@@ -1,9 +1,11 @@
+import math
 import sys
 import types
 
 import pytest
 import torch
-from mixerzoo.mixers import create_mixer
+from mixerzoo.mixers import check_mixer, create_mixer
+from mixerzoo.mixers.layers import apply_rotary, rotary_angles, yarn_logit_scale
 from mixerzoo.mixers.ops.attention import attention
 from mixerzoo.mixers.ops.dispatch import record_backends
 from torch.nn import functional as F
@@ -11,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 MIXERS = [
     ("softmax_attention", {}),
-    ("softmax_attention", {"kv_heads": 2, "rope": False, "qk_norm": True}),
+    ("softmax_attention", {"kv_heads": 2, "positions": "nope", "qk_norm": True}),
     ("softmax_attention", {"kv_heads": 1, "d_head": 6, "conv_size": 4}),
+    ("softmax_attention", {"positions": "yarn", "factor": 8.0, "trained_length": 16, "kv_heads": 2}),
+    ("softmax_attention", {"positions": "nope", "logit_scale": "log"}),
     ("sliding_window_attention", {"window": 5, "kv_heads": 2}),
     ("sliding_window_attention", {"window": 40, "conv_size": 3, "qk_norm": True}),
     ("sliding_window_attention", {"window": 1}),
@@ -79,6 +83,29 @@ def test_sdpa_agrees_with_the_definition_and_its_gradients(time, key_time, windo
         results.append((y, *torch.autograd.grad((y * weight).sum(), inputs)))
     for ours, expected in zip(*results):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_continuing_a_cache_without_gradients_agrees_with_the_definition(dtype, kv_heads):
+    for time, key_time in ((2, 3), (7, 20), (530, 600)):
+        inputs = [x.to(dtype) for x in qkv(time, key_time, kv_heads=kv_heads)]
+        expected = attention(*(x.double() for x in inputs), backend="reference")
+        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+        y = attention(*inputs)
+        assert y.dtype == dtype
+        torch.testing.assert_close(y.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_long_cache_is_continued_in_bounded_memory(grad):
+    q, k, v = (x.detach().requires_grad_(grad) for x in qkv(512, 2**16, heads=1, kv_heads=1, batch=1))
+    with LargestResult() as largest, torch.set_grad_enabled(grad):
+        attention(q, k, v)
+    assert largest.elements <= 2**24  # a mask for all queries would have twice as many
+    if not grad:  # and no mask at all, nor a copy of the cache
+        assert largest.elements <= q.numel()
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
@@ -197,7 +224,7 @@ def test_every_parameter_gets_a_gradient(name, options):
         assert parameter.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize(("name", "options"), MIXERS[:5])
+@pytest.mark.parametrize(("name", "options"), MIXERS[:7])
 def test_bf16_autocast_stays_close(name, options):
     mixer, x = double_mixer(name, options)
     mixer, x = mixer.float(), x.float()
@@ -241,7 +268,7 @@ def test_a_window_bounds_the_state():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "options"), [MIXERS[0], MIXERS[3]])
+@pytest.mark.parametrize(("name", "options"), [MIXERS[0], MIXERS[5]])
 def test_one_state_continues_in_several_ways(name, options):
     mixer, x = double_mixer(name, options)
     _, state = mixer(x[:, :50], return_state=True)
@@ -253,21 +280,21 @@ def test_one_state_continues_in_several_ways(name, options):
         torch.testing.assert_close(y, mixer(tokens[:, :53])[0][:, 51:], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("rope", [True, False])
-def test_the_order_of_earlier_tokens_matters_with_rotary_embedding_alone(rope):
+@pytest.mark.parametrize("positions", ["rope", "nope"])
+def test_the_order_of_earlier_tokens_matters_with_rotary_embedding_alone(positions):
     torch.manual_seed(0)
-    mixer, x = create_mixer("softmax_attention", 16, rope=rope), torch.randn(1, 6, 16)
+    mixer, x = create_mixer("softmax_attention", 16, positions=positions), torch.randn(1, 6, 16)
     swapped = x.clone()
     swapped[:, [1, 3]] = x[:, [3, 1]]
     change = (mixer(x)[0][:, -1] - mixer(swapped)[0][:, -1]).abs().max()
-    assert change > 1e-3 if rope else change < 1e-6
+    assert change > 1e-3 if positions == "rope" else change < 1e-6
 
 
 def test_grouped_queries_share_keys():
-    mixer = create_mixer("softmax_attention", 16, heads=4, kv_heads=2, rope=False)
+    mixer = create_mixer("softmax_attention", 16, heads=4, kv_heads=2, positions="nope")
     # the same mixer with the keys and values of each group written out for every head
     q, k, v = mixer.qkv_proj.weight.detach().split([16, 8, 8])
-    written_out = create_mixer("softmax_attention", 16, heads=4, rope=False)
+    written_out = create_mixer("softmax_attention", 16, heads=4, positions="nope")
     repeated = [w.unflatten(0, (2, 4)).repeat_interleave(2, dim=0).flatten(0, 1) for w in (k, v)]
     written_out.load_state_dict({"qkv_proj.weight": torch.cat([q, *repeated]), "o_proj.weight": mixer.o_proj.weight})
     x = torch.randn(2, 9, 16)
@@ -279,11 +306,17 @@ def test_grouped_queries_share_keys():
     [
         ("softmax_attention", {"heads": 3}, "no multiple of heads"),
         ("softmax_attention", {"kv_heads": 3}, "multiple of kv_heads"),
-        ("softmax_attention", {"d_head": 3}, "even for rope"),
+        ("softmax_attention", {"d_head": 3}, "even for positions='rope'"),
         ("softmax_attention", {"rope_theta": 0.0}, "rope_theta must be positive"),
         ("softmax_attention", {"conv_size": -1}, "conv_size must be at least 0"),
         ("softmax_attention", {"windows": 3}, "no option 'windows'"),
+        ("softmax_attention", {"positions": "alibi"}, "positions must be one of rope, nope, yarn"),
+        ("softmax_attention", {"positions": "yarn"}, "trained_length must be"),
+        ("softmax_attention", {"positions": "yarn", "factor": 0.5, "trained_length": 8}, "factor must be at least 1"),
+        ("softmax_attention", {"factor": 2.0}, "belong to positions='yarn'"),
+        ("softmax_attention", {"logit_scale": "linear"}, "logit_scale must be one of none, log"),
         ("sliding_window_attention", {"window": 0}, "window must be at least 1"),
+        ("sliding_window_attention", {"positions": "yarn"}, "positions must be 'rope' or 'nope'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(name, options, message):
@@ -296,3 +329,95 @@ def test_a_state_of_another_window_is_refused():
     _, state = create_mixer("sliding_window_attention", 16, window=4)(x, return_state=True)
     with pytest.raises(ValueError, match="window=4"):
         create_mixer("sliding_window_attention", 16, window=5)(x, state)
+
+
+@pytest.mark.parametrize(("factor", "trained_length"), [(1.0, 64), (4.0, 64), (16.0, 4096)])
+def test_yarn_is_the_papers_formula(factor, trained_length):
+    theta, d_head, position = 10000.0, 16, 77
+    angles = rotary_angles(
+        position, 1, d_head, theta, torch.device("cpu"), factor=factor, trained_length=trained_length
+    )
+    regimes = set()
+    for d in range(d_head // 2):
+        wavelength = 2 * math.pi * theta ** (2 * d / d_head)
+        ratio = trained_length / wavelength
+        ramp = 0.0 if ratio < 1 else 1.0 if ratio > 32 else (ratio - 1) / 31
+        regimes.add(0 if ramp == 0 else 1 if ramp == 1 else 2)
+        frequency = theta ** (-2 * d / d_head)
+        expected = ((1 - ramp) * frequency / factor + ramp * frequency) * position
+        assert angles[0, d].item() == pytest.approx(expected, rel=1e-12)
+    assert regimes == ({0, 2} if trained_length == 64 else {0, 1, 2})
+    assert math.sqrt(yarn_logit_scale(factor)) == pytest.approx(0.1 * math.log(factor) + 1)
+
+
+def test_yarn_attention_is_attention_with_its_angles_and_temperature():
+    options = {"heads": 2, "positions": "yarn", "factor": 8.0, "trained_length": 12}
+    mixer, x = double_mixer("softmax_attention", options)
+    q, k, v = (part.unflatten(-1, (2, 8)) for part in mixer.qkv_proj(x).chunk(3, dim=-1))
+    angles = rotary_angles(0, 131, 8, 10000.0, x.device, factor=8.0, trained_length=12)
+    scores = torch.einsum("bthd,bshd->bhts", apply_rotary(q, angles), apply_rotary(k, angles)) / 8**0.5
+    scores = scores * (0.1 * math.log(8) + 1) ** 2
+    weights = scores.masked_fill(torch.ones(131, 131).triu(1).bool(), -torch.inf).softmax(-1)
+    expected = mixer.o_proj(torch.einsum("bhts,bshd->bthd", weights, v).flatten(2))
+    torch.testing.assert_close(mixer(x)[0], expected, rtol=0, atol=1e-12)
+
+
+def test_the_context_is_extended_after_training():
+    trained, x = double_mixer("softmax_attention", {})
+    extended, _ = double_mixer("softmax_attention", {"positions": "yarn", "factor": 4.0, "trained_length": 32})
+    before, state = trained(x, return_state=True)
+    trained.extend_context(4, trained_length=32)
+    assert torch.equal(trained(x)[0], extended(x)[0]) and not torch.allclose(trained(x)[0], before)
+    assert trained.signature == extended.signature
+    with pytest.raises(ValueError, match=r"made by .*positions='rope'.*cannot be continued by .*factor=4\.0"):
+        trained(x, state)
+    trained.extend_context(1, trained_length=32)
+    assert torch.equal(trained(x)[0], before)
+    trained(x, state)
+
+
+def test_a_context_that_cannot_be_extended_is_refused():
+    with pytest.raises(ValueError, match="no angles to extend"):
+        create_mixer("softmax_attention", 16, positions="nope").extend_context(2, trained_length=8)
+    with pytest.raises(ValueError, match="factor must be at least 1"):
+        create_mixer("softmax_attention", 16).extend_context(0.5, trained_length=8)
+
+
+def test_logits_grow_with_the_logarithm_of_what_is_seen():
+    mixer, x = double_mixer("softmax_attention", {"heads": 2, "positions": "nope", "logit_scale": "log"})
+    with torch.no_grad():
+        mixer.log_scale.copy_(torch.tensor([0.3, 0.7]))
+    q, k, v = (part.unflatten(-1, (2, 8)) for part in mixer.qkv_proj(x).chunk(3, dim=-1))
+    y = torch.zeros(2, 131, 2, 8, dtype=torch.float64)
+    for t in (0, 1, 50, 130):
+        scores = torch.einsum("bhd,bshd->bhs", q[:, t], k[:, : t + 1]) / 8**0.5
+        weights = (scores * math.log(t + 1) * mixer.log_scale[:, None]).softmax(-1)
+        y[:, t] = torch.einsum("bhs,bshd->bhd", weights, v[:, : t + 1])
+        torch.testing.assert_close(mixer(x)[0][:, t], mixer.o_proj(y[:, t].flatten(1)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("logit_scale", ["none", "log"])
+def test_a_training_window_restricts_attention_in_training_alone(logit_scale):
+    mixer, x = double_mixer("softmax_attention", {"logit_scale": logit_scale})
+    whole, state = mixer(x, return_state=True)
+    mixer.train_window = 5
+    windowed, held = mixer(x, return_state=True)
+    changed = x.clone()
+    changed[:, 20] += 1
+    difference = (mixer(changed)[0] - windowed).abs().amax((0, 2))
+    assert difference[20:25].min() > 1e-6 and difference[25:].max() < 1e-12
+    if logit_scale == "none":
+        window, _ = double_mixer("sliding_window_attention", {"window": 5})
+        torch.testing.assert_close(windowed, window(x)[0], rtol=0, atol=1e-12)
+    # the state holds every token all the same, and in eval mode every token is seen
+    assert torch.equal(held.keys.values, state.keys.values) and mixer.signature == state.signature
+    assert torch.equal(mixer.eval()(x)[0], whole)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"positions": "yarn", "factor": 4.0, "trained_length": 32}, {"positions": "nope", "logit_scale": "log"}],
+)
+def test_other_positions_keep_the_contract(options):
+    report = check_mixer("softmax_attention", options=options, compile_backend="aot_eager")
+    assert report.passed, report

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-QUERY_ROWS = 512  # queries that continue a cache go in blocks of this many, since each block needs a mask over its keys
+MASK_ELEMENTS = 2**24  # queries that continue a cache go in blocks whose mask has at most this many elements
+MOST_ROWS, FEWEST_ROWS = 512, 16  # and this many queries
 SMALLEST_BLOCK = 32  # for windows: smaller blocks would waste more on overhead than they save
 
 
@@ -16,6 +17,8 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, window: int | None)
         return _masked(queries, keys, values, None)
     if window is None and time == key_time:
         return _causal(queries, keys, values)
+    if window is None and queries.device.type == "cpu" and not _needs_gradient(queries, keys, values):
+        return _joined(queries, keys, values)
     if window is None or time <= _block_size(window):
         return _continued(queries, keys, values, window)
     return _banded(queries, keys, values, window)
@@ -45,12 +48,34 @@ def _masked(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
 def _continued(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
     """Queries after a cache, all keys in sight of a block of them at once."""
     blocks, start = [], keys.shape[1] - queries.shape[1]
-    for block in queries.split(QUERY_ROWS, dim=1):
+    rows = min(MOST_ROWS, max(FEWEST_ROWS, MASK_ELEMENTS // keys.shape[1]))
+    for block in queries.split(rows, dim=1):
         end = start + block.shape[1]
         mask = _visible(block.shape[1], end, window, keys.device)
         blocks.append(_masked(block, keys[:, :end], values[:, :end], mask))
         start = end
     return torch.cat(blocks, dim=1)
+
+
+def _joined(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Queries after a cache without any mask: over the cache, causally over their own keys, and then both together.
+
+    Two softmaxes over parts of the keys make one over all: weighted by their normalisers, whose logarithms PyTorch's
+    kernel for the CPU returns. It has no gradient with respect to those.
+    """
+    past, (kv_heads, groups) = keys.shape[1] - queries.shape[1], (keys.shape[2], queries.shape[2] // keys.shape[2])
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    rows = queries.unflatten(2, (kv_heads, groups)).permute(0, 2, 3, 1, 4)
+    cached, cached_log = attend(rows.flatten(2, 3), keys[:, :past].transpose(1, 2), values[:, :past].transpose(1, 2))
+    own_keys, own_values = (x[:, past:].repeat_interleave(groups, dim=2).transpose(1, 2) for x in (keys, values))
+    own, own_log = attend(queries.transpose(1, 2), own_keys, own_values, is_causal=True)
+    cached, cached_log = (x.unflatten(2, (groups, -1)).flatten(1, 2) for x in (cached, cached_log))
+    share = (cached_log - own_log).sigmoid().unsqueeze(-1)
+    return torch.lerp(own.to(share.dtype), cached.to(share.dtype), share).to(queries.dtype).transpose(1, 2)
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _banded(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
