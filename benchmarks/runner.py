@@ -86,8 +86,8 @@ def execute(
 
     suite: the resolved suite, kept in the run's folder. run_case: runs one case, in its process; preloaded: modules
     that it needs. reuse: other runs whose trained models, and the tunings before them, are taken over where the cases
-    are the same; the environment says which. Raises `RunError` if the folder belongs to another suite or device, or another runner is at work in
-    it. A `KeyboardInterrupt` leaves a run that can be resumed, and so does `TimeIsUp`.
+    are the same; the environment says which. Raises `RunError` if the folder belongs to another suite or device, or
+    another runner is at work in it. A `KeyboardInterrupt` leaves a run that can be resumed, and so does `TimeIsUp`.
     """
     check_folder(run, suite, device)
     with run.locked() as store:

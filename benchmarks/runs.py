@@ -1,5 +1,6 @@
-"""The run store: a folder that holds what was asked (`suite.yaml`), where it ran (`environment.json`), and one JSON
-line for every finished case (`results.jsonl`); beside them the cases that are known so far (`plan.json`). Killed at whatever moment, no finished case is lost or doubled.
+"""The run store: a folder that holds what was asked (`suite.yaml`), where it ran (`environment.json`), the cases that
+are known so far (`plan.json`), and one JSON line for every finished case (`results.jsonl`). Killed at whatever moment,
+no finished case is lost or doubled.
 """
 
 from __future__ import annotations

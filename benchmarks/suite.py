@@ -303,10 +303,11 @@ def _check_sweeps(file: YamlFile, suite: Suite) -> None:
         for label in entry.labels if sweep is not None else ():
             model = suite.settings.model.config(suite.layouts[label], 0).to_dict()
             for choice in sweep.choices(mixer_names(parse_layout(suite.layouts[label]))):
+                tried, _ = measures.apply_choice(choice, model, entry.measure.training)
+                if tried == model:  # only the training differs
+                    continue
                 try:
-                    count_parameters(
-                        ModelConfig.from_dict(measures.apply_choice(choice, model, entry.measure.training)[0])
-                    )
+                    count_parameters(ModelConfig.from_dict(tried))
                 except ValueError as error:
                     file.complain(["measures", i, "sweep"], f"{label} with {choice}: {error}")
 

@@ -74,10 +74,10 @@ class Recall(Trained):
     def ask(self, model: LanguageModel, *, seed: int, device: torch.device, progress: Progress) -> dict[str, Any]:
         """See `Trained.ask`; metrics are `rows`, `answers`, `state_bytes` (of one sequence, by length) and `text`.
 
-        A row has `length`, `load`, `passes`, `memory`, `depth` (lower edge of its quarter, None where no single place holds
-        the answer), `recent`, `correct`,
-        `total` and `chance`. Answers have for every length, load, passes and memory a string a sequence, `hits`, a
-        character a question in their order: `1` right, `0` wrong, `r` and `w` the same of recent ones.
+        A row has `length`, `load`, `passes`, `memory`, `depth` (lower edge of its quarter, None where no single place
+        holds the answer), `recent`, `correct`, `total` and `chance`. Answers have for every length, load, passes and
+        memory a string a sequence, `hits`, a character a question in their order: `1` right, `0` wrong, `r` and `w`
+        the same of recent ones.
         """
         cells = [(task, length, memory) for length in self.lengths for task in self._tasks() for memory in self.memory]
         rows: list[dict[str, Any]] = []

@@ -288,7 +288,8 @@ class Silent:
     def planned(self, *_): pass
     started = progress = finished = planned
     def end(self): pass
-execute(lambda results: Plan(tuple(cases), True), Run(folder), {"name": "fake"}, Limits(jobs=2), Silent(), device="cpu", run_case=run_case, preloaded=[])
+plan, run, suite = Plan(tuple(cases), True), Run(folder), {"name": "fake"}
+execute(lambda _: plan, run, suite, Limits(jobs=2), Silent(), device="cpu", run_case=run_case, preloaded=[])
 """
 
 

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 import torch
-from mixerzoo.benchmarks.tasks import MqarTask, NeedleTask, TextTask
 from mixerzoo.benchmarks.measures.recall import answers_right
+from mixerzoo.benchmarks.tasks import MqarTask, NeedleTask, TextTask
 from mixerzoo.benchmarks.training import TrainingSettings, accuracy, train
 from mixerzoo.benchmarks.training.evaluation import Reader
 from mixerzoo.models import LanguageModel, ModelConfig
