@@ -5,10 +5,61 @@ from typing import Annotated
 from pydantic import Field
 
 from .base import IGNORE, Batch, Task
-from .mqar import MqarTask
-from .needle import NeedleTask
+from .copying import CopyTask
+from .domain_shift import DomainShiftTask
+from .induction import InductionTask
+from .mad import (
+    MadCompressionTask,
+    MadFuzzyRecallTask,
+    MadMemorizationTask,
+    MadNoisyRecallTask,
+    MadRecallTask,
+    MadSelectiveCopyTask,
+)
+from .mqar import MqarTask, ZoologyMqarTask
+from .needle import NeedleNumberTask, NeedleTask
+from .phonebook import PhonebookTask
+from .state_tracking import StateTrackingTask
 from .text import TextTask
 
-RecallTask = Annotated[NeedleTask | MqarTask, Field(discriminator="task")]  # those that ask for what was read
+RecallTask = Annotated[  # those with scored answers
+    CopyTask
+    | DomainShiftTask
+    | InductionTask
+    | MadCompressionTask
+    | MadFuzzyRecallTask
+    | MadMemorizationTask
+    | MadNoisyRecallTask
+    | MadRecallTask
+    | MadSelectiveCopyTask
+    | MqarTask
+    | NeedleNumberTask
+    | NeedleTask
+    | PhonebookTask
+    | StateTrackingTask
+    | ZoologyMqarTask,
+    Field(discriminator="task"),
+]
 
-__all__ = ["IGNORE", "Batch", "MqarTask", "NeedleTask", "RecallTask", "Task", "TextTask"]
+__all__ = [
+    "IGNORE",
+    "Batch",
+    "CopyTask",
+    "DomainShiftTask",
+    "InductionTask",
+    "MadCompressionTask",
+    "MadFuzzyRecallTask",
+    "MadMemorizationTask",
+    "MadNoisyRecallTask",
+    "MadRecallTask",
+    "MadSelectiveCopyTask",
+    "MqarTask",
+    "NeedleNumberTask",
+    "NeedleTask",
+    "PhonebookTask",
+    "RecallTask",
+    "StateTrackingTask",
+    "Task",
+    "TextTask",
+    "ZoologyMqarTask",
+]
