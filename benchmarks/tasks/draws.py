@@ -14,7 +14,7 @@ def distinct(rng: np.random.Generator, rows: int, n: int, count: int) -> np.ndar
     if 4 * count > n:
         return rng.permuted(np.tile(np.arange(n), (rows, 1)), axis=1)[:, :count]
     drawn = rng.integers(n, size=(rows, count))
-    left = np.arange(rows)
+    left: np.ndarray = np.arange(rows)
     while left.size:  # numbers that came before in their row are drawn anew, which no number is favoured by
         part = drawn[left]
         again = previous(part) >= 0

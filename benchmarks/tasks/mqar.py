@@ -126,10 +126,8 @@ class ZoologyMqarTask(Task):
         values = self.first_value + draws.distinct(rng, batch, self.vocabulary - self.first_value, self.n_pairs)
         context = 2 * self.n_pairs
         queries = context + 2 * _draw_slots(rng, batch, (length - context) // 2, self.n_pairs, self.alpha)
-        tokens = np.zeros((batch, length), dtype=np.int64)
-        if self.random_non_queries:
-            tokens = rng.integers(self.vocabulary, size=(batch, length))
-        return _ask(tokens, keys, values, queries)
+        filler = rng.integers(self.vocabulary if self.random_non_queries else 1, size=(batch, length))
+        return _ask(filler, keys, values, queries)
 
 
 def _ask(filler: np.ndarray, keys: np.ndarray, values: np.ndarray, queries: np.ndarray) -> Batch:
