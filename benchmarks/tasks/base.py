@@ -23,9 +23,12 @@ _STREAMS: dict[Split, int] = {"train": 1, "eval": 2, "validation": 3}
 class Batch:
     """Sequences, what is asked of them, and where the answer was; all `[batch, time]`, on the CPU.
 
-    tokens: int64 ids. targets: the id that should come next, `IGNORE` where nothing is scored.
-    depths: float32, where in the context the answer stood, 0 = its start, 1 = right before the questions; nan where
-        no question is. distances: int64, how many tokens back from the question the answer was; 0 where none is.
+    tokens: int64 ids. targets: the id that should be said there, `IGNORE` where nothing is scored.
+    depths: float32, where in the context the answer stood, 0 = its start, 1 = right before the questions, or right
+        before this one where they stand among the context.
+    distances: int64, how many tokens back from the question the answer was, the last time if there were several.
+    Positions that are not scored have depth nan and distance 0, and so have those that are scored but whose answer no
+    single earlier place holds, as in text or state tracking.
     """
 
     tokens: Tensor
@@ -43,6 +46,24 @@ class Batch:
             depths=torch.full(ids.shape, torch.nan),
             distances=torch.zeros_like(ids),
         )
+
+    def ask(self, at: np.ndarray, answers: np.ndarray, depths: np.ndarray, found_at: np.ndarray) -> None:
+        """Score the positions `at` (all arguments `[batch, questions]`); the answer of each stood at `found_at`."""
+        places = torch.from_numpy(at)
+        self.targets.scatter_(1, places, torch.from_numpy(answers))
+        self.depths.scatter_(1, places, torch.from_numpy(depths.astype(np.float32)))
+        self.distances.scatter_(1, places, torch.from_numpy(at - found_at))
+
+    def ask_where(self, scored: np.ndarray, found_at: np.ndarray) -> None:
+        """Score positions that stand among the context; the answer of each is the token `found_at` (`[batch, time]`).
+
+        Depth is the place of the answer as a share of the places before the question.
+        """
+        time = np.arange(scored.shape[1])
+        mask = torch.from_numpy(scored)
+        self.targets[mask] = self.tokens.gather(1, torch.from_numpy(found_at))[mask]
+        self.depths[mask] = torch.from_numpy((found_at / np.maximum(1, time - 1)).astype(np.float32))[mask]
+        self.distances[mask] = torch.from_numpy(time - found_at)[mask]
 
     @classmethod
     def cat(cls, batches: list[Batch]) -> Batch:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from . import draws
 from .base import Batch, Split, Task
 
 
@@ -66,25 +67,88 @@ class MqarTask(Task):
         context = 2 * self.n_pairs
         keys = _draw_distinct(rng, batch, self.n_keys, self.n_pairs)
         values = self.first_value + _draw_distinct(rng, batch, self.n_values, self.n_pairs)
-        queries = context + 2 * self._draw_slots(rng, batch, (length - context) // 2)
+        queries = context + 2 * _draw_slots(rng, batch, (length - context) // 2, self.n_pairs, self.alpha)
 
         tokens = rng.integers(self.first_filler, self.vocab_size, size=(batch, length))
-        tokens[:, 0:context:2], tokens[:, 1:context:2] = keys, values
-        np.put_along_axis(tokens, queries, keys, axis=1)
+        return _ask(tokens, keys, values, queries)
 
-        result = Batch.of(tokens)
-        positions, pairs = torch.from_numpy(queries), torch.arange(self.n_pairs).expand(batch, -1)
-        result.targets.scatter_(1, positions, torch.from_numpy(values))
-        result.depths.scatter_(1, positions, pairs / max(1, self.n_pairs - 1))
-        result.distances.scatter_(1, positions, positions - (2 * pairs + 1))
-        return result
 
-    def _draw_slots(self, rng: np.random.Generator, batch: int, n_slots: int) -> np.ndarray:
-        """Slots of the queries, `[batch, n_pairs]`, distinct in a row."""
-        log_weights = (self.alpha - 1) * np.log(np.arange(1, n_slots + 1))
-        # the largest of log-weight plus Gumbel noise are a weighted draw without replacement
-        order = np.argsort(-(log_weights + rng.gumbel(size=(batch, n_slots))), axis=1)
-        return order[:, : self.n_pairs]
+class ZoologyMqarTask(Task):
+    """Multi-query associative recall with the vocabulary and the settings of the published generator of "Zoology"
+    (Arora et al. 2023, arXiv 2312.04927, appendix D), where `MqarTask` has small vocabularies and filler of its own.
+
+    The format is that of `MqarTask`: `n_pairs` pairs `[key][value]`, then every key once more, `2 g` tokens after the
+    last pair, where its value is scored. Ids: 0 is filler, keys are `1..vocabulary // 2 - 1`, values the rest; keys and
+    values are distinct within a sequence.
+
+    n_pairs: `num_kv_pairs`. alpha: `power_a`. random_non_queries: filler is drawn from the whole vocabulary, in which
+    case it can repeat a key, with anything after it; the value asked for is that of the pair. Else filler is 0.
+    """
+
+    task: Literal["mqar_zoology"] = "mqar_zoology"
+    n_pairs: int = Field(default=8, ge=1)
+    vocabulary: int = Field(default=8192, ge=4)
+    alpha: float = Field(default=0.01, gt=0)
+    random_non_queries: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> ZoologyMqarTask:
+        if self.first_value - 1 < self.n_pairs:
+            raise ValueError(f"vocabulary={self.vocabulary} has fewer than n_pairs={self.n_pairs} distinct keys")
+        return self
+
+    @property
+    def first_value(self) -> int:
+        return self.vocabulary // 2
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocabulary
+
+    @property
+    def chance(self) -> float:
+        return 1 / (self.vocabulary - self.first_value)
+
+    @property
+    def min_length(self) -> int:
+        return 4 * self.n_pairs
+
+    @property
+    def load(self) -> int:
+        return self.n_pairs
+
+    def with_load(self, load: int) -> ZoologyMqarTask:
+        return ZoologyMqarTask.model_validate({**self.model_dump(), "n_pairs": load})
+
+    def sample(self, rng: np.random.Generator, split: Split, batch: int, length: int) -> Batch:
+        self.check_length(length)
+        keys = 1 + draws.distinct(rng, batch, self.first_value - 1, self.n_pairs)
+        values = self.first_value + draws.distinct(rng, batch, self.vocabulary - self.first_value, self.n_pairs)
+        context = 2 * self.n_pairs
+        queries = context + 2 * _draw_slots(rng, batch, (length - context) // 2, self.n_pairs, self.alpha)
+        filler = rng.integers(self.vocabulary if self.random_non_queries else 1, size=(batch, length))
+        return _ask(filler, keys, values, queries)
+
+
+def _ask(filler: np.ndarray, keys: np.ndarray, values: np.ndarray, queries: np.ndarray) -> Batch:
+    """`filler [batch, time]` with the pairs (each `[batch, pairs]`) at its start, and the keys again at `queries`."""
+    n_pairs = keys.shape[1]
+    filler[:, 0 : 2 * n_pairs : 2], filler[:, 1 : 2 * n_pairs : 2] = keys, values
+    np.put_along_axis(filler, queries, keys, axis=1)
+    result = Batch.of(filler)
+    positions, pairs = torch.from_numpy(queries), torch.arange(n_pairs).expand(len(keys), -1)
+    result.targets.scatter_(1, positions, torch.from_numpy(values))
+    result.depths.scatter_(1, positions, pairs / max(1, n_pairs - 1))
+    result.distances.scatter_(1, positions, positions - (2 * pairs + 1))
+    return result
+
+
+def _draw_slots(rng: np.random.Generator, batch: int, n_slots: int, n_pairs: int, alpha: float) -> np.ndarray:
+    """Slots of the queries, `[batch, n_pairs]`, distinct in a row."""
+    log_weights = (alpha - 1) * np.log(np.arange(1, n_slots + 1))
+    # the largest of log-weight plus Gumbel noise are a weighted draw without replacement
+    order = np.argsort(-(log_weights + rng.gumbel(size=(batch, n_slots))), axis=1)
+    return order[:, :n_pairs]
 
 
 def _draw_distinct(rng: np.random.Generator, batch: int, n: int, count: int) -> np.ndarray:
