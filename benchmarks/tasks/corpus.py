@@ -131,8 +131,12 @@ def held_out(sizes: list[int]) -> tuple[int, int]:
 def _split(source: str, documents: list[bytes]) -> Corpus:
     first, second = held_out([len(document) for document in documents])
     digest = hashlib.sha256(b"".join(documents)).hexdigest()
-    parts = documents[second:], documents[first:second], documents[:first]
-    return Corpus(*(_text(source, part) for part in parts), digest)
+    return Corpus(
+        train=_text(source, documents[second:]),
+        validation=_text(source, documents[first:second]),
+        eval=_text(source, documents[:first]),
+        sha256=digest,
+    )
 
 
 def _text(source: str, documents: list[bytes]) -> Text:

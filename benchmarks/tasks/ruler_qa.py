@@ -223,9 +223,13 @@ def load_questions(path: str) -> QuestionFile:
         )
     ordered = [groups[digest] for digest in sorted(groups)]
     first, second = held_out([len(group) for group in ordered])
-    parts = ordered[second:], ordered[first:second], ordered[:first]
-    longest = max(len(q.question.encode()) + len(q.answer.encode()) for q in kept)
-    return QuestionFile(*(_pool(part) for part in parts), longest, hashlib.sha256(content).hexdigest())
+    return QuestionFile(
+        train=_pool(ordered[second:]),
+        validation=_pool(ordered[first:second]),
+        eval=_pool(ordered[:first]),
+        longest=max(len(q.question.encode()) + len(q.answer.encode()) for q in kept),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
 
 
 def _read(path: str, number: int, line: bytes) -> Question:
