@@ -117,13 +117,26 @@ def _texts(paths: list[Path]) -> Iterator[bytes]:
             return
 
 
+def held_out(sizes: list[int]) -> tuple[int, int]:
+    """How many documents, the first ones, are for evaluation, and where those for validation after them end.
+
+    sizes: of three documents at least, so that there is one of each and one left.
+    """
+    ends = np.cumsum(sizes)
+    first = min(int(np.searchsorted(ends, HELD_OUT_SHARE * ends[-1])) + 1, len(sizes) - 2)
+    second = min(max(int(np.searchsorted(ends, 2 * HELD_OUT_SHARE * ends[-1])), first) + 1, len(sizes) - 1)
+    return first, second
+
+
 def _split(source: str, documents: list[bytes]) -> Corpus:
-    ends = np.cumsum([len(document) for document in documents])
-    first = min(int(np.searchsorted(ends, HELD_OUT_SHARE * ends[-1])) + 1, len(documents) - 2)
-    second = min(max(int(np.searchsorted(ends, 2 * HELD_OUT_SHARE * ends[-1])), first) + 1, len(documents) - 1)
+    first, second = held_out([len(document) for document in documents])
     digest = hashlib.sha256(b"".join(documents)).hexdigest()
-    parts = documents[second:], documents[first:second], documents[:first]
-    return Corpus(*(_text(source, part) for part in parts), digest)
+    return Corpus(
+        train=_text(source, documents[second:]),
+        validation=_text(source, documents[first:second]),
+        eval=_text(source, documents[:first]),
+        sha256=digest,
+    )
 
 
 def _text(source: str, documents: list[bytes]) -> Text:
