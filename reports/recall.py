@@ -12,7 +12,7 @@ from functools import lru_cache
 import pandas as pd
 
 from . import formats
-from .claims import Estimate, estimate_recall
+from .claims import Estimate, estimate
 from .statistics import rows_of
 from .tables import RunData
 from .taught import NOT_TAUGHT, Taught, load_text, teaching
@@ -144,7 +144,7 @@ def _recall(run: RunData, variant: str, training: pd.DataFrame) -> Recall:
     estimates = [
         {
             **dict(zip(["layout", *_CELL], key)),
-            **vars(estimate_recall(dict(zip(group["seed"], group["hits"])))),
+            **vars(estimate(dict(zip(group["seed"], group["hits"])))),
             "chance": float(group["chance"].mean()),
             "state_bytes": states.get((key[0], key[1])),
             "backends": " | ".join(dict.fromkeys(group["backends"])),
@@ -179,5 +179,3 @@ def _widest(pairs: pd.DataFrame) -> int:
     """The greatest `value` that the most layouts have."""
     counts = pairs.groupby("value")["layout"].nunique()
     return int(counts[counts == counts.max()].index.max())
-
-

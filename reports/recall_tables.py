@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from . import formats
-from .claims import compare_all
+from .claims import compare_pairs
 from .formats import percent_interval
 from .recall import Cell, Recall, asked
 from .statistics import Interval, rows_of
@@ -56,19 +56,19 @@ def _pairs(run: RunData, recall: Recall) -> Iterator[Table]:
     if len(layouts) < 2:
         return
     answers = recall.answers_at(cell)
-    found = {(d.first, d.second): d for d in compare_all({name: answers[name] for name in layouts})}
+    found = {(d.first, d.second): d for d in compare_pairs({name: answers[name] for name in layouts})}
 
     def text(row: str, column: str) -> str:
         pair = found.get((row, column))
         if pair is None:
             return ""
-        return f"{_points(pair.value)} [{_points(pair.low)}, {_points(pair.high)}] {pair.verdict}"
+        return f"{_points(pair.difference)} [{_points(pair.low)}, {_points(pair.high)}] {pair.verdict}"
 
     rows = [[row, *(text(row, column) for column in layouts[1:])] for row in layouts[:-1]]
     title = f"Paired differences: {cell.text(recall.task)}{in_brackets(recall.variant)}"
     note = (
         "Percentage points by which the layout of the row lies above that of the column, on the same examples and "
-        "seeds, with the interval corrected for the number of pairs, and what it allows to say."
+        "seeds, with the 95 % interval of each; the verdict is corrected for the number of pairs (Holm)."
     )
     yield Table("recall-pairs", "recall", title, ["Layout, minus", *layouts[1:]], rows, note)
 
@@ -121,7 +121,7 @@ def _by_passes(run: RunData, recall: Recall) -> Iterator[Table]:
     rows = _rows(recall, own, "kind", kinds, _accuracy, cell.length)
     title = f"{recall.noun}, by passes and memory: {cell.text(recall.task)}{in_brackets(recall.variant)}"
     note = (
-        "Fresh: each sequence starts with an empty memory. Persistent: memories are kept from one sequence to the next. "
+        "Fresh: each sequence starts with an empty memory. Persistent: memories are kept from sequence to sequence. "
         f"Between two passes memories are kept and everything else is dropped. {_STATE}"
     )
     names = [f"{memory}, {passes} pass{'es' if passes > 1 else ''}" for memory, passes in kinds]
@@ -180,7 +180,7 @@ def _recent(run: RunData, recall: Recall) -> Iterator[Table]:
 
 
 def counted(run: RunData, recall: Recall, recent: bool) -> pd.DataFrame:
-    """Counts and `accuracy` by layout, length, load and depth, taught seeds pooled; passes and memory of the headline."""
+    """Counts and `accuracy` by layout, length, load and depth, taught seeds pooled, read as in the headline."""
     top = recall.headline
     own = run.recall[(run.recall["variant"] == recall.variant) & (run.recall["recent"].astype(bool) == recent)]
     own = own.assign(load=own["load"].astype(float).fillna(0).astype(int), memory=own["memory"].fillna("fresh"))

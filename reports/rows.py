@@ -63,7 +63,7 @@ def _metrics(lines: Lines, measure: str) -> Iterator[tuple[ResultLine, dict[str,
 
 
 def tuning_rows(lines: Lines) -> Iterator[Row]:
-    """One row for every option set that was tried, a seed and a rung at a time; `chosen` by the training that follows."""
+    """One row for every option set that was tried, a seed and a rung at a time; `chosen`: trained with afterwards."""
     chosen = {(line.layout, purpose(line), choice_text((line.metrics or {}).get("chosen"))) for line, _ in lines}
     for line, metrics, identity in _metrics(lines, "tuning"):
         choice = choice_text(metrics["choice"])
@@ -73,7 +73,7 @@ def tuning_rows(lines: Lines) -> Iterator[Row]:
 
 
 def training_rows(lines: Lines) -> Iterator[Row]:
-    """One row for every trained model; of one that failed its status. Accuracies stand only where the bar was passed."""
+    """One row for every training; one that failed has its status. `reached` stands only where the bar was passed."""
     for line, metrics, identity in _metrics(lines, "training"):
         record, settings = metrics.get("training") or {}, line.parameters.get("training") or {}
         curve, bar = record.get("curve") or [], record.get("bar") or {}

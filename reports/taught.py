@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from . import formats
+from .finding import of
 from .statistics import rows_of
 from .tables import RunData
 
@@ -36,6 +37,11 @@ class Taught:
         return self.passed == 0 or len(self.failures) == self.seeds
 
     @property
+    def in_part(self) -> bool:
+        """Whether some seeds were taught and some were not."""
+        return not self.untaught and self.passed is not None and self.passed < self.seeds
+
+    @property
     def short(self) -> str:
         """`2 of 3 seeds`; `no bar`."""
         return f"{self.passed} of {self.seeds} seeds" if self.passed is not None else "no bar"
@@ -43,7 +49,7 @@ class Taught:
     @property
     def sentence(self) -> str:
         """Said of a layout of which not every seed was taught."""
-        within = f" within {formats.si(self.tokens)} tokens" if self.tokens else ""
+        within = f", within {formats.si(self.tokens)} tokens" if self.tokens else ""
         reached = f"{self.passed or 0} of {self.seeds} seeds reached {self.bar}{within}"
         broken = f" ({len(self.failures)} broke off: {formats.listing(sorted(set(self.failures)))})"
         reached += broken if self.failures else ""
@@ -69,13 +75,16 @@ def bar_text(accuracy: float, length: float | None, load: float | None, task: st
 
 def load_text(load: float, task: str | None) -> str:
     """`8 needles`; of other tasks `load 8`."""
-    return f"{formats.whole(load)} needle{'s' if load != 1 else ''}" if task == "needle" else f"load {formats.whole(load)}"
+    return (
+        f"{formats.whole(load)} needle{'s' if load != 1 else ''}" if task == "needle" else f"load {formats.whole(load)}"
+    )
 
 
 def statements(run: RunData) -> list[str]:
     """The first sentences of the verdict: the layouts that were not taught, then those taught with some seeds only."""
-    every = [t for t in teaching(run)]
-    return [f"{t.sentence}{_of(t)}." for t in [*filter(_untaught, every), *filter(_in_part, every)]]
+    every = teaching(run)
+    untaught, in_part = [t for t in every if t.untaught], [t for t in every if t.in_part]
+    return [f"{t.sentence}{of(t.variant)}." for t in [*untaught, *in_part]]
 
 
 def bars(run: RunData, measure: str = "recall") -> list[str]:
@@ -103,15 +112,3 @@ def _taught(layout: str, variant: str, group: pd.DataFrame) -> Taught:
         tokens=None if group["tokens"].isna().all() else float(group["tokens"].max()),
         failures=tuple(status.replace("_", " ") for status in group["status"] if status != "ok"),
     )
-
-
-def _untaught(status: Taught) -> bool:
-    return status.untaught
-
-
-def _in_part(status: Taught) -> bool:
-    return not status.untaught and status.passed is not None and status.passed < status.seeds
-
-
-def _of(status: Taught) -> str:
-    return f" ({status.variant})" if status.variant else ""

@@ -58,7 +58,9 @@ def _solve_figure(run: RunData, rows: pd.DataFrame, number: int, variant: str, b
     chart = point.encode(x=x, y=y, shape=shape, color=style.colour(), tooltip=tips).add_params(style.select)
     chart = alt.layer(chart).properties(width=WIDTH, height=_ROW * len(names))
     title = titled("Tokens to solve", variant)
-    caption = "How much each seed had read when it first reached the bar on data that was held out; a triangle is a seed "
+    caption = (
+        "How much each seed had read when it first reached the bar on data that was held out; a triangle is a seed "
+    )
     caption += "that had not reached it when the budget ended."
     text = "; ".join(f"{r.layout}, seed {r.seed}: {r.shown}" for r in rows_of(rows)) + "."
     subtitle = f"bar: {bar}; one mark for each seed, further left is sooner"

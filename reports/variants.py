@@ -20,7 +20,7 @@ _TRAINED = ("tuning", "training", "recall", "perplexity")  # what a model is tra
 
 
 def purpose(line: ResultLine) -> str:
-    """What a model is trained for: `perplexity` if its task is plain text, else `recall`; other measures: themselves."""
+    """What a model is trained for: `perplexity` if its task is text, else `recall`. Other measures are themselves."""
     if line.measure not in _TRAINED:
         return line.measure
     return "perplexity" if (line.parameters.get("task") or {}).get("task") == "text" else "recall"

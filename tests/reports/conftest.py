@@ -38,12 +38,12 @@ class Layout(NamedTuple):
 
 LAYOUTS: dict[str, Layout] = {
     "swa": Layout("sliding_window_attention(window=32)", "attention", 2, 0.75, 0, 4e-6),
-    "swa + fwpkm": Layout("sliding_window_attention(window=32) | fwpkm@1", "fwpkm", 400, 0.97, 3, 1.6e-5),
-    "softmax": Layout("softmax_attention", "attention", 300, 0.60, 3, 5e-6, True),
+    "swa + fwpkm": Layout("sliding_window_attention(window=32) | fwpkm@1", "fwpkm", 75, 0.97, 3, 1.6e-5),
+    "softmax": Layout("softmax_attention", "attention", 90, 0.60, 3, 5e-6, True),
     "linear": Layout("linear_attention", "linear", 3, 0.62, 0, 5e-6),
     "gated_deltanet": Layout("gated_deltanet", "delta", 30, 0.86, 2, 7e-6),
     "ttt_linear": Layout("ttt_linear", "ttt", 40, 0.90, 3, 2.4e-5),
-    HOSTILE: Layout("fwpkm", "fwpkm", 300, 0.955, 3, 2e-5),
+    HOSTILE: Layout("fwpkm", "fwpkm", 60, 0.955, 3, 2e-5),
 }
 UNTAUGHT = [label for label, layout in LAYOUTS.items() if layout.taught == 0]
 ENVIRONMENT: dict[str, Any] = {
