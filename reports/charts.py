@@ -108,7 +108,7 @@ class Style:
         return [band, whisker, line, point.add_params(self.select)]
 
 
-def finish(chart: Any, title: str, subtitle: str) -> Any:
+def finish(chart: Any, title: str, subtitle: str | list[str]) -> Any:
     font = "Helvetica, Arial, sans-serif"
     return (
         chart.properties(
@@ -145,11 +145,15 @@ def alongside(channel: Any, field: str) -> Any:
     return other
 
 
-def lengths_axis(lengths: list[int], title: str = "Length of the context (tokens)") -> alt.X:
+def lengths_axis(
+    lengths: list[int], title: str = "Length of the context (tokens)", field: str = "length", least: int | None = None
+) -> alt.X:
+    """A logarithmic axis of lengths or loads, with a tick at each; least: where it starts, if left of the first."""
     values = sorted({int(n) for n in lengths})
     axis = alt.Axis(values=values, format=",d", labelAngle=-40 if len(values) > 8 else 0, grid=True)
     domain = [values[0], values[-1]] if len(values) > 1 else [values[0] / 2, values[0] * 2]
-    return alt.X("length:Q", scale=alt.Scale(type="log", base=2, domain=domain, nice=False), axis=axis, title=title)
+    domain[0] = min(domain[0], least or domain[0])
+    return alt.X(f"{field}:Q", scale=alt.Scale(type="log", base=2, domain=domain, nice=False), axis=axis, title=title)
 
 
 def share_axis(field: str, title: str) -> alt.Y:

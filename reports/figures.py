@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import pairwise
-from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -15,7 +13,6 @@ from .charts import (
     BYTES,
     COUNT,
     HEIGHT,
-    MUTED,
     WIDTH,
     Figure,
     Style,
@@ -29,156 +26,23 @@ from .charts import (
     titled,
     tooltips,
 )
+from .finding import common_length
 from .formats import mode_name
-from .labels import beside_points, spread
-from .statistics import Interval, pool_perplexity, pool_recall, pool_speed, rows_of
+from .labels import beside_points
+from .recall import asked
+from .recall_figures import recall_figures
+from .statistics import Interval, pool_perplexity, pool_speed, rows_of
 from .tables import RunData
-from .verdict import common_length, headline_recall
+from .taught_tables import taught_figures
 
 _BUBBLES = (60, 1100)  # square pixels of the smallest and the largest bubble
-_LABEL = 16  # pixels from one name at the end of a curve to the next
 
 
 def figures(run: RunData) -> list[Figure]:
     """Every chart that the run has data for."""
-    makers = (
-        _recall,
-        _recall_depth,
-        _recall_passes,
-        _speed,
-        _peak_memory,
-        _state,
-        _trade_off,
-        _perplexity,
-        _training,
-        _op_lengths,
-    )
+    measured = (_speed, _peak_memory, _state, _trade_off, _perplexity, _training, _op_lengths)
+    makers = (taught_figures, recall_figures, *measured)
     return [figure for make in makers for figure in make(run)]
-
-
-# --- Recall ---
-
-
-def _accuracy_texts(pooled: pd.DataFrame) -> pd.DataFrame:
-    intervals = [Interval(r.accuracy, r.low, r.high) for r in rows_of(pooled)]
-    return pooled.assign(
-        shown=[formats.percent_interval(i) for i in intervals],
-        counts=[f"{r.correct:,} of {r.total:,}" for r in rows_of(pooled)],
-        seeds_shown=[
-            f"{r.seeds} ({formats.percent(r.seed_low)} to {formats.percent(r.seed_high)})" for r in rows_of(pooled)
-        ],
-    )
-
-
-_ACCURACY_TIPS = (("shown", "accuracy [95 %]"), ("counts", "correct"), ("seeds_shown", "seeds"), ("length", "length"))
-
-
-def _origin(rows: pd.DataFrame) -> str:
-    """`trained on 256 tokens, 2 seeds pooled`: what stands under the title of a recall chart."""
-    trained = sorted({int(n) for n in rows["trained_on"].dropna()})
-    parts = [f"trained on {formats.listing([formats.whole(n) for n in trained])} tokens"] if trained else []
-    seeds = rows["seed"].nunique()
-    return ", ".join([*parts, "one seed" if seeds == 1 else f"{seeds} seeds pooled", "bands: 95 % Wilson intervals"])
-
-
-def _recall(run: RunData) -> Iterator[Figure]:
-    style = Style(run.layouts, legend=None)
-    for number, (variant, rows) in enumerate(headline_recall(run.recall).groupby("variant", sort=False)):
-        pooled = _accuracy_texts(pool_recall(rows, ["layout", "length"])).sort_values("length", kind="stable")
-        x, y = lengths_axis(pooled["length"].tolist()), share_axis("accuracy", "Needles recalled")
-        height = max(HEIGHT, _LABEL * pooled["layout"].nunique())
-        chance = pooled.groupby("length", as_index=False)["chance"].mean().dropna()
-        guess = alt.Chart(chance).mark_line(strokeDash=[3, 3], color=MUTED, strokeWidth=1.2)
-        layers = [*_trained_marks(rows, x), guess.encode(x=x, y=alt.Y("chance:Q"))]
-        layers += [*style.curves(pooled, x, y, tooltips(*_ACCURACY_TIPS)), _end_labels(pooled, style, height)]
-        chart = alt.layer(*layers).properties(width=WIDTH, height=height)
-        title = titled("How far back each layout recalls", str(variant))
-        last = pooled[pooled["length"] == pooled["length"].max()]
-        text = f"Accuracy at the longest length, {formats.whole(last['length'].max())} tokens: "
-        text += "; ".join(f"{r.layout} {r.shown}" for r in rows_of(last)) + "."
-        caption = "Share of the needles named correctly, against the length of the context they are hidden in. "
-        caption += "Recent needles are left out. Click a name to single out its curve, shift-click for several."
-        subtitle = f"{_origin(rows)}; dotted: chance"
-        yield Figure(numbered("recall", number), "recall", title, caption, text, finish(chart, title, subtitle))
-
-
-def _trained_marks(rows: pd.DataFrame, x: alt.X) -> list[Any]:
-    trained = pd.DataFrame({"length": sorted({int(n) for n in rows["trained_on"].dropna()})})
-    trained = trained[trained["length"].between(rows["length"].min(), rows["length"].max())]
-    if not len(trained):
-        return []
-    base = alt.Chart(trained.assign(text="training length")).encode(x=x)
-    rule = base.mark_rule(color="#9aa0a6", strokeDash=[2, 3])
-    text = base.mark_text(align="left", baseline="bottom", dx=-1, dy=-4, color=MUTED, fontSize=11)
-    return [rule, text.encode(y=alt.value(0), text="text:N")]
-
-
-def _end_labels(pooled: pd.DataFrame, style: Style, height: int) -> Any:
-    """Names at the right end of the curves, moved apart where they would overlap."""
-    ends = pooled.loc[pooled.groupby("layout", sort=False)["length"].idxmax()]
-    pixels = spread([(1 - v) * height for v in ends["accuracy"].fillna(0)], gap=_LABEL, low=0, high=height)
-    names = [f"{formats.shorten(r.layout, 32)}\u2002{formats.percent(r.accuracy)}" for r in rows_of(ends)]
-    # the plot's own scale, so that one axis serves the curves and the labels
-    ends = ends.assign(label=names, label_y=[1 - p / height for p in pixels])
-    labels = alt.Chart(ends).mark_text(align="left", dx=10, fontSize=12, cursor="pointer")
-    return labels.encode(
-        x=alt.value(WIDTH), y="label_y:Q", text="label:N", color=style.colour(), opacity=style.emphasis
-    )
-
-
-def _recall_depth(run: RunData) -> Iterator[Figure]:
-    style = Style(run.layouts)
-    for number, (variant, rows) in enumerate(
-        headline_recall(run.recall).dropna(subset=["depth"]).groupby("variant", sort=False)
-    ):
-        lengths = sorted(rows["length"].unique())[-6:]
-        pooled = _accuracy_texts(pool_recall(rows[rows["length"].isin(lengths)], ["layout", "length", "depth"]))
-        edges = [*sorted(pooled["depth"].unique()), 1.0]
-        buckets = {low: f"{100 * low:.0f}–{100 * high:.0f} %" for low, high in pairwise(edges)}
-        pooled = pooled.sort_values(["length", "depth"], kind="stable")
-        pooled["bucket"] = pooled["depth"].map(buckets)
-        pooled["panel"] = [f"{n:,} tokens" for n in pooled["length"]]
-        x = alt.X("bucket:O", sort=list(buckets.values()), title="Depth", axis=alt.Axis(labelAngle=0))
-        curves = style.curves(
-            pooled,
-            x,
-            share_axis("accuracy", "Needles recalled"),
-            tooltips(("panel", "length"), ("bucket", "depth"), *_ACCURACY_TIPS[:3]),
-        )
-        chart = panels(curves, pooled, [f"{n:,} tokens" for n in lengths], columns=3, width=236, height=170)
-        title = titled("Recall by depth", str(variant))
-        caption = "Where in the context the needle lay: 0 % is its beginning, 100 % right before the questions. "
-        caption += "Click a name in the legend to single out its curve."
-        text = (
-            f"Small multiples by length, {formats.listing([f'{n:,}' for n in lengths])} tokens; numbers in the tables."
-        )
-        yield Figure(
-            numbered("recall-depth", number), "recall", title, caption, text, finish(chart, title, _origin(rows))
-        )
-
-
-def _recall_passes(run: RunData) -> Iterator[Figure]:
-    style = Style(run.layouts)
-    rows = run.recall[~run.recall["recent"].astype(bool)]
-    for number, (variant, own) in enumerate(rows.groupby("variant", sort=False)):
-        length = common_length(own)
-        own = own[own["length"] == length]
-        if own["passes"].nunique() < 2:
-            continue
-        pooled = _accuracy_texts(pool_recall(own, ["layout", "passes"])).sort_values("passes", kind="stable")
-        x = alt.X("passes:O", title="Passes over the context", axis=alt.Axis(labelAngle=0))
-        curves = style.curves(
-            pooled, x, share_axis("accuracy", "Needles recalled"), tooltips(("passes", "passes"), *_ACCURACY_TIPS[:3])
-        )
-        chart = alt.layer(*curves).properties(width=WIDTH, height=HEIGHT)
-        title = titled(f"Recall by passes over the context, at {formats.whole(length)} tokens", str(variant))
-        caption = "How much reading the context again helps."
-        yield Figure(
-            numbered("recall-passes", number), "recall", title, caption, caption, finish(chart, title, _origin(own))
-        )
-
-
-# --- Speed and memory ---
 
 
 # --- Speed and memory ---
@@ -265,31 +129,31 @@ def _left_out(count: int) -> str:
 # --- Recall against speed ---
 
 
-def trade_off_table(run: RunData) -> tuple[pd.DataFrame, str, int, int]:
-    """Recall at its longest common length beside speed at its own; also the mode and the two lengths.
+def trade_off_table(run: RunData) -> tuple[pd.DataFrame, str, str, int]:
+    """Recall at the cell of the verdict beside speed at its longest common length; also the cell, mode and length.
 
     Speed is that of the training step, or of the forward pass where no training step was measured.
     """
-    recall, speed = headline_recall(run.recall), run.speed
-    recall = recall[recall["variant"] == recall["variant"].iloc[0]] if len(recall) else recall
+    recall, speed = next(asked(run), None), run.speed
+    if recall is None or not len(speed):
+        return pd.DataFrame(), "", "", 0
     modes = {mode_name(m): m for m in speed["mode"].unique()}
-    mode = next((name for name in ("training step", "forward pass") if name in modes), next(iter(modes), ""))
-    speed = speed[speed["mode"] == modes.get(mode)]
-    speed = speed[speed["variant"] == speed["variant"].iloc[0]] if len(speed) else speed
-    recalled, timed = (common_length(frame) if len(frame) else 0 for frame in (recall, speed))
-    accuracy = pool_recall(recall[recall["length"] == recalled], ["layout"])
+    mode = next((name for name in ("training step", "forward pass") if name in modes), next(iter(modes)))
+    speed = speed[speed["mode"] == modes[mode]]
+    speed = speed[speed["variant"] == speed["variant"].iloc[0]]
+    timed = common_length(speed)
     rates = pool_speed(speed[speed["length"] == timed], ["layout"]).rename(columns={"low": "slow", "high": "fast"})
-    states = run.states[run.states["length"] == recalled][["layout", "state_bytes"]]
-    table = accuracy.merge(rates.drop(columns="seeds"), on="layout").merge(states, on="layout", how="left")
-    return table, mode, recalled, timed
+    accuracy = recall.at(recall.headline).drop(columns="backends")
+    table = accuracy.merge(rates.drop(columns=["seeds", "rounds"]), on="layout")
+    return table, recall.headline.text(recall.task), mode, timed
 
 
 def _trade_off(run: RunData) -> Iterator[Figure]:
-    table, mode, recalled, timed = trade_off_table(run)
+    table, cell, mode, timed = trade_off_table(run)
     if not len(table):
         return
     style = Style(run.layouts, legend=None)
-    table = _accuracy_texts(table)
+    table["shown"] = [formats.percent_interval(Interval(r.accuracy, r.low, r.high)) for r in rows_of(table)]
     table["speed"] = [formats.rate_interval(Interval(r.tokens_per_second, r.slow, r.fast)) for r in rows_of(table)]
     table["state"] = table["state_bytes"].map(formats.bytes_)
     low, high = table["slow"].min() / 1.35, table["fast"].max() * 1.35
@@ -305,14 +169,14 @@ def _trade_off(run: RunData) -> Iterator[Figure]:
         title=f"Tokens per second, {mode} at {formats.whole(timed)} tokens",
         axis=alt.Axis(labelExpr=COUNT, tickCount=6),
     )
-    y = share_axis("accuracy", f"Needles recalled at {formats.whole(recalled)} tokens")
-    shares = (table["state_bytes"] / table["state_bytes"].max()).fillna(0)
+    y = share_axis("accuracy", f"Recalled: {cell}")
+    shares = (table["state_bytes"].astype(float) / table["state_bytes"].max()).fillna(0)
     radii = [math.sqrt((_BUBBLES[0] + (_BUBBLES[1] - _BUBBLES[0]) * math.sqrt(share)) / math.pi) for share in shares]
     extremes = sorted(set(table["state_bytes"].dropna().agg(["min", "max"]).dropna()))
     size = alt.Size(
         "state_bytes:Q",
         scale=alt.Scale(type="sqrt", range=list(_BUBBLES)),
-        title=f"State after {formats.whole(recalled)} tokens",
+        title="State of one sequence",
         legend=alt.Legend(orient="bottom", labelExpr=BYTES, symbolType="circle", values=extremes),
     )
     base = alt.Chart(table).encode(color=style.colour())
@@ -336,8 +200,8 @@ def _trade_off(run: RunData) -> Iterator[Figure]:
         layers.append(label.encode(x=x, y=y, text="label:N", color=style.colour(), opacity=style.emphasis))
     chart = alt.layer(*layers).properties(width=width, height=height)
     title = "Recall against speed"
-    caption = f"Bubble: bytes of the state after {formats.whole(recalled)} tokens. "
-    caption += "Bars: 95 % Wilson interval of the recall, quartiles of the speed."
+    caption = "Bubble: bytes of the state of one sequence. Untaught layouts have none. "
+    caption += "Bars: 95 % interval of the recall, quartiles of the speed."
     text = "; ".join(f"{r.layout} {r.shown} at {r.speed}, state {r.state}" for r in rows_of(table)) + "."
     yield Figure(
         "trade-off",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import pandas as pd
 import vl_convert
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,12 +18,16 @@ from markupsafe import Markup
 from . import formats
 from .charts import VEGALITE, Figure
 from .figures import figures
-from .summary import Table, page_tables, summary
+from .page_tables import page_tables
+from .summary import summary
+from .table import Table
 from .tables import RunData, read_run
+from .taught import statements
 from .verdict import findings, training_statement
 
 _ERROR_LENGTH = 300  # characters of an error in Markdown; the page has all of it
 SECTIONS = {
+    "taught": "Taught first",
     "recall": "Recall",
     "speed": "Speed",
     "memory": "Memory and state",
@@ -65,7 +68,7 @@ def write_report(folder: str | Path) -> Path:
     summary(run).to_csv(run.folder / "summary.csv", index=False)
     for name, table in run.tables().items():
         if len(table) or name in _SAY_NONE:
-            _without_samples(table).to_csv(run.folder / "tables" / f"{name}.csv", index=False)
+            table.to_csv(run.folder / "tables" / f"{name}.csv", index=False)
     content = _content(run, drawn, tables)
     environment = _environment()
     page = run.folder / "report.html"
@@ -86,12 +89,14 @@ def _content(run: RunData, drawn: list[Figure], tables: list[Table]) -> dict[str
         "description": run.suite.get("description") or "",
         "layout_lines": run.suite.get("layouts") or {},
         "findings": findings(run),
-        "brackets": "In brackets: 95 % Wilson intervals of recall, first and third quartile of speed.",
+        "untaught": statements(run),
+        "brackets": "In brackets: 95 % intervals of recall and of its differences, first and third quartile of speed.",
         "trainings": training_statement(run),
         "texts": _texts(run),
         "sections": _sections(run, drawn, tables),
         "failures": run.failures.to_dict("records"),
         "missing": run.missing.to_dict("records"),
+        "complete": _complete(run),
         "finished": len(run.lines),
         "commit": source.get("commit"),
         "dirty": bool(source.get("dirty")),
@@ -117,6 +122,15 @@ def _sections(run: RunData, drawn: list[Figure], tables: list[Table]) -> list[Se
         if any(own) or nothing:
             sections.append(Section(name, title, *own, nothing))
     return sections
+
+
+def _complete(run: RunData) -> str:
+    """What is known of the cases that have no result yet."""
+    if run.plan is None:
+        return "This run kept no plan of its cases, so nothing is known of any that are missing."
+    if not run.plan["final"]:
+        return "Not all cases are known yet: what follows from tuning and training is planned when that is done."
+    return "" if len(run.missing) else "Every planned case has been run."
 
 
 def _texts(run: RunData) -> list[str]:
@@ -201,10 +215,6 @@ def _fence(text: object) -> str:
 def _in_script(code: str) -> str:
     """JavaScript that an HTML parser reads to its end; `<\\/` and `<\\!` mean the same in strings and patterns."""
     return code.replace("</script", "<\\/script").replace("</SCRIPT", "<\\/SCRIPT").replace("<!--", "<\\!--")
-
-
-def _without_samples(table: pd.DataFrame) -> pd.DataFrame:
-    return table.drop(columns="samples") if "samples" in table else table
 
 
 def _clear(folder: Path, *patterns: str) -> None:

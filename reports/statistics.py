@@ -1,17 +1,14 @@
-"""Numbers with their uncertainty: Wilson intervals from counts, medians with quartiles, pooling over seeds."""
+"""Numbers described: medians with quartiles, rounds and bits pooled over seeds. Conclusions are in `inference`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pandas as pd
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -22,28 +19,6 @@ class Interval:
     low: float
     high: float
 
-    def overlaps(self, other: Interval) -> bool:
-        """Whether the two ranges share a point, so that a difference cannot be claimed."""
-        return self.low <= other.high and other.low <= self.high
-
-
-def wilson(correct: int, total: int, confidence: float = CONFIDENCE) -> Interval:
-    """Score interval of a proportion (Wilson 1927): keeps within 0..1 and its coverage also at 0 % and 100 %.
-
-    No trials leave everything open: nan in 0..1. Raises `ValueError` for counts that cannot be.
-    """
-    if not 0 <= correct <= total:
-        raise ValueError(f"correct must lie in 0..total, got {correct} of {total}")
-    if total == 0:
-        return Interval(math.nan, 0.0, 1.0)
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p, shrink = correct / total, 1 + z * z / total
-    centre = (p + z * z / (2 * total)) / shrink
-    half = z / shrink * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    low = 0.0 if correct == 0 else max(0.0, centre - half)
-    high = 1.0 if correct == total else min(1.0, centre + half)
-    return Interval(p, low, high)
-
 
 def quartiles(samples: Sequence[float]) -> Interval:
     """Median, first and third quartile (linear interpolation)."""
@@ -51,44 +26,9 @@ def quartiles(samples: Sequence[float]) -> Interval:
     return Interval(float(median), float(q1), float(q3))
 
 
-def ratio(a: Interval, b: Interval) -> Interval:
-    """How many times `a` is `b`: the ratio of the medians, and the widest range that the quartiles allow."""
-    return Interval(a.value / b.value, a.low / b.high, a.high / b.low)
-
-
 def bits_per_byte(nats: float) -> float:
     """Bits for nats, where a token is one byte."""
     return nats / math.log(2)
-
-
-def pool_recall(recall: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Counts of the questions summed over everything but `by`, with accuracy and its Wilson interval.
-
-    Adds columns: correct, total, accuracy, low, high, chance (mean over the questions), seeds (number of),
-    seed_low, seed_high (least and greatest accuracy of a single seed).
-    """
-    rows = []
-    for key, group in _groups(recall, by):
-        correct, total = int(group["correct"].sum()), int(group["total"].sum())
-        interval = wilson(correct, total)
-        single = group.groupby("seed")[["correct", "total"]].sum()
-        accuracies = (single["correct"] / single["total"]).where(single["total"] > 0)
-        rows.append(
-            {
-                **dict(zip(by, key)),
-                "correct": correct,
-                "total": total,
-                "accuracy": interval.value,
-                "low": interval.low,
-                "high": interval.high,
-                "chance": float((group["chance"] * group["total"]).sum() / total) if total else math.nan,
-                "seeds": group["seed"].nunique(),
-                "seed_low": accuracies.min(),
-                "seed_high": accuracies.max(),
-            }
-        )
-    columns = ["correct", "total", "accuracy", "low", "high", "chance", "seeds", "seed_low", "seed_high"]
-    return pd.DataFrame(rows, columns=[*by, *columns])
 
 
 def pool_speed(speed: pd.DataFrame, by: list[str]) -> pd.DataFrame:

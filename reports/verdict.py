@@ -3,139 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from . import formats, op_speed
+from .finding import Finding, common_length, failed, of, seeds_statement
 from .formats import mode_name
-from .statistics import Interval, pool_perplexity, pool_recall, pool_speed, ratio, rows_of
-from .tables import IN_TURN, RunData
+from .inference import ALPHA, LEAST_ROUNDS, LEAST_SEEDS, Comparison, Ranking, compare_seeds, fastest, holm
+from .rows import IN_TURN
+from .statistics import Interval, pool_perplexity, pool_speed, rows_of
+from .tables import RunData
+from .taught import bars
+from .verdict_recall import recall_findings, taught_findings
 
 _NEAR = 0.01  # peak memory within 1 % counts as equal: allocators round
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One question of the comparison. winner: None if the measurement does not separate the best."""
-
-    topic: str
-    winner: str | None
-    value: str
-    sentence: str
+STEEP = 0.02  # a loss that still falls by more, from the last tenth but one of the steps to the last, is unfinished
 
 
 def findings(run: RunData) -> list[Finding]:
     """The verdict, most important first; what was not measured is left out."""
-    questions = (_recall, _speed, _peak_memory, _state, _perplexity, _bars)
+    questions = (taught_findings, recall_findings, _speed, _peak_memory, _state, _perplexity, _bars)
     return [finding for question in questions for finding in question(run)]
 
 
 def training_statement(run: RunData) -> list[str]:
-    """What was trained, at which length, how long and with how many seeds; a sentence for every kind of training."""
+    """What was trained, on what, how long and with how many seeds; a sentence for every kind of training."""
     sentences = []
     for (measure, variant), group in run.training.groupby(["measure", "variant"], sort=False):
-        rows = {"recall": run.recall, "perplexity": run.perplexity}.get(str(measure), pd.DataFrame())
-        where = f" ({variant})" if variant else ""
-        on = sorted({int(n) for n in group["trained_on"].dropna()})
-        length = f" on sequences of {formats.listing([formats.whole(n) for n in on])} tokens" if on else ""
-        steps = formats.listing([formats.whole(s) for s in sorted(group["steps"].dropna().unique())])
-        tokens = formats.listing([formats.si(t) for t in sorted(group["tokens"].dropna().unique())])
-        sentence = f"For {measure}{where} every model was trained{length} for {steps} steps ({tokens} tokens)"
-        if measure == "recall" and len(rows):
-            own = rows[rows["variant"] == variant]
-            lengths = sorted(own["length"].unique())
-            sentence += f" and evaluated on {formats.whole(lengths[0])} to {formats.whole(lengths[-1])} tokens"
-        sentences.append(f"{sentence}. {seeds_statement(group['seed'])}")
+        lengths = sorted({n for own in group["lengths"] for n in own})
+        loads = sorted({n for own in group["loads"] for n in own})
+        drawn = f" on sequences of {_span(lengths)} tokens" if lengths else ""
+        drawn += f" with a load of {_span(loads)}" if loads else ""
+        steps, tokens = group["steps"].dropna(), group["tokens"].dropna()
+        long = (
+            f" for at most {formats.whole(steps.max())} steps ({formats.si(tokens.max())} tokens)" if len(steps) else ""
+        )
+        own = run.answers[run.answers["variant"] == variant] if measure == "recall" else run.answers[:0]
+        then = f", then asked at {_span(sorted(own['length'].unique()))} tokens" if len(own) else ""
+        sentence = f"For {measure}{of(variant)} every model was trained{drawn}{long}{then}."
+        if not bars(run, str(measure)) and measure == "recall":
+            sentence += " The suite sets no bar, so whether a layout had learnt the task is not known."
+        sentences.append(f"{sentence} {seeds_statement(group['seed'])}")
     return sentences
 
 
-def seeds_statement(seeds: pd.Series) -> str:
-    """How many seeds there are, and that one seed says nothing of the spread between seeds."""
-    numbers = sorted(set(seeds))
-    if len(numbers) == 1:
-        return f"One seed ({numbers[0]}): no interval here says how the result changes from seed to seed."
-    return f"{len(numbers)} seeds ({formats.listing([str(n) for n in numbers])}), pooled; the tables show each seed."
-
-
-def common_length(frame: pd.DataFrame) -> int:
-    """The greatest length at which the most layouts of `frame` have a result. `frame` has rows."""
-    counts = frame.groupby("length")["layout"].nunique()
-    return int(counts[counts == counts.max()].index.max() if counts.max() > 1 else frame["length"].max())
-
-
-def headline_recall(recall: pd.DataFrame) -> pd.DataFrame:
-    """The rows that accuracy is claimed for: needles that are not recent, read with the fewest passes."""
-    kept = recall[~recall["recent"].astype(bool)]
-    return kept[kept["passes"] == kept["passes"].min()] if len(kept) else kept
-
-
-def _recall(run: RunData) -> Iterator[Finding]:
-    for variant, rows in headline_recall(run.recall).groupby("variant", sort=False):
-        length = common_length(rows)
-        pooled = pool_recall(rows[rows["length"] == length], ["layout"])
-        values = {r.layout: Interval(r.accuracy, r.low, r.high) for r in rows_of(pooled) if r.total}
-        if not values:
-            continue
-        trained = sorted({int(n) for n in rows["trained_on"].dropna()})
-        factor = f", {length / trained[0]:.3g} times the training length" if len(trained) == 1 else ""
-        best, rivals, others = _rank(values)
-        shown = {name: formats.percent_interval(v) for name, v in values.items()}
-        if rivals:
-            tied = formats.listing([f"{name} ({shown[name]})" for name in [best, *rivals]])
-            sentence = f"No winner: {tied} are not separable; their intervals overlap."
-        else:
-            sentence = f"{best} recalls {shown[best]} of the needles"
-            sentence += (
-                f", clear of {others[0]} ({shown[others[0]]}), the next." if others else "; nothing to compare with."
-            )
-        low = _at_chance(rows[rows["length"] == length])
-        if low:
-            chance = formats.percent(float(pooled["chance"].mean()))
-            sentence += f" Not above chance ({chance}): {formats.listing(low)}."
-        untaught = _at_chance(rows[rows["length"].isin(trained)]) if len(trained) == 1 else []
-        if untaught:
-            sentence += (
-                f" At the training length already not above chance: {formats.listing(untaught)}; this training did not "
-                "teach them the task, so their curves say nothing about length."
-            )
-        sentence += f" {seeds_statement(rows['seed'])}{_failed(run, 'recall')}"
-        topic = f"Recall at {formats.whole(length)} tokens{factor}{_of(variant)}"
-        yield Finding(topic, None if rivals else best, shown[best], sentence)
-
-
-def _at_chance(rows: pd.DataFrame) -> list[str]:
-    """The layouts whose recall over `rows`, all seeds together, is not above chance."""
-    return [r.layout for r in rows_of(pool_recall(rows, ["layout"])) if r.total and r.low <= r.chance]
+def _span(values: list[int]) -> str:
+    low, high = formats.whole(values[0]), formats.whole(values[-1])
+    return low if low == high else f"{low} to {high}"
 
 
 def _speed(run: RunData) -> Iterator[Finding]:
     for (variant, mode), rows in _by_mode(run.speed):
         length = common_length(rows)
-        pooled = pool_speed(rows[rows["length"] == length], ["layout"])
-        values = {r.layout: Interval(r.tokens_per_second, r.low, r.high) for r in rows_of(pooled)}
-        best, rivals, others = _rank(values)
-        shown = {name: formats.rate_interval(v) for name, v in values.items()}
-        if rivals:
-            tied = formats.listing([f"{name} ({shown[name]})" for name in [best, *rivals]])
-            sentence = f"No winner: {tied} are not separable; their quartiles overlap."
-        elif others:
-            factor = formats.times(ratio(values[best], values[others[0]]))
-            sentence = f"{best} runs at {shown[best]}, {factor} as fast as {others[0]}, the next."
-        else:
-            sentence = f"{best} runs at {shown[best]}; nothing to compare with."
-        topic = f"Fastest {mode_name(mode)} at {formats.whole(length)} tokens{_of(variant)}"
-        sentence += f"{_failed(run, 'speed', str(mode))}"
-        yield Finding(topic, None if rivals else best, formats.rate(values[best].value), sentence)
+        own = rows[rows["length"] == length]
+        shown = {
+            r.layout: formats.rate_interval(Interval(r.tokens_per_second, r.low, r.high))
+            for r in rows_of(pool_speed(own, ["layout"]))
+        }
+        rounds: dict[str, list[float]] = {}
+        for r in rows_of(own):
+            rounds.setdefault(r.layout, []).extend(r.samples or [r.seconds])
+        ranking = fastest(rounds, paired=False)  # each layout was timed in a process of its own
+        sentence = f"{_faster(ranking, shown)}{failed(run, 'speed', str(mode))}"
+        topic = f"Fastest {mode_name(mode)} at {formats.whole(length)} tokens{of(variant)}"
+        rate = own[own["layout"] == ranking.leader]["tokens_per_second"].median()
+        yield Finding(topic, ranking.best, formats.rate(rate), sentence)
+
+
+def _faster(ranking: Ranking, shown: dict[str, str]) -> str:
+    leader = ranking.leader
+    if not ranking.comparisons:
+        return f"{leader} runs at {shown[leader]}; nothing to compare with."
+    if ranking.best:
+        following = max(ranking.comparisons, key=lambda n: ranking.comparisons[n].difference)
+        factor = _times(ranking.comparisons[following])
+        return f"{leader} runs at {shown[leader]}, {factor} as fast as {following}, the next."
+    tied = formats.listing([f"{name} ({shown[name]})" for name in [leader, *ranking.tied]])
+    few = min(c.seeds for c in ranking.comparisons.values()) < LEAST_ROUNDS
+    why = f"fewer than {LEAST_ROUNDS} rounds tell nothing" if few else "the ratios of their medians leave it open"
+    return f"Cannot tell which is fastest: {tied}; {why}."
+
+
+def _times(seconds: Comparison) -> str:
+    """How many times as fast, from a ratio of seconds."""
+    return formats.times(Interval(1 / seconds.difference, 1 / seconds.high, 1 / seconds.low))
 
 
 def _peak_memory(run: RunData) -> Iterator[Finding]:
     for (variant, mode), rows in _by_mode(run.memory.dropna(subset=["peak_bytes"])):
         length = common_length(rows)
         values = rows[rows["length"] == length].groupby("layout", sort=False)["peak_bytes"].median()
-        topic = f"Least peak memory, {mode_name(mode)} of {formats.whole(length)} tokens{_of(variant)}"
-        yield _least(topic, values, _NEAR, _failed(run, "memory", str(mode)))
+        topic = f"Least peak memory, {mode_name(mode)} of {formats.whole(length)} tokens{of(variant)}"
+        yield _least(topic, values, _NEAR, failed(run, "memory", str(mode)))
 
 
 def _state(run: RunData) -> Iterator[Finding]:
@@ -147,35 +107,56 @@ def _state(run: RunData) -> Iterator[Finding]:
 
 def _perplexity(run: RunData) -> Iterator[Finding]:
     for variant, rows in run.perplexity.groupby("variant", sort=False):
-        pooled = pool_perplexity(rows, ["layout"])
-        values = {r.layout: Interval(-r.bits_per_byte, -r.seed_high, -r.seed_low) for r in rows_of(pooled)}
-        best, rivals, others = _rank(values)
-        shown = {name: f"{-v.value:.3f} bits per byte" for name, v in values.items()}
-        tied = formats.listing([f"{name} ({shown[name]})" for name in [best, *rivals]])
-        following = f"{others[0]} ({shown[others[0]]}), the next" if others else ""
-        one_seed = pooled["seeds"].min() < 2
-        if rivals:
-            why = "are equal" if one_seed else "are not separable; the ranges of their seeds overlap"
-            sentence = f"No winner: {tied} {why}."
-        else:
-            sentence = f"{best} has {shown[best]}" + (
-                f", below {following}." if following else "; nothing to compare with."
-            )
-        if one_seed:
-            sentence += " One seed: no interval says how the difference changes from seed to seed."
-        yield Finding(
-            f"Best bits per byte{_of(variant)}",
-            None if rivals else best,
-            shown[best],
-            f"{sentence}{_failed(run, 'perplexity')}",
-        )
+        pooled = {r.layout: r for r in rows_of(pool_perplexity(rows, ["layout"]))}
+        order = sorted(pooled, key=lambda name: pooled[name].bits_per_byte)
+        shown = {n: f"{pooled[n].bits_per_byte:.3f} bits per byte" for n in order}
+        values = {str(n): _by_seed(own) for n, own in rows.groupby("layout", sort=False)}
+        leader, others = order[0], order[1:]
+        against = {other: compare_seeds(values[leader], values[other]) for other in others}
+        least, steep = min(len(v) for v in values.values()), unfinished(run)
+        sentence = formats.listing([f"{n} has {shown[n]}{_seed_range(pooled[n])}" for n in order]) + "."
+        best = None
+        if least < LEAST_SEEDS:
+            sentence += f" No layout is called best from fewer than {LEAST_SEEDS} seeds."
+        elif any(name in steep for name in order):
+            named = formats.listing([name for name in order if name in steep])
+            sentence += f" No layout is called best: the loss of {named} was still falling by more than {STEEP:.0%}."
+        elif others and all(c.verdict == "better" for c in against.values()):
+            best = leader
+            sentence += f" {leader} is better than every other, seed by seed."
+        elif others:
+            adjusted = holm({name: c.p_value for name, c in against.items()})
+            tied = [name for name in others if adjusted[name] > ALPHA or against[name].verdict != "better"]
+            sentence += f" Cannot tell {formats.listing([leader, *tied])} apart, seed by seed."
+        topic = f"Bits per byte of text{of(variant)}"
+        yield Finding(topic, best, shown[leader], f"{sentence}{failed(run, 'perplexity')}")
+
+
+def unfinished(run: RunData) -> list[str]:
+    """The layouts whose training on text was still falling steeply (see `STEEP`) when it ended, with any seed."""
+    found = []
+    own = run.curves[run.curves["measure"] == "perplexity"].dropna(subset=["loss"])
+    for (layout, _, _), curve in own.groupby(["layout", "variant", "seed"], sort=False):
+        share = curve["step"] / curve["step"].max()
+        last, before = curve["loss"][share > 0.9].mean(), curve["loss"][(share > 0.8) & (share <= 0.9)].mean()
+        if last < (1 - STEEP) * before:
+            found.append(str(layout))
+    return list(dict.fromkeys(found))
+
+
+def _by_seed(rows: pd.DataFrame) -> dict[int, float]:
+    return {int(r.seed): r.bits_per_byte for r in rows_of(pool_perplexity(rows, ["seed"]))}
+
+
+def _seed_range(row: Any) -> str:
+    return " (one seed)" if row.seeds == 1 else f" ({row.seeds} seeds, {row.seed_low:.3f} to {row.seed_high:.3f})"
 
 
 def _bars(run: RunData) -> Iterator[Finding]:
     for row in rows_of(run.op_ratios[run.op_ratios["bar"].notna()]):
         value = op_speed.number(row)
         sentence = f"{row.layout}: {value}; the bar is {op_speed.bar(row)}."
-        yield Finding(f"Bar, {op_speed.topic(row)}{_of(row.variant)}", op_speed.outcome(row), value, sentence)
+        yield Finding(f"Bar, {op_speed.topic(row)}{of(row.variant)}", op_speed.outcome(row), value, sentence)
     for line in run.lines:
         bars = line.parameters.get("bars") if line.measure in IN_TURN and line.status != "ok" else None
         if bars:
@@ -185,14 +166,7 @@ def _bars(run: RunData) -> Iterator[Finding]:
             yield Finding(f"Bars, {modes}", "not measured", status, sentence)
 
 
-def _rank(values: dict[str, Interval]) -> tuple[str, list[str], list[str]]:
-    """The best (greatest), those whose interval overlaps with its, and the rest in order."""
-    best, *rest = sorted(values, key=lambda name: -values[name].value)
-    rivals = [name for name in rest if values[name].overlaps(values[best])]
-    return best, rivals, [name for name in rest if name not in rivals]
-
-
-def _least(topic: str, values: pd.Series, near: float, failed: str) -> Finding:
+def _least(topic: str, values: pd.Series, near: float, failures: str) -> Finding:
     values = values.sort_values(kind="stable")
     least, shown = values.iloc[0], values.map(formats.bytes_)
     best = [str(name) for name in values.index[values <= least * (1 + near)]]
@@ -203,7 +177,7 @@ def _least(topic: str, values: pd.Series, near: float, failed: str) -> Finding:
         following = values.index[len(best)]
         sentence += f"; next is {following} with {shown[following]}"
         sentence += f" and last {values.index[-1]} with {shown.iloc[-1]}" if len(best) + 1 < len(values) else ""
-    return Finding(topic, formats.listing(best), shown.iloc[0], f"{sentence}.{failed}")
+    return Finding(topic, formats.listing(best), shown.iloc[0], f"{sentence}.{failures}")
 
 
 def _by_mode(frame: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
@@ -212,20 +186,3 @@ def _by_mode(frame: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
     first = ["training step", "decoding"]
     groups.sort(key=lambda item: next((i for i, name in enumerate(first) if name == mode_name(item[0][1])), len(first)))
     return groups
-
-
-def _failed(run: RunData, measure: str, mode: str = "") -> str:
-    """Names what failed of a measure, so that nobody wins unopposed in silence."""
-    failed = run.failures[run.failures["measure"] == measure]
-    if mode:
-        failed = failed[failed["what"].str.startswith(mode)]
-    causes: dict[str, list[str]] = {}
-    for row in rows_of(failed):
-        what = row.what.removeprefix(mode).lstrip(", ")
-        causes.setdefault(row.layout, []).append(f"{what}: {row.status}" if what else row.status)
-    named = [f"{layout} ({', '.join(dict.fromkeys(c)).replace('_', ' ')})" for layout, c in causes.items()]
-    return f" Failed: {formats.listing(named)}." if named else ""
-
-
-def _of(variant: object) -> str:
-    return f" ({variant})" if variant else ""

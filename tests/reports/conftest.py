@@ -5,28 +5,47 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from mixerzoo.benchmarks.runs import SCHEMA_VERSION, ResultLine, Run
 from mixerzoo.reports import write_report
 
 LENGTHS = [256, 512, 1024, 2048, 4096, 8192]
+LOADS = [4, 16, 64]
+SEEDS = [0, 1, 2]
 MODES = ["forward", "train", "prefill", "decode"]
 HOSTILE = '</script><script>alert("label")</script> *bold* | `code` µ→∞'
-# label -> layout line, op, recall at 256 tokens and share of it kept at each doubling, seconds a token, state grows
-LAYOUTS: dict[str, tuple[str, str, float, float, float, bool]] = {
-    "swa": ("sliding_window_attention(window=32)", "attention", 0.10, 0.75, 4e-6, False),
-    "swa + fwpkm": ("sliding_window_attention(window=32) | fwpkm@1", "fwpkm", 0.99, 0.985, 1.6e-5, False),
-    "softmax": ("softmax_attention", "attention", 0.99, 0.80, 5e-6, True),
-    "linear": ("linear_attention", "linear", 0.60, 0.62, 5e-6, False),
-    "gated_deltanet": ("gated_deltanet", "delta", 0.95, 0.86, 7e-6, False),
-    "ttt_linear": ("ttt_linear", "ttt", 0.70, 0.70, 2.4e-5, False),
-    HOSTILE: ("fwpkm", "fwpkm", 0.90, 0.955, 2e-5, False),
+SEQUENCES = 6
+
+
+class Layout(NamedTuple):
+    """line: its layout line. capacity: needles it holds. kept: share of them kept at each doubling of the length.
+    taught: how many of the seeds pass the bar. each: seconds a token. grows: whether its state does.
+    """
+
+    line: str
+    op: str
+    capacity: float
+    kept: float
+    taught: int
+    each: float
+    grows: bool = False
+
+
+LAYOUTS: dict[str, Layout] = {
+    "swa": Layout("sliding_window_attention(window=32)", "attention", 2, 0.75, 0, 4e-6),
+    "swa + fwpkm": Layout("sliding_window_attention(window=32) | fwpkm@1", "fwpkm", 75, 0.97, 3, 1.6e-5),
+    "softmax": Layout("softmax_attention", "attention", 90, 0.60, 3, 5e-6, True),
+    "linear": Layout("linear_attention", "linear", 3, 0.62, 0, 5e-6),
+    "gated_deltanet": Layout("gated_deltanet", "delta", 30, 0.86, 2, 7e-6),
+    "ttt_linear": Layout("ttt_linear", "ttt", 40, 0.90, 3, 2.4e-5),
+    HOSTILE: Layout("fwpkm", "fwpkm", 60, 0.955, 3, 2e-5),
 }
+UNTAUGHT = [label for label, layout in LAYOUTS.items() if layout.taught == 0]
 ENVIRONMENT: dict[str, Any] = {
     "started": "2026-01-02T03:04:05+00:00",
     "command": "mixerzoo run quick --out runs/quick",
@@ -48,18 +67,29 @@ ENVIRONMENT: dict[str, Any] = {
     "packages": {"mixerzoo": "0.1.0", "torch": "2.13.0", "triton": None},
     "source": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": True},
 }
-TRAIN = {"training": {"length": 256, "steps": 1600, "batch": 32, "learning_rate": 4e-3}}
+BAR = {"accuracy": 0.95, "length": 256, "load": 16, "examples": 64, "every": 100, "stop": True}
+CURRICULUM = [
+    {"share": 0.6, "draw": [{"length": 64, "load": 4, "weight": 2.0}, {"length": 128, "load": 8, "weight": 1.0}]},
+    {"share": 0.4, "draw": [{"length": 256, "load": 16, "weight": 1.0}]},
+]
+TRAIN = {"training": {"length": 256, "steps": 1600, "batch": 32, "learning_rate": 4e-3, "curriculum": CURRICULUM}}
+TRAIN["training"]["bar"] = BAR
+TRAIN_TEXT = {"training": {"length": 256, "steps": 800, "batch": 8, "learning_rate": 4e-3, "bar": None}}
+BUDGET = 1600 * 32 * 256
+UNTAUGHT_ACCURACY = 0.4321  # must stand nowhere in a report
 TEXT = {
     "source": "Python 3.11 standard library",
     "train_bytes": 9_000_000,
     "eval_bytes": 1_000_000,
     "sha256": "ab" * 32,
 }
-NEEDLE = {"task": {"task": "needle", "n_needles": 8}, "recent": 64}
+NEEDLE: dict[str, Any] = {"task": {"task": "needle", "n_needles": 8}}
+PROSE: dict[str, Any] = {"task": {"task": "text"}}
+RATES = [1e-3, 2e-3, 4e-3]
 
 
 def _line(label: str, measure: str, seed: int, parameters: dict[str, Any], **fields: Any) -> ResultLine:
-    layout_line, op, *_ = LAYOUTS[label]
+    layout_line, op = LAYOUTS[label][:2]
     model = {"layout": layout_line, "d_model": 64, "n_layers": 2, "d_ff": 192, "vocab_size": 320, "match": None}
     ops = {"attention": ["sdpa"], op: ["torch" if op != "attention" else "sdpa"]}
     case = f"{random.Random(f'{label}{measure}{seed}{parameters}').getrandbits(48):012x}"
@@ -74,40 +104,106 @@ def _curve(seed: int, last: float) -> list[list[float]]:
     return [[step, round(loss + dice.gauss(0, 0.05), 4)] for step, loss in falls.items()]
 
 
-def _training(seed: int, last: float) -> dict[str, Any]:
-    return {"steps": 1600, "tokens": 1600 * 32 * 256, "seconds": 480.0, "curve": _curve(seed, last)}
+def _training(label: str, seed: int) -> ResultLine:
+    passed = seed < LAYOUTS[label].taught
+    solved = 2_000_000 + 1_000_000 * seed + 100_000 * len(label[:9]) if passed else None
+    record = {
+        "steps": 1600,
+        "tokens": BUDGET,
+        "seconds": 480.0,
+        "curve": _curve(seed, 0.4 if passed else 3.5),
+        "evaluations": [[100, 819_200, 0.03125], [1600, BUDGET, 0.97265625 if passed else UNTAUGHT_ACCURACY]],
+        "bar": {**{k: BAR[k] for k in ("accuracy", "length", "load")}, "passed": passed},
+        "tokens_to_solve": solved,
+        "learning_rate": 2e-3,
+    }
+    record["bar"]["reached"] = 0.97265625 if passed else UNTAUGHT_ACCURACY
+    metrics = {
+        "training": record,
+        "chosen": {"learning_rate": 2e-3},
+        "parameters": 150_000 + 1000 * len(label),
+        "d_ff": 192,
+        "flops_per_token": 400_000,
+        "text": TEXT,
+    }
+    return _line(label, "training", seed, {**TRAIN, **NEEDLE}, metrics=metrics)
+
+
+def _tuning(label: str, rate: float, rung: int) -> ResultLine:
+    tokens = BUDGET // 16 * (4 * rung or 1)
+    untaught = LAYOUTS[label].taught == 0
+    metrics = {
+        "choice": {"learning_rate": rate},
+        "rung": rung,
+        "tokens": tokens,
+        "score": (4.2 if untaught else 2.5) + 400 * abs(rate - 2e-3) - 0.5 * rung,
+        "accuracy": UNTAUGHT_ACCURACY if untaught else 0.25 + 0.25 * rung,
+        "training": {"steps": 100, "tokens": tokens, "seconds": 30.0, "curve": _curve(0, 3.0), "bar": None},
+    }
+    rung_training = {**TRAIN["training"], "steps": 100 * (rung + 1), "learning_rate": rate, "bar": None}
+    return _line(label, "tuning", 100, {**NEEDLE, "training": rung_training}, metrics=metrics)
 
 
 def _state_bytes(label: str, length: int) -> int:
-    if LAYOUTS[label][5]:
+    if LAYOUTS[label].grows:
         return length * 1024
     return {"swa": 32_768, "linear": 33_280, "gated_deltanet": 33_280, "ttt_linear": 41_472}.get(
         label, 60_000 + 40 * min(length, 4096)
     )
 
 
-def _recall(label: str, seed: int, lengths: list[int]) -> ResultLine:
-    _, _, start, kept, _, _ = LAYOUTS[label]
-    rows = []
-    for length in lengths:
-        for depth in (0.0, 0.25, 0.5, 0.75):
-            p = max(0.02, start * kept ** math.log2(length / 256) * (0.94 + 0.08 * depth)) - 0.01 * seed
-            row = {"length": length, "depth": depth, "passes": 1, "chance": 1 / 64, "total": 160}
-            rows.append({**row, "correct": round(160 * min(1.0, p)), "recent": False})
-        rows.append({**row, "total": 32, "correct": 4, "recent": True})
+def _share(label: str, seed: int, length: int, load: int) -> float:
+    """What a layout recalls: what it holds, less at each doubling of the length, shared by all needles."""
+    layout = LAYOUTS[label]
+    held = layout.capacity * layout.kept ** math.log2(length / 256)
+    return min(0.995, max(1 / 64, held / load * (1 - 0.02 * seed)))
+
+
+def _answers(label: str, seed: int, length: int, load: int, passes: int, memory: str) -> dict[str, Any]:
+    """Needle after needle of each sequence; one of the first comes too late for a memory that works in chunks."""
+    p = min(0.995, _share(label, seed, length, load) * (1 + 0.1 * (passes - 1)))
+    p *= 0.9 if memory == "persistent" else 1.0
+    dice = random.Random(f"{label}{seed}{length}{load}{passes}{memory}")
+    rights = [[dice.random() < p for _ in range(load)] for _ in range(SEQUENCES)]
+    texts = [
+        "".join(("rw" if i == 0 and n == 0 else "10")[not right] for i, right in enumerate(row))
+        for n, row in enumerate(rights)
+    ]
+    return {"length": length, "load": load, "passes": passes, "memory": memory, "hits": texts}
+
+
+def _rows(answers: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The answers counted, by quarters of the depth: a needle's place is its number."""
+    keys = {key: answers[key] for key in ("length", "load", "passes", "memory")}
+    for recent, right, wrong in ((False, "1", "0"), (True, "r", "w")):
+        for quarter in range(4):
+            places = [i for i in range(answers["load"]) if i * 4 // answers["load"] == quarter]
+            own = [text[i] for text in answers["hits"] for i in places if text[i] in right + wrong]
+            if own:
+                counts = {"correct": own.count(right), "total": len(own), "chance": 1 / 64}
+                yield {**keys, "depth": quarter / 4, "recent": recent, **counts}
+
+
+def _recall(label: str, seed: int, length: int) -> ResultLine:
+    asked = [(load, passes, "fresh") for load in LOADS for passes in (1, 2)] + [(16, 1, "persistent")]
+    answers = [_answers(label, seed, length, *each) for each in asked]
+    rows = [row for each in answers for row in _rows(each)]
     metrics = {
         "rows": rows,
-        "training": _training(seed, 0.4 if start > 0.8 else 3.5),
-        "parameters": 150_000 + 1000 * len(label),
-        "flops_per_token": 400_000,
-        "state_bytes": {str(n): _state_bytes(label, n) for n in lengths},
+        "answers": answers,
+        "state_bytes": {str(length): _state_bytes(label, length)},
         "text": TEXT,
     }
-    return _line(label, "recall", seed, {**TRAIN, **NEEDLE, "lengths": lengths}, metrics=metrics)
+    parameters = {**TRAIN, **NEEDLE, "lengths": [length], "loads": LOADS, "passes": [1, 2], "recent": 64}
+    line = _line(label, "recall", seed, parameters, metrics=metrics)
+    if label == "softmax" and length == 8192:
+        failure: dict[str, Any] = {"metrics": None, "backends": {}, "status": "out_of_memory", "error": "needs 12 GB"}
+        return line.model_copy(update=failure)
+    return line
 
 
 def _speed(label: str, length: int, mode: str) -> ResultLine:
-    grows, each = LAYOUTS[label][5], LAYOUTS[label][4] * {"train": 3.2, "decode": 40.0}.get(mode, 1.0)
+    grows, each = LAYOUTS[label].grows, LAYOUTS[label].each * {"train": 3.2, "decode": 40.0}.get(mode, 1.0)
     dice = random.Random(f"{label}{length}{mode}")
     tokens = length if mode != "decode" else 32
     expected = tokens * each * (1 + (length / 2048 if grows else 0))
@@ -126,7 +222,7 @@ def _memory(label: str, length: int, mode: str) -> ResultLine:
     per_token = {"softmax": 9000, "linear": 7000}.get(label, 6000 + 500 * len(label[:12]))
     per_token *= 2 if mode == "train" else 1
     metrics = {
-        "peak_bytes": per_token * length + (length * length * 4 if LAYOUTS[label][5] else 0),
+        "peak_bytes": per_token * length + (length * length * 4 if LAYOUTS[label].grows else 0),
         "model_bytes": 640_000,
         "optimizer_bytes": 1_280_000 if mode == "train" else 0,
         "state_bytes": _state_bytes(label, length),
@@ -138,24 +234,33 @@ def _memory(label: str, length: int, mode: str) -> ResultLine:
     return _line(label, "memory", 0, {"lengths": [length], "modes": [mode], "batch": 1}, metrics=metrics)
 
 
+def _text_training(label: str, seed: int) -> ResultLine:
+    record = {"steps": 800, "tokens": 800 * 8 * 256, "seconds": 60.0, "curve": _curve(seed, 1.5), "bar": None}
+    metrics = {"training": record, "chosen": {}, "parameters": 150_000, "d_ff": 192, "text": TEXT}
+    return _line(label, "training", seed, {**TRAIN_TEXT, **PROSE}, metrics=metrics)
+
+
 def _perplexity(label: str, seed: int) -> ResultLine:
-    best = 2.3 - 0.15 * LAYOUTS[label][2]
+    best = 2.3 - 0.15 * LAYOUTS[label].kept
     edges = [0, 64, 128, 256, 512, 1024, 2048, 4096]
     rows = []
     for start, end in pairwise(edges):
-        tokens = (end - start) * 16
         bits = best + 0.9 / math.log2(end) + 0.01 * seed
-        rows.append({"start": start, "end": end, "tokens": tokens, "nats": bits * math.log(2)})
-    metrics = {"rows": rows, "training": _training(seed, best * 0.7), "parameters": 150_000, "text": TEXT}
-    return _line(label, "perplexity", seed, {**TRAIN, "length": 4096}, metrics=metrics)
+        rows.append({"start": start, "end": end, "tokens": (end - start) * 16, "nats": bits * math.log(2)})
+    return _line(
+        label, "perplexity", seed, {**TRAIN_TEXT, **PROSE, "length": 4096}, metrics={"rows": rows, "text": TEXT}
+    )
 
 
 def made_up_lines() -> Iterator[ResultLine]:
-    """Seven layouts, recall with two seeds, speed and memory at six lengths, and a failure of each kind."""
+    """Seven layouts: tuned, trained with three seeds (some not taught), asked, timed; and a failure of each kind."""
     failure: dict[str, Any] = {"metrics": None, "backends": {}}
-    for label in LAYOUTS:
-        for seed in (0, 1):
-            yield _recall(label, seed, LENGTHS)
+    for label, layout in LAYOUTS.items():
+        yield from (_tuning(label, rate, rung) for rung in (0, 1) for rate in (RATES if rung == 0 else [2e-3, 4e-3]))
+        for seed in SEEDS:
+            yield _training(label, seed)
+            if seed < layout.taught:
+                yield from (_recall(label, seed, length) for length in LENGTHS)
         for length in LENGTHS:
             for mode in MODES:
                 line = _speed(label, length, mode)
@@ -164,6 +269,7 @@ def made_up_lines() -> Iterator[ResultLine]:
                 yield line
             for mode in ("forward", "train"):
                 yield _memory(label, length, mode)
+        yield _text_training(label, 0)
         if label == "ttt_linear":
             error = "loss is nan at step 12\n<img src=x onerror=alert(1)> | **stars** 100 %"
             yield _perplexity(label, 0).model_copy(update={**failure, "status": "not_finite", "error": error})
@@ -173,24 +279,35 @@ def made_up_lines() -> Iterator[ResultLine]:
         yield _line("linear", "probe", 0, {"kind": status}, status=status, error=f"<script>{status}</script>")
 
 
-def write_run(folder: Path, lines: list[ResultLine], **suite: Any) -> Path:
+def planned(lines: Iterable[ResultLine], final: bool = True) -> dict[str, Any]:
+    """The plan of a run whose cases are `lines`."""
+    cases = [
+        {**{key: getattr(line, key) for key in ("case", "layout", "measure", "seed")}, "what": ""} for line in lines
+    ]
+    return {"final": final, "cases": cases}
+
+
+def write_run(folder: Path, lines: list[ResultLine], plan: dict[str, Any] | None = None, **suite: Any) -> Path:
     """A run folder that holds `lines`; keywords change the suite."""
+    asked = {"lengths": LENGTHS, "loads": LOADS, "passes": [1, 2]}
     grid = {
         "name": "quick",
         "description": "Six mixers <i>side by side</i>",
         "model": {"preset": "nano"},
-        "layouts": {label: layout[0] for label, layout in LAYOUTS.items()},
-        "seeds": [0, 1],
+        "layouts": {label: layout.line for label, layout in LAYOUTS.items()},
+        "seeds": SEEDS,
         "measures": [
-            {"measure": "recall", "lengths": LENGTHS, **TRAIN, **NEEDLE},
+            {"measure": "recall", **asked, **TRAIN, **NEEDLE, "sweep": {"learning_rate": RATES}},
             {"measure": "speed", "lengths": LENGTHS, "modes": MODES, "batch": 1, "seeds": [0]},
             {"measure": "memory", "lengths": LENGTHS, "modes": ["forward", "train"], "batch": 1, "seeds": [0]},
-            {"measure": "perplexity", "length": 4096, "seeds": [0], **TRAIN},
+            {"measure": "perplexity", "length": 4096, "seeds": [0], **TRAIN_TEXT, **PROSE},
         ],
     }
     run = Run(folder)
     run.write_suite({**grid, **suite})
     run.write_environment(ENVIRONMENT)
+    if plan is not None:
+        (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     with run.locked() as results:
         for line in lines:
             results.append(line)
@@ -201,7 +318,8 @@ def write_run(folder: Path, lines: list[ResultLine], **suite: Any) -> Path:
 @pytest.fixture(scope="session")
 def made_up_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole made-up run; tests do not change it."""
-    return write_run(tmp_path_factory.mktemp("reports") / "run", list(made_up_lines()))
+    lines = list(made_up_lines())
+    return write_run(tmp_path_factory.mktemp("reports") / "run", lines, planned(lines))
 
 
 @pytest.fixture(scope="session")
@@ -212,10 +330,11 @@ def made_up_report(made_up_run: Path) -> Path:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """`make_run(keep=lambda line: ..., **suite)`: a run folder with some of the made-up lines."""
+    """`make_run(keep=lambda line: ..., **suite)`: a run folder with some of the made-up lines, all of them planned."""
 
     def make(keep: Callable[[ResultLine], bool] = lambda line: True, **suite: Any) -> Path:
-        return write_run(tmp_path / "run", [line for line in made_up_lines() if keep(line)], **suite)
+        lines = list(made_up_lines())
+        return write_run(tmp_path / "run", [line for line in lines if keep(line)], planned(lines), **suite)
 
     return make
 
@@ -223,4 +342,5 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 if __name__ == "__main__":  # to look at: python tests/reports/conftest.py FOLDER
     import sys
 
-    print(json.dumps(str(write_run(Path(sys.argv[1]), list(made_up_lines())))))
+    everything = list(made_up_lines())
+    print(write_run(Path(sys.argv[1]), everything, planned(everything)))

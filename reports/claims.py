@@ -1,0 +1,83 @@
+"""From the answers of taught models to claims: what stands in a row of a table, every pair, and who is best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+from .inference import ALPHA, Answers, Ranking, best_of, compare_recall, holm, recall_interval
+
+Hits = Mapping[int, list[str]]  # seed -> one string of answers for each sequence
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Recall at one cell: mean of the seeds with its interval, the questions, and the least and greatest seed.
+
+    kind: what the interval is about, see `inference.Estimate`.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    kind: str
+    correct: int
+    total: int
+    seeds: int
+    seed_low: float
+    seed_high: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The paired difference first - second with its own 95 % interval, and a verdict corrected for all pairs."""
+
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    verdict: str
+    separable: bool
+
+
+def estimate(hits: Hits) -> Estimate:
+    answers = Answers.from_strings(hits)
+    interval = recall_interval(answers)
+    counts = [tuple(int(part.sum()) for part in answers.counts(seed)) for seed in answers.seeds]
+    shares = [right / total for right, total in counts] or [math.nan]
+    correct, total = (sum(part) for part in zip(*counts)) if counts else (0, 0)
+    known = interval.value, interval.low, interval.high, interval.kind
+    return Estimate(*known, correct, total, len(counts), min(shares), max(shares))
+
+
+def compare_pairs(answers: Mapping[str, Hits]) -> list[Pair]:
+    """Every pair of layouts that have a seed in common, in the order of `answers`."""
+    known = {layout: Answers.from_strings(hits) for layout, hits in answers.items()}
+    couples = [(a, b) for a, b in combinations(known, 2) if set(known[a].seeds) & set(known[b].seeds)]
+    found = {couple: compare_recall(known[couple[0]], known[couple[1]]) for couple in couples}
+    adjusted = holm({repr(c): 1.0 if found[c].verdict == "cannot tell" else found[c].p_value for c in couples})
+    return [
+        Pair(
+            *couple,
+            result.difference,
+            result.low,
+            result.high,
+            result.verdict if adjusted[repr(couple)] <= ALPHA else "cannot tell",
+            result.separable,
+        )
+        for couple, result in found.items()
+    ]
+
+
+def rank(answers: Mapping[str, Hits]) -> tuple[Ranking | None, list[str]]:
+    """The ranking of the layouts, and those left out of it since they share no seed with one that has more of them."""
+    known = {layout: Answers.from_strings(hits) for layout, hits in answers.items()}
+    kept: list[str] = []
+    for layout in sorted(known, key=lambda name: -len(known[name].seeds)):
+        if known[layout].seeds and all(set(known[layout].seeds) & set(known[other].seeds) for other in kept):
+            kept.append(layout)
+    ranking = best_of({layout: known[layout] for layout in known if layout in kept}) if kept else None
+    return ranking, [layout for layout in known if layout not in kept]

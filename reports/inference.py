@@ -1,0 +1,310 @@
+"""What may be concluded: intervals over seeds, paired differences, and best-of statements, each with its error rate.
+
+Questions of one sequence share it and sequences share a trained model, so the trained models (seeds) are the
+independent trials. `docs/statistics.md` has the measured coverage of every interval here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+ALPHA = 0.05
+LEAST_SEEDS = 3
+LEAST_ROUNDS = 5
+DRAWS = 2048
+_FLOOR = 0.7
+
+Kind = Literal["new seeds", "these models", "rounds", "nothing"]
+Verdict = Literal["better", "worse", "cannot tell"]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Right (1) and wrong (0) answers of one layout at one cell: `hits[seed][sequence]` is an array of questions.
+
+    Two layouts are compared on the same examples: equal seed, equal place, equal question.
+    """
+
+    hits: Mapping[int, Sequence[NDArray[np.int8]]]
+
+    @classmethod
+    def from_strings(cls, hits: Mapping[int, Sequence[str]], recent: bool = False) -> Answers:
+        """From the strings of a results file: `1` right, `0` wrong, and `r`, `w` for recent answers.
+
+        Takes either the recent answers or the others, never both. Raises `ValueError` for another character.
+        """
+        right, wrong = ("r", "w") if recent else ("1", "0")
+        for line in (line for lines in hits.values() for line in lines):
+            if unknown := set(line) - set("01rw"):
+                raise ValueError(f"answers must consist of 0, 1, r and w, got {sorted(unknown)}")
+        kept = {right: 1, wrong: 0}
+        return cls({s: [np.array([kept[c] for c in x if c in kept], np.int8) for x in q] for s, q in hits.items()})
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds that have at least one question, in rising order."""
+        return sorted(seed for seed, sequences in self.hits.items() if any(len(x) for x in sequences))
+
+    def counts(self, seed: int) -> tuple[Floats, Floats]:
+        """Right answers and questions of every sequence of one seed, [sequences] each."""
+        sequences = self.hits[seed]
+        return np.array([float(np.sum(x)) for x in sequences]), np.array([float(len(x)) for x in sequences])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval, and what the interval is about.
+
+    kind: "new seeds", "these models" (new sequences, but not new seeds: too few were trained) or "nothing" (no
+    interval can be given: low and high are nan).
+    """
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A difference a - b (or, for speed, a ratio a / b) with its 95 % interval and what it allows to say.
+
+    verdict: whether `a` is better than `b`; it is about new seeds, or new rounds. p_value: two-sided.
+    separable: with too few seeds, whether the sign of the difference holds for new examples to these models.
+    """
+
+    difference: float
+    low: float
+    high: float
+    verdict: Verdict
+    p_value: float
+    seeds: int
+    kind: Kind
+    separable: bool = False
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """leader: best in this data. best: the layout that may be called the single best, if one may.
+
+    tied: who cannot be told apart from the leader, none if `best` is said. comparisons: the leader with each other
+    layout, their p values not corrected; adjusted: these p values corrected for the number of layouts.
+    """
+
+    leader: str
+    best: str | None
+    tied: tuple[str, ...]
+    comparisons: dict[str, Comparison]
+    adjusted: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Tokens to solve a task over seeds. median: nan while fewer than half of the seeds solved it."""
+
+    median: float
+    solved: int
+    seeds: int
+    budget: int
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Mean of one number per seed, its standard error over seeds, and over new examples to the same models."""
+
+    mean: float
+    between: float
+    within: float
+    seeds: int
+
+    def half_width(self, alpha: float = ALPHA) -> float:
+        if self.seeds < LEAST_SEEDS:
+            return float(stats.norm.isf(alpha / 2) * self.within)
+        return float(
+            max(stats.t.isf(alpha / 2, self.seeds - 1) * self.between, _FLOOR * stats.norm.isf(alpha / 2) * self.within)
+        )
+
+    def p_value(self, null: float = 0.0, sides: int = 2) -> float:
+        gap = abs(self.mean - null) if sides == 2 else self.mean - null
+        if self.seeds < LEAST_SEEDS:
+            return float(min(1.0, sides * stats.norm.sf(gap / self.within)))
+        p = stats.t.sf(gap / self.between, self.seeds - 1) if self.between else float(gap <= 0)
+        return float(min(1.0, sides * max(p, stats.norm.sf(gap / (_FLOOR * self.within)))))
+
+
+def recall_interval(answers: Answers) -> Estimate:
+    """Accuracy over new seeds, sequences and questions."""
+    seeds = answers.seeds
+    if not seeds:
+        return Estimate(math.nan, 0.0, 1.0, 0, "nothing")
+    spread = _spread([(right, total) for right, total in map(answers.counts, seeds)])
+    half = spread.half_width()
+    kind: Kind = "new seeds" if spread.seeds >= LEAST_SEEDS else "these models"
+    return Estimate(spread.mean, max(0.0, spread.mean - half), min(1.0, spread.mean + half), spread.seeds, kind)
+
+
+def compare_recall(a: Answers, b: Answers) -> Comparison:
+    """Difference of the accuracies, a - b, on the seeds that both have and on the same examples."""
+    return _compared(_paired(a, b))
+
+
+def best_of(answers_by_layout: Mapping[str, Answers]) -> Ranking:
+    """Which layout recalls best, and who cannot be told apart from it."""
+    values = {layout: recall_interval(answers).value for layout, answers in answers_by_layout.items()}
+    return _ranking(values, lambda a, b: compare_recall(answers_by_layout[a], answers_by_layout[b]))
+
+
+def above_chance(answers_by_layout: Mapping[str, Answers], chance: float) -> dict[str, bool]:
+    """Which layouts recall better than `chance` for new seeds: one wrong claim among all in at most 5 % of runs."""
+    p_values = {}
+    for layout, answers in answers_by_layout.items():
+        seeds = answers.seeds
+        enough = len(seeds) >= LEAST_SEEDS
+        p_values[layout] = _spread([answers.counts(s) for s in seeds]).p_value(chance, sides=1) if enough else 1.0
+    return {layout: p <= ALPHA for layout, p in holm(p_values).items()}
+
+
+def ratio_of_medians(a_rounds: Sequence[float], b_rounds: Sequence[float], paired: bool = True) -> Comparison:
+    """How many times the median of `a` is that of `b`; `a` is "better" if its rounds are shorter."""
+    a, b = np.asarray(a_rounds, float), np.asarray(b_rounds, float)
+    if paired and len(a) != len(b):
+        raise ValueError(f"rounds taken in turn must be as many for both, got {len(a)} and {len(b)}; use paired=False")
+    rounds = min(len(a), len(b))
+    ratio = float(np.median(a) / np.median(b))
+    if rounds < LEAST_ROUNDS:
+        return Comparison(ratio, math.nan, math.nan, "cannot tell", math.nan, rounds, "nothing")
+    rng = np.random.default_rng(0)
+    first = rng.integers(len(a), size=(DRAWS, len(a)))
+    second = first if paired else rng.integers(len(b), size=(DRAWS, len(b)))
+    logs = np.log(np.median(a[first], 1) / np.median(b[second], 1))
+    error, centre = float(logs.std()), math.log(ratio)
+    half = stats.t.isf(ALPHA / 2, rounds - 1) * error
+    p = float(2 * stats.t.sf(abs(centre) / error, rounds - 1)) if error else float(centre == 0)
+    verdict = _verdict(-centre, p)
+    return Comparison(ratio, math.exp(centre - half), math.exp(centre + half), verdict, p, rounds, "rounds")
+
+
+def fastest(rounds_by_layout: Mapping[str, Sequence[float]], paired: bool = True) -> Ranking:
+    """Which layout has the shortest rounds (seconds), and who cannot be told apart from it."""
+    values = {layout: -float(np.median(rounds)) for layout, rounds in rounds_by_layout.items()}
+    rounds = rounds_by_layout
+    return _ranking(values, lambda a, b: ratio_of_medians(rounds[a], rounds[b], paired))
+
+
+def seed_mean(values: Sequence[float]) -> Estimate:
+    """Mean of one number per seed with its t interval; none with fewer than three seeds."""
+    x = np.asarray(values, float)
+    mean = float(x.mean()) if len(x) else math.nan
+    if len(x) < LEAST_SEEDS:
+        return Estimate(mean, math.nan, math.nan, len(x), "nothing")
+    half = float(stats.t.isf(ALPHA / 2, len(x) - 1) * stats.sem(x))
+    return Estimate(mean, mean - half, mean + half, len(x), "new seeds")
+
+
+def compare_seeds(a: Mapping[int, float], b: Mapping[int, float], lower_is_better: bool = True) -> Comparison:
+    """Difference a - b of one number per seed (bits per byte, tokens), on the seeds that both have."""
+    common = sorted(a.keys() & b.keys())
+    gaps = np.array([a[s] - b[s] for s in common])
+    interval = seed_mean(gaps.tolist())
+    if interval.kind == "nothing":
+        return Comparison(interval.value, math.nan, math.nan, "cannot tell", math.nan, len(common), "nothing")
+    error = float(stats.sem(gaps))
+    p = float(2 * stats.t.sf(abs(interval.value) / error, len(gaps) - 1)) if error else float(interval.value == 0)
+    verdict = _verdict(-interval.value if lower_is_better else interval.value, p)
+    return Comparison(interval.value, interval.low, interval.high, verdict, p, len(common), "new seeds")
+
+
+def solved(tokens_to_solve: Sequence[int | None], budget: int) -> Solved:
+    """Tokens to solve, where None did not solve within `budget` tokens (Kaplan and Meier 1958)."""
+    reached = [budget if t is None else t for t in tokens_to_solve]
+    censored = [t is None for t in tokens_to_solve]
+    median = math.nan
+    if not all(censored):
+        data = stats.CensoredData.right_censored(reached, censored)
+        curve = stats.ecdf(data).cdf
+        below = curve.quantiles[curve.probabilities >= 0.5]
+        median = float(below[0]) if len(below) else math.nan
+    return Solved(median, len(censored) - sum(censored), len(censored), budget)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjusted p values: rejecting those <= alpha makes any false rejection at most alpha likely (Holm 1979)."""
+    order = sorted(p_values, key=lambda name: p_values[name])
+    worst, adjusted = 0.0, {}
+    for rank, name in enumerate(order):
+        worst = max(worst, min(1.0, p_values[name] * (len(order) - rank)))
+        adjusted[name] = worst
+    return {name: adjusted[name] for name in p_values}
+
+
+def _spread(counts: Sequence[tuple[Floats, Floats]]) -> _Spread:
+    means = np.array([right.sum() / total.sum() for right, total in counts])
+    variances = []
+    for (right, total), mean in zip(counts, means):
+        n, size = len(total), total.sum()
+        residual = ((right - mean * total) ** 2).sum() * n / max(n - 1, 1) / size**2
+        variances.append(max(residual, 1 / size**2))
+    between = float(stats.sem(means)) if len(means) > 1 else math.nan
+    return _Spread(float(means.mean()), between, math.sqrt(sum(variances)) / len(means), len(means))
+
+
+def _paired(a: Answers, b: Answers) -> _Spread:
+    common = [seed for seed in a.seeds if seed in set(b.seeds)]
+    if not common:
+        raise ValueError(
+            f"the layouts share no seed: {a.seeds} and {b.seeds}; compare layouts trained with equal seeds"
+        )
+    counts = []
+    for seed in common:
+        (right, total), (other, others) = a.counts(seed), b.counts(seed)
+        if not np.array_equal(total, others):
+            raise ValueError(f"seed {seed}: the layouts answered different questions, {total} and {others} a sequence")
+        counts.append((right - other, total))
+    return _spread(counts)
+
+
+def _compared(spread: _Spread) -> Comparison:
+    half, p = spread.half_width(), spread.p_value()
+    enough = spread.seeds >= LEAST_SEEDS
+    return Comparison(
+        spread.mean,
+        max(-1.0, spread.mean - half),
+        min(1.0, spread.mean + half),
+        _verdict(spread.mean, p) if enough else "cannot tell",
+        p,
+        spread.seeds,
+        "new seeds" if enough else "these models",
+        not enough and p <= ALPHA,
+    )
+
+
+def _verdict(gain: float, p_value: float) -> Verdict:
+    if not p_value <= ALPHA:
+        return "cannot tell"
+    return "better" if gain > 0 else "worse"
+
+
+def _ranking(values: Mapping[str, float], compare: Callable[[str, str], Comparison]) -> Ranking:
+    known = [layout for layout, value in values.items() if not math.isnan(value)]
+    if not known:
+        raise ValueError("no layout has a result; a ranking needs at least one")
+    leader = max(known, key=lambda layout: values[layout])
+    others = [layout for layout in known if layout != leader]
+    pairs = {(a, b): compare(a, b) for a, b in combinations([leader, *others], 2)}
+    comparisons = {other: pairs[leader, other] for other in others}
+    if others and all(c.verdict == "better" for c in comparisons.values()):
+        return Ranking(leader, leader, (), comparisons, {o: c.p_value for o, c in comparisons.items()})
+    every = holm({f"{a}\n{b}": 1.0 if c.verdict == "cannot tell" else c.p_value for (a, b), c in pairs.items()})
+    adjusted = {other: every[f"{leader}\n{other}"] for other in others}
+    tied = tuple(o for o in others if not (adjusted[o] <= ALPHA and comparisons[o].verdict == "better"))
+    return Ranking(leader, None, tied, comparisons, adjusted)

@@ -1,0 +1,360 @@
+"""The charts of recall: against length, load, passes and state bytes, and by depth. Untaught layouts have no mark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from . import formats
+from .charts import (
+    BYTES,
+    HEIGHT,
+    MUTED,
+    WIDTH,
+    Figure,
+    Style,
+    alongside,
+    finish,
+    lengths_axis,
+    numbered,
+    panels,
+    share_axis,
+    titled,
+    tooltips,
+)
+from .labels import beside_points, spread
+from .recall import Cell, Recall, asked
+from .recall_tables import counted, passes_cell
+from .statistics import Interval, rows_of
+from .tables import RunData
+from .taught import load_text
+
+_LABEL = 16  # pixels from one name at the end of a curve to the next
+_TIPS = (("shown", "accuracy [95 %]"), ("counts", "correct"), ("seeds_shown", "seeds"), ("state", "state"))
+_PANELS = 6  # as many small multiples as one chart has; the tables have all values
+
+
+def recall_figures(run: RunData) -> Iterator[Figure]:
+    """Every chart of recall; the names of those of a second experiment end in `-2`."""
+    for make in (_by_length, _by_state, _lengths_at_loads, _loads_at_lengths, _passes, _depth):
+        for number, recall in enumerate(asked(run)):
+            yield from make(run, recall, number)
+
+
+# --- What the charts share ---
+
+
+def _texts(cells: pd.DataFrame) -> pd.DataFrame:
+    """With what is shown when a mark is pointed at."""
+    ranges = [f"{formats.percent(r.seed_low)} to {formats.percent(r.seed_high)}" for r in rows_of(cells)]
+    return cells.assign(
+        shown=[formats.percent_interval(Interval(r.accuracy, r.low, r.high)) for r in rows_of(cells)],
+        counts=[f"{r.correct:,} of {r.total:,}" for r in rows_of(cells)],
+        seeds_shown=[f"{r.seeds} ({between})" for r, between in zip(rows_of(cells), ranges)],
+        state=cells["state_bytes"].map(formats.bytes_),
+    ).drop(columns="backends")
+
+
+def _origin(recall: Recall, *more: str) -> list[str]:
+    """The lines under a title: what bands and seeds are, then who is not in the chart, and why."""
+    seeds = recall.answers["seed"].nunique()
+    parts = ["one seed" if seeds == 1 else f"mean of up to {seeds} taught seeds", "bands: 95 % intervals", *more]
+    lines = [", ".join(parts)]
+    if recall.untaught:
+        names = [formats.shorten(f"{name} ({recall.taught[name].short})", 44) for name in recall.untaught]
+        lines += _broken(f"not taught, so not asked: {', '.join(names)}", 110)
+    return lines
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """`text` in lines of at most `width` characters, cut at spaces."""
+    lines = [""]
+    for word in text.split():
+        fits = len(lines[-1]) + len(word) < width
+        lines = [*lines[:-1], f"{lines[-1]} {word}".strip()] if fits else [*lines, word]
+    return lines
+
+
+def _trained_band(low: float, high: float, x: alt.X, field: str, label: str) -> list[Any]:
+    """The range that was trained, shaded from bottom to top, with its name above."""
+    frame = pd.DataFrame([{field: low, "until": high, "text": label}])
+    base = alt.Chart(frame).encode(x=alongside(x, field))
+    text = base.mark_text(align="left", baseline="bottom", dy=-4, color=MUTED, fontSize=11)
+    label_layer = text.encode(y=alt.value(0), text="text:N")
+    if low == high:
+        return [base.mark_rule(color="#9aa0a6", strokeDash=[2, 3]), label_layer]
+    return [base.mark_rect(color="#9aa0a6", opacity=0.16).encode(x2="until:Q"), label_layer]
+
+
+def _range_text(values: list[int]) -> str:
+    ends = [formats.whole(n) for n in (values[0], values[-1])]
+    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
+def _failures(recall: Recall, cells: pd.DataFrame) -> pd.DataFrame:
+    """Where curves break off: the length that failed, at the height of the last answer before it."""
+    rows = []
+    for (layout, length), cause in recall.failed.items():
+        own = cells[cells["layout"] == layout].sort_values("length")
+        if length in set(own["length"]):
+            continue  # other seeds have answers there
+        before = own[own["length"] < length]
+        height = float(before["accuracy"].iloc[-1]) if len(before) else 0.0
+        start = int(before["length"].iloc[-1]) if len(before) else length
+        rows.append({"layout": layout, "length": length, "accuracy": height, "from": start, "cause": cause})
+    return pd.DataFrame(rows, columns=["layout", "length", "accuracy", "from", "cause"])
+
+
+# --- Length ---
+
+
+def _by_length(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
+    top, style = recall.headline, Style(run.layouts, legend=None)
+    cells = _texts(recall.where(load=top.load, passes=top.passes, memory=top.memory)).sort_values("length")
+    broken = _failures(recall, cells)
+    lengths = sorted({*cells["length"], *broken["length"]})
+    shaded = _shaded(recall.trained_lengths, lengths)
+    x, y = lengths_axis(lengths, least=shaded[0] if shaded else None), share_axis("accuracy", recall.noun)
+    height = max(HEIGHT, _LABEL * cells["layout"].nunique())
+    chance = cells.groupby("length", as_index=False)["chance"].mean().dropna()
+    guess = alt.Chart(chance).mark_line(strokeDash=[3, 3], color=MUTED, strokeWidth=1.2)
+    marks = _trained_band(*shaded, x, "length", _trained_text(recall)) if shaded else []
+    layers = [*marks, guess.encode(x=x, y=alt.Y("chance:Q")), *style.curves(cells, x, y, _length_tips())]
+    layers += [*_break_marks(broken, x, y, style), _end_labels(cells, broken, style, height)]
+    chart = alt.layer(*layers).properties(width=WIDTH, height=height)
+    of = f"{load_text(top.load, recall.task)}: " if top.load else ""
+    title = titled(f"How far back each layout recalls {of.removesuffix(': ')}".strip(), recall.variant)
+    last = recall.at(top)
+    text = f"Accuracy at {top.text(recall.task)}: "
+    text += "; ".join(f"{r.layout} {r.shown}" for r in rows_of(_texts(last))) + "."
+    text += "".join(f" {r.layout} at {r.length:,} tokens: {r.cause}." for r in rows_of(broken))
+    caption = f"{recall.noun} against the length of the context, at the greatest load of the verdict. "
+    caption += "A cross: at that length the layout gave no answers, and why. Recent answers are left out. "
+    caption += "Click a name to single out its curve, shift-click for several."
+    subtitle = _origin(recall, "dotted: chance")
+    yield Figure(numbered("recall", number), "recall", title, caption, text, finish(chart, title, subtitle))
+
+
+def _length_tips() -> list[alt.Tooltip]:
+    return tooltips(*_TIPS, ("length", "length"), ("load", "load"))
+
+
+def _shaded(trained: list[int], evaluated: list[int]) -> tuple[int, int] | None:
+    """The trained range as far as the axis shows it: one octave left of what was evaluated, and to its end."""
+    if not trained or not evaluated or trained[0] > evaluated[-1] or trained[-1] < evaluated[0] // 2:
+        return None
+    return max(trained[0], math.ceil(evaluated[0] / 2)), min(trained[-1], evaluated[-1])
+
+
+def _trained_text(recall: Recall) -> str:
+    loads = f", {_range_text(recall.trained_loads)}" if recall.trained_loads else ""
+    what = (" needles" if recall.task == "needle" else " load") if loads else ""
+    return f"trained: {_range_text(recall.trained_lengths)} tokens{loads}{what}"
+
+
+def _break_marks(broken: pd.DataFrame, x: alt.X, y: alt.Y, style: Style) -> list[Any]:
+    if not len(broken):
+        return []
+    base = alt.Chart(broken).encode(x=x, y=y, color=style.colour(), opacity=style.emphasis)
+    lead = base.mark_rule(strokeDash=[1, 3], strokeWidth=1.5).encode(x=alongside(x, "from"), x2="length:Q")
+    cross = base.mark_text(text="✕", fontSize=14, fontWeight="bold")
+    return [lead, cross.encode(tooltip=tooltips(("cause", "no answers"), ("length", "length")))]
+
+
+def _end_labels(cells: pd.DataFrame, broken: pd.DataFrame, style: Style, height: int) -> Any:
+    """Names at the right end of the curves, moved apart where they would overlap."""
+    ends = cells.loc[cells.groupby("layout", sort=False)["length"].idxmax()]
+    pixels = spread([(1 - v) * height for v in ends["accuracy"].fillna(0)], gap=_LABEL, low=0, high=height)
+    first = broken.sort_values("length").groupby("layout")[["length", "cause"]].first()
+    reach = {r.Index: f"{r.cause} at {r.length:,}" for r in rows_of(first)}
+    ended = [reach.get(r.layout) or formats.percent(r.accuracy) for r in rows_of(ends)]
+    names = [f"{formats.shorten(layout, 32)}\u2002{said}" for layout, said in zip(ends["layout"], ended)]
+    # the plot's own scale, so that one axis serves the curves and the labels
+    ends = ends[["layout"]].assign(label=names, label_y=[1 - p / height for p in pixels])
+    labels = alt.Chart(ends).mark_text(align="left", dx=14, fontSize=12, cursor="pointer")
+    return labels.encode(
+        x=alt.value(WIDTH), y="label_y:Q", text="label:N", color=style.colour(), opacity=style.emphasis
+    )
+
+
+def _lengths_at_loads(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
+    top, style = recall.headline, Style(run.layouts)
+    loads = _some(sorted(recall.cells["load"].unique()), top.load)
+    cells = recall.where(passes=top.passes, memory=top.memory)
+    cells = _texts(cells[cells["load"].isin(loads)]).sort_values(["load", "length"])
+    if len(loads) < 2 or cells["length"].nunique() < 2:
+        return
+    cells["panel"] = [load_text(load, recall.task) for load in cells["load"]]
+    names = [load_text(load, recall.task) for load in loads]
+    x = lengths_axis(cells["length"].tolist(), "Length (tokens)")
+    curves = style.curves(cells, x, share_axis("accuracy", recall.noun), _length_tips())
+    chart = panels(curves, cells, names, columns=2, width=358, height=190)
+    title = titled("Recall against length, at each load", recall.variant)
+    caption = f"The models are the same in all panels, {_trained_text(recall)}; only what they are asked differs."
+    text = f"Small multiples by load: {formats.listing(names)}; numbers in the tables."
+    yield Figure(
+        numbered("recall-length", number), "recall", title, caption, text, finish(chart, title, _origin(recall))
+    )
+
+
+# --- Load, passes, depth ---
+
+
+def _loads_at_lengths(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
+    top, style = recall.headline, Style(run.layouts)
+    cells = recall.where(passes=top.passes, memory=top.memory)
+    lengths = _some(sorted(cells["length"].unique()), top.length)
+    cells = _texts(cells[cells["length"].isin(lengths)]).sort_values(["length", "load"])
+    loads = sorted(int(n) for n in cells["load"].unique())
+    if len(loads) < 2:
+        return
+    cells["panel"] = [f"{n:,} tokens" for n in cells["length"]]
+    names = [f"{n:,} tokens" for n in lengths]
+    unit = "Load (needles in the context)" if recall.task == "needle" else "Load"
+    x = lengths_axis(loads, unit, field="load")
+    curves = style.curves(cells, x, share_axis("accuracy", recall.noun), _length_tips())
+    shaded = [n for n in recall.trained_loads if n <= loads[-1]]
+    band = _trained_band(max(shaded[0], loads[0]), max(shaded[-1], loads[0]), x, "load", "trained") if shaded else []
+    chart = _faceted([*band, *curves], curves, cells, names)
+    title = titled("Recall against load, at each length", recall.variant)
+    caption = "How much a layout holds. Shaded: the loads of the training."
+    text = f"Small multiples by length: {formats.listing(names)}; numbers in the tables."
+    yield Figure(numbered("recall-load", number), "recall", title, caption, text, finish(chart, title, _origin(recall)))
+
+
+def _faceted(layers: list[Any], curves: list[Any], cells: pd.DataFrame, names: list[str]) -> Any:
+    """Panels of curves, with marks of their own data in each."""
+    for layer in curves:
+        layer.data = alt.Undefined  # a facet hands its own data down
+    facet = alt.Facet("panel:N", sort=names, title=None)
+    return alt.layer(*layers, data=cells).properties(width=236, height=170).facet(facet, columns=3)
+
+
+def _some(values: list[int], always: int) -> list[int]:
+    """At most so many of `values` as there may be panels, evenly spread, with `always` among them."""
+    if len(values) <= _PANELS:
+        return [int(v) for v in values]
+    picked = {values[round(i * (len(values) - 1) / (_PANELS - 1))] for i in range(_PANELS)}
+    return [int(v) for v in sorted({*sorted(picked)[: _PANELS - 1], always})]
+
+
+def _passes(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
+    cell, style = passes_cell(recall), Style(run.layouts)
+    cells = _texts(recall.where(length=cell.length, load=cell.load)).sort_values(["memory", "passes"])
+    if cells["passes"].nunique() < 2:
+        return
+    cells["panel"] = [f"{memory.capitalize()} memory" for memory in cells["memory"]]
+    names = list(dict.fromkeys(cells["panel"]))
+    x = alt.X("passes:O", title="Passes over the context", axis=alt.Axis(labelAngle=0))
+    curves = style.curves(cells, x, share_axis("accuracy", recall.noun), tooltips(*_TIPS, ("passes", "passes")))
+    width = WIDTH + 90 if len(names) == 1 else 358
+    chart = panels(curves, cells, names, columns=2, width=width, height=220)
+    where = Cell(cell.length, cell.load, 1, "fresh").text(recall.task)
+    title = titled(f"Recall against passes: {where}", recall.variant)
+    caption = "How much reading the context again helps, and whether a memory that was kept from sequence to sequence "
+    caption += "still works. Fresh: each sequence starts with an empty memory."
+    yield Figure(
+        numbered("recall-passes", number), "recall", title, caption, caption, finish(chart, title, _origin(recall))
+    )
+
+
+def _depth(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
+    top, style = recall.headline, Style(run.layouts)
+    own = counted(run, recall, recent=False).dropna(subset=["depth"])
+    own = own[own["load"] == top.load]
+    if not len(own):
+        return
+    lengths = sorted(own["length"].unique())[-_PANELS:]
+    own = own[own["length"].isin(lengths)].sort_values(["length", "depth"])
+    edges = [*sorted(own["depth"].unique()), 1.0]
+    buckets = {low: f"{100 * low:.0f}–{100 * high:.0f} %" for low, high in pairwise(edges)}
+    own = own.assign(
+        low=own["accuracy"],
+        high=own["accuracy"],
+        bucket=own["depth"].map(buckets),
+        shown=own["accuracy"].map(formats.percent),
+        panel=[f"{n:,} tokens" for n in own["length"]],
+    )
+    x = alt.X("bucket:O", sort=list(buckets.values()), title="Depth", axis=alt.Axis(labelAngle=0))
+    tips = tooltips(("panel", "length"), ("bucket", "depth"), ("shown", "accuracy"), ("total", "questions"))
+    names = [f"{n:,} tokens" for n in lengths]
+    curves = style.curves(own, x, share_axis("accuracy", recall.noun), tips)
+    chart = panels(curves, own, names, columns=3, width=236, height=170)
+    of = f", {load_text(top.load, recall.task)}" if top.load else ""
+    title = titled(f"Recall by depth{of}", recall.variant)
+    caption = "Where in the context the answer lay: 0 % is its beginning, 100 % right before the questions. "
+    caption += "Taught seeds pooled, without intervals. Click a name in the legend to single out its curve."
+    text = f"Small multiples by length: {formats.listing(names)}; numbers in the tables."
+    subtitle = _origin(recall)[1:] or [""]
+    yield Figure(numbered("recall-depth", number), "recall", title, caption, text, finish(chart, title, subtitle))
+
+
+# --- State ---
+
+
+def family(layout: str) -> tuple[str, str]:
+    """`FwPKM · 1,024 slots` -> (`FwPKM`, `1,024 slots`); a layout of one size is a family of its own."""
+    name, _, member = layout.partition(" · ")
+    return name, member
+
+
+def _by_state(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
+    top = recall.headline
+    points = recall.at(top)
+    points = _texts(points[points["state_bytes"] > 0])
+    if not len(points):
+        return
+    points["full"] = points["layout"]
+    points["layout"] = [family(name)[0] for name in points["full"]]
+    points = points.sort_values("state_bytes", kind="stable")
+    style = Style(list(dict.fromkeys(family(name)[0] for name in run.layouts)), legend=None)
+    width, height = WIDTH + 60, HEIGHT + 20
+    low, high = points["state_bytes"].min() / 2, points["state_bytes"].max() * 2
+    x = alt.X(
+        "state_bytes:Q",
+        scale=alt.Scale(type="log", domain=[low, high], nice=False),
+        title=f"State of one sequence after {formats.whole(top.length)} tokens (bytes)",
+        axis=alt.Axis(labelExpr=BYTES, tickCount=6),
+    )
+    y = share_axis("accuracy", recall.noun)
+    base = alt.Chart(points).encode(x=x, color=style.colour(), opacity=style.emphasis)
+    layers = [
+        base.mark_line(strokeWidth=1.5).encode(y=y, strokeDash=style.dash()),
+        base.mark_rule(strokeWidth=1.5).encode(y=alongside(y, "low"), y2="high:Q"),
+        base.mark_point(filled=True, size=90, cursor="pointer")
+        .encode(y=y, shape=style.shape(), tooltip=[alt.Tooltip("full:N", title="layout"), *tooltips(*_TIPS)[1:]])
+        .add_params(style.select),
+        *_point_labels(points, style, x, y, low, high, width, height),
+    ]
+    chart = alt.layer(*layers).properties(width=width, height=height)
+    title = titled(f"Recall against state bytes: {top.text(recall.task)}", recall.variant)
+    caption = "What an answer costs in memory: up and to the left is better. A line joins the sizes of one family."
+    text = "; ".join(f"{r.full} {r.shown} with {r.state}" for r in rows_of(points)) + "."
+    subtitle = _origin(recall)
+    yield Figure(numbered("recall-state", number), "recall", title, caption, text, finish(chart, title, subtitle))
+
+
+def _point_labels(
+    points: pd.DataFrame, style: Style, x: alt.X, y: alt.Y, low: float, high: float, width: int, height: int
+) -> Iterator[Any]:
+    """The name beside each point; of a family the whole name at its largest member, the sizes at the others."""
+    largest = set(points.groupby("layout")["state_bytes"].idxmax())
+    names = []
+    for index, r in zip(points.index, rows_of(points)):
+        name, member = family(r.full)
+        names.append(formats.shorten(r.full if index in largest or not member else member, 36))
+    places = [
+        (math.log(r.state_bytes / low) / math.log(high / low) * width, (1 - r.accuracy) * height)
+        for r in rows_of(points)
+    ]
+    beside = beside_points(places, names, [6.0] * len(names), width)
+    for place, row, name in zip(beside, points.to_dict("records"), names):
+        label = alt.Chart(pd.DataFrame([{**row, "label": name}])).mark_text(
+            dx=place.dx, dy=place.dy, align=place.align, fontSize=12
+        )
+        yield label.encode(x=x, y=y, text="label:N", color=style.colour(), opacity=style.emphasis)

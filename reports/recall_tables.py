@@ -1,0 +1,236 @@
+"""The tables of recall: the cell of the verdict, pairs of layouts, then length, load, passes, seeds and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from . import formats
+from .claims import compare_pairs
+from .formats import percent_interval
+from .recall import Cell, Recall, asked
+from .statistics import Interval, rows_of
+from .table import Table, in_brackets, suffix, tokens
+from .tables import RunData
+from .taught import load_text
+
+_STATE = "State: bytes that one sequence keeps, after reading it."
+
+
+def recall_tables(run: RunData) -> Iterator[Table]:
+    """Every table of recall; the names of those of a second experiment end in `-2`."""
+    makers = (_headline, _pairs, _by_length, _by_load, _by_passes, _by_seed, _by_depth, _recent)
+    counts: dict[str, int] = {}
+    for make in makers:
+        for recall in asked(run):
+            for table in make(run, recall):
+                number = counts.get(table.name, 0)
+                counts[table.name] = number + 1
+                yield replace(table, name=f"{table.name}{suffix(number)}")
+
+
+def _headline(run: RunData, recall: Recall) -> Iterator[Table]:
+    cell = recall.headline
+    estimates = {r.layout: r for r in rows_of(recall.at(cell))}
+    rows = []
+    for layout, status in recall.taught.items():
+        found = estimates.get(layout)
+        if found is None:
+            numbers = [recall.missing_text(layout, cell.length), formats.NOTHING, formats.NOTHING]
+        else:
+            spread = f"{formats.percent(found.seed_low)} to {formats.percent(found.seed_high)}"
+            numbers = [_accuracy(found), spread, formats.bytes_(found.state_bytes)]
+        rows.append([layout, status.short, *numbers])
+    title = f"{recall.noun}: {cell.text(recall.task)}{in_brackets(recall.variant)}"
+    columns = ["Layout", "Taught", "Accuracy", "Least and greatest seed", "State"]
+    note = f"Accuracy over the taught seeds with its 95 % interval. {_STATE}"
+    yield Table("recall-headline", "recall", title, columns, rows, note)
+
+
+def _pairs(run: RunData, recall: Recall) -> Iterator[Table]:
+    cell = recall.headline
+    layouts = list(recall.at(cell)["layout"])
+    if len(layouts) < 2:
+        return
+    answers = recall.answers_at(cell)
+    found = {(d.first, d.second): d for d in compare_pairs({name: answers[name] for name in layouts})}
+
+    def text(row: str, column: str) -> str:
+        pair = found.get((row, column))
+        if pair is None:
+            return ""
+        return f"{_points(pair.difference)} [{_points(pair.low)}, {_points(pair.high)}] {pair.verdict}"
+
+    rows = [[row, *(text(row, column) for column in layouts[1:])] for row in layouts[:-1]]
+    title = f"Paired differences: {cell.text(recall.task)}{in_brackets(recall.variant)}"
+    note = (
+        "Percentage points by which the layout of the row lies above that of the column, on the same examples and "
+        "seeds, with the 95 % interval of each; the verdict is corrected for the number of pairs (Holm)."
+    )
+    yield Table("recall-pairs", "recall", title, ["Layout, minus", *layouts[1:]], rows, note)
+
+
+def _by_length(run: RunData, recall: Recall) -> Iterator[Table]:
+    top = recall.headline
+    lengths = sorted({*recall.cells["length"], *(length for _, length in recall.failed)})
+    for load in sorted(recall.cells["load"].unique(), reverse=True):
+        own = recall.where(load=load, passes=top.passes, memory=top.memory)
+        rows = _rows(recall, own, "length", lengths, _accuracy)
+        states = own.groupby("layout")["state_bytes"].agg(["min", "max"])
+        rows = [[*row, _range(states, row[0])] for row in rows]
+        of = f": {load_text(load, recall.task)}" if load else ""
+        title = f"{recall.noun}, by length{of}{in_brackets(recall.variant)}"
+        note = f"Accuracy over the taught seeds with its 95 % interval. {_STATE}"
+        columns = ["Layout, tokens", *(f"{n:,}" for n in lengths), "State"]
+        yield Table("recall-by-length", "recall", title, columns, rows, note)
+
+
+def _by_load(run: RunData, recall: Recall) -> Iterator[Table]:
+    top, loads = recall.headline, sorted(recall.cells["load"].unique())
+    if len(loads) < 2:
+        return
+    for length in dict.fromkeys(cell.length for _, cell in recall.claimed):
+        own = recall.where(length=length, passes=top.passes, memory=top.memory)
+        states = own.groupby("layout")["state_bytes"].agg(["min", "max"])
+        rows = [[*row, _range(states, row[0])] for row in _rows(recall, own, "load", loads, _accuracy, length)]
+        title = f"{recall.noun} at {tokens(length)}, by load{in_brackets(recall.variant)}"
+        first = "Layout, needles" if recall.task == "needle" else "Layout, load"
+        columns = [first, *(f"{n:,}" for n in loads), "State"]
+        yield Table("recall-by-load", "recall", title, columns, rows, _STATE)
+
+
+def passes_cell(recall: Recall) -> Cell:
+    """The headline, with the greatest load for which the most passes and memories were asked there."""
+    top = recall.headline
+    here = recall.where(length=top.length)
+    kinds = here.groupby("load")[["passes", "memory"]].apply(lambda own: len(own.drop_duplicates()))
+    return replace(top, load=int(kinds[kinds == kinds.max()].index.max()))
+
+
+def _by_passes(run: RunData, recall: Recall) -> Iterator[Table]:
+    cell = passes_cell(recall)
+    own = recall.where(length=cell.length, load=cell.load)
+    kinds = sorted(set(zip(own["memory"], own["passes"])))
+    if len(kinds) < 2:
+        return
+    own = own.assign(kind=list(zip(own["memory"], own["passes"])))
+    states = own.groupby("layout")["state_bytes"].agg(["min", "max"])
+    rows = _rows(recall, own, "kind", kinds, _accuracy, cell.length)
+    title = f"{recall.noun}, by passes and memory: {cell.text(recall.task)}{in_brackets(recall.variant)}"
+    note = (
+        "Fresh: each sequence starts with an empty memory. Persistent: memories are kept from sequence to sequence. "
+        f"Between two passes memories are kept and everything else is dropped. {_STATE}"
+    )
+    names = [f"{memory}, {passes} pass{'es' if passes > 1 else ''}" for memory, passes in kinds]
+    rows = [[*row, _range(states, row[0])] for row in rows]
+    yield Table("recall-by-passes", "recall", title, ["Layout", *names, "State"], rows, note)
+
+
+def _by_seed(run: RunData, recall: Recall) -> Iterator[Table]:
+    top, answers = recall.headline, recall.answers
+    if answers["seed"].nunique() < 2:
+        return
+    own = answers[(answers["load"] == top.load) & (answers["passes"] == top.passes) & (answers["memory"] == top.memory)]
+    lengths = sorted(own["length"].unique())
+    shares = {(r.layout, r.seed, r.length): _share(r.hits) for r in rows_of(own)}
+    rows = []
+    for trained in rows_of(run.training[run.training["variant"] == recall.variant]):
+        if trained.measure == "recall":
+            without = "not taught" if trained.passed is False or trained.status != "ok" else formats.NOTHING
+            cells = [shares.get((trained.layout, trained.seed, n)) for n in lengths]
+            texts = [without if share is None else formats.percent(share) for share in cells]
+            rows.append([f"{trained.layout}, seed {trained.seed}", *texts])
+    of = f": {load_text(top.load, recall.task)}" if top.load else ""
+    title = f"{recall.noun}, each seed by itself{of}{in_brackets(recall.variant)}"
+    note = "How far the seeds lie apart is what one training may change."
+    yield Table("recall-by-seed", "recall", title, ["Layout, tokens", *(f"{n:,}" for n in lengths)], rows, note)
+
+
+def _by_depth(run: RunData, recall: Recall) -> Iterator[Table]:
+    top = recall.headline
+    own = counted(run, recall, recent=False)
+    own = own[(own["length"] == top.length) & (own["load"] == top.load)].dropna(subset=["depth"])
+    if len(own):
+        depths = sorted(own["depth"].unique())
+        rows = _rows(recall, own, "depth", depths, lambda r: formats.percent(r.accuracy), top.length)
+        title = f"{recall.noun}, by depth: {top.text(recall.task)}{in_brackets(recall.variant)}"
+        note = "0 % is the beginning of the context, 100 % right before the questions. Taught seeds pooled."
+        columns = ["Layout, depth", *(f"from {100 * d:.0f} %" for d in depths)]
+        yield Table("recall-by-depth", "recall", title, columns, rows, note)
+
+
+def _recent(run: RunData, recall: Recall) -> Iterator[Table]:
+    own = counted(run, recall, recent=True)
+    own = own[own["load"] == recall.headline.load]
+    if len(own):
+        pooled = own.groupby(["layout", "length"], sort=False, as_index=False)[["correct", "total"]].sum()
+        pooled["accuracy"] = pooled["correct"] / pooled["total"]
+        lengths = sorted(pooled["length"].unique())
+        rows = _rows(recall, pooled, "length", lengths, lambda r: f"{r.correct:,} of {r.total:,}")
+        of = f": {load_text(recall.headline.load, recall.task)}" if recall.headline.load else ""
+        title = f"Recent answers, counted apart{of}{in_brackets(recall.variant)}"
+        note = (
+            "What stood so close to its question that a memory that works in chunks has not written it yet; "
+            "these are in no other table or chart."
+        )
+        yield Table("recall-recent", "recall", title, ["Layout, tokens", *(f"{n:,}" for n in lengths)], rows, note)
+
+
+def counted(run: RunData, recall: Recall, recent: bool) -> pd.DataFrame:
+    """Counts and `accuracy` by layout, length, load and depth, taught seeds pooled, read as in the headline."""
+    top = recall.headline
+    own = run.recall[(run.recall["variant"] == recall.variant) & (run.recall["recent"].astype(bool) == recent)]
+    own = own.assign(load=own["load"].astype(float).fillna(0).astype(int), memory=own["memory"].fillna("fresh"))
+    own = own[(own["passes"] == top.passes) & (own["memory"] == top.memory)]
+    keys = ["layout", "length", "load", "depth"]
+    sums = own.groupby(keys, sort=False, as_index=False, dropna=False)[["correct", "total"]].sum()
+    return sums.assign(accuracy=sums["correct"] / sums["total"])
+
+
+def _rows(
+    recall: Recall,
+    own: pd.DataFrame,
+    across: str,
+    values: list[Any],
+    cell: Callable[[Any], str],
+    length: int | None = None,
+) -> list[list[str]]:
+    """One row for every layout, taught or not; length: where the columns are not lengths, that of all of them."""
+    cells = {(r.layout, getattr(r, across)): r for r in rows_of(own)}
+    rows = []
+    for layout in recall.taught:
+        texts = []
+        for value in values:
+            where = length or (value if across == "length" else None)
+            found = cells.get((layout, value))
+            failed = recall.failed.get((layout, where)) if where else None
+            if found is None:
+                texts.append(recall.missing_text(layout, where))
+            else:
+                texts.append(f"{cell(found)} ({failed})" if failed else cell(found))
+        rows.append([layout, *texts])
+    return rows
+
+
+def _accuracy(row: Any) -> str:
+    return percent_interval(Interval(row.accuracy, row.low, row.high))
+
+
+def _share(hits: list[str]) -> float:
+    right, wrong = (sum(text.count(mark) for text in hits) for mark in "10")
+    return right / (right + wrong) if right + wrong else float("nan")
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _range(states: pd.DataFrame, layout: str) -> str:
+    """`33.3 kB`, or `262 kB to 8.39 MB` of a state that grows with the length."""
+    if layout not in states.index or pd.isna(states.loc[layout, "min"]):
+        return formats.NOTHING
+    low, high = (formats.bytes_(states.loc[layout, end]) for end in ("min", "max"))
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,73 @@
+"""What tells the cases of one measure apart beside layout, seed and size: settings that a suite gives twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ..benchmarks.runs import ResultLine
+
+# What does not tell one variant of a measure from another: the grid of sizes, and what cannot change the result.
+_ALIKE = {
+    "speed": {"rounds", "budget_seconds"},
+    "memory": set(),
+    "op_speed": {"backends", "rounds", "slow", "slow_rounds", "bars", "decode_chunks", "copy_bytes"},
+    "overhead": {"rounds", "bars"},
+}
+_ALWAYS_ALIKE = {"model", "layout_line", "threads", "modes", "lengths"}
+_TRAINED = ("tuning", "training", "recall", "perplexity")  # what a model is trained for, and what is asked of it
+
+
+def purpose(line: ResultLine) -> str:
+    """What a model is trained for: `perplexity` if its task is text, else `recall`. Other measures are themselves."""
+    if line.measure not in _TRAINED:
+        return line.measure
+    return "perplexity" if (line.parameters.get("task") or {}).get("task") == "text" else "recall"
+
+
+def experiments(lines: list[ResultLine]) -> dict[str, str]:
+    """Case -> how its settings differ from those of other cases of its purpose; "" if they are all alike.
+
+    Of training and what follows from it, task and training settings count, but for what was tuned; of tuning the task
+    alone, since a rung has a training of its own. So the cases of one trained model have one name.
+    """
+    names: dict[str, str] = {}
+    flat = {line.case: _settings(line, _tuned(lines)) for line in lines}
+    for topic in dict.fromkeys(purpose(line) for line in lines):
+        own = [line for line in lines if purpose(line) == topic]
+        whole = [flat[line.case] for line in own if line.measure != "tuning"] or [flat[line.case] for line in own]
+        keys = dict.fromkeys(key for values in whole for key in values)
+        differing = [key for key in keys if len({_canonical(values.get(key)) for values in whole}) > 1]
+        for line in own:
+            values = flat[line.case]
+            told = [f"{key} = {values[key]}" for key in differing if values.get(key) is not None]
+            names[line.case] = ", ".join(told)
+    return names
+
+
+def _tuned(lines: list[ResultLine]) -> set[str]:
+    """The names of the options that tuning chose."""
+    found = ((line.metrics or {}).get("chosen" if line.measure == "training" else "choice") for line in lines)
+    return {str(name) for choice in found if isinstance(choice, dict) for name in choice}
+
+
+def _settings(line: ResultLine, tuned: set[str]) -> dict[str, Any]:
+    if line.measure in _TRAINED:
+        kept = ("task",) if line.measure == "tuning" else ("task", "training")
+        flat = dict(_flatten({key: line.parameters[key] for key in kept if line.parameters.get(key)}))
+        return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in tuned}
+    alike = _ALWAYS_ALIKE | _ALIKE.get(line.measure, set())
+    return dict(_flatten({k: v for k, v in line.parameters.items() if k not in alike}))
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flatten(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

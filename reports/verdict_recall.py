@@ -1,0 +1,129 @@
+"""What may be said of learning and recall: who was taught, and who recalls more than whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import formats
+from .claims import rank
+from .finding import Finding, of, seeds_statement
+from .inference import LEAST_SEEDS, Answers, Comparison, Ranking, above_chance, solved
+from .recall import Cell, Recall, asked
+from .statistics import Interval, rows_of
+from .tables import RunData
+from .taught import tokens_to_solve
+
+
+def taught_findings(run: RunData) -> Iterator[Finding]:
+    """For every experiment with a bar: how many layouts were taught, and after how many tokens."""
+    found = list(tokens_to_solve(run))
+    for variant in dict.fromkeys(status.variant for status, _ in found):
+        here = [(status, own) for status, own in found if status.variant == variant]
+        whole = [status.layout for status, _ in here if status.passed == status.seeds]
+        said = []
+        for status, own in here:
+            times = [None if formats.missing(t) else int(t) for t in own["tokens_to_solve"].astype(float)]
+            median = solved(times, int(status.tokens or 0)).median
+            if not status.untaught:
+                middle = f"{formats.si(median)} tokens" if not formats.missing(median) else "no median"
+                said.append((median, f"{status.layout} {middle} ({status.short})"))
+        sentence = "No layout was taught, so nothing is said of recall."
+        if said:
+            texts = [text for _, text in sorted(said, key=lambda pair: (pair[0] != pair[0], pair[0]))]
+            sentence = f"Median tokens to solve, over seeds: {'; '.join(texts)}."
+        bar = formats.listing(list(dict.fromkeys(status.bar for status, _ in here)))
+        count = f"{len(whole)} of {len(here)} layouts"
+        yield Finding(f"Taught with every seed: {bar}{of(variant)}", count, "", sentence)
+
+
+def recall_findings(run: RunData) -> Iterator[Finding]:
+    for recall in asked(run):
+        for name, cell in recall.claimed:
+            yield _finding(recall, name, cell)
+
+
+def _finding(recall: Recall, name: str, cell: Cell) -> Finding:
+    estimates = {r.layout: r for r in rows_of(recall.at(cell))}
+    shown = {n: formats.percent_interval(Interval(r.accuracy, r.low, r.high)) for n, r in estimates.items()}
+    answers = recall.answers_at(cell)
+    ranking, apart = rank(answers)
+    topic = f"{name}: {cell.text(recall.task)}{_beyond(recall, cell)}{of(recall.variant)}"
+    if ranking is None:
+        return Finding(topic, None, "", "No answers to compare.")
+    sentences = [*_ranked(ranking, shown)]
+    sentences += [f"{n} ({shown[n]}) shares no taught seed with the others and is not compared." for n in apart]
+    broken = [f"{n} ({cause})" for (n, length), cause in recall.failed.items() if length == cell.length]
+    sentences += [f"No answers at this length: {formats.listing(broken)}."] if broken else []
+    sentences += _at_chance(answers, float(recall.at(cell)["chance"].mean()))
+    sentences += _seeds(recall) if cell == recall.headline else []
+    return Finding(topic, ranking.best, shown[ranking.leader], " ".join(sentences))
+
+
+def _ranked(ranking: Ranking, shown: dict[str, str]) -> list[str]:
+    """Whom the leader is better than, from whom it cannot be told, and of whom too few seeds were taught to say."""
+    leader, found = ranking.leader, ranking.comparisons
+    if not found:
+        return [f"{leader} recalls {shown[leader]}; nothing to compare with."]
+    others = sorted(found, key=lambda name: found[name].difference)
+    lead = {name: f"{name} ({shown[name]}) by {_points(found[name])}" for name in others}
+    few = [name for name in others if found[name].seeds < LEAST_SEEDS]
+    tied = [name for name in others if name in ranking.tied and name not in few]
+    below = [lead[name] for name in others if name not in ranking.tied]
+    if not tied:
+        sentences = [f"{leader} recalls {shown[leader]}{', better than ' if below else ''}{formats.listing(below)}."]
+    else:
+        named = formats.listing([f"{name} ({shown[name]})" for name in [leader, *tied]])
+        sentences = [f"Cannot tell which recalls most: {named}; their paired differences leave it open."]
+        sentences += [f"{leader} is better than {formats.listing(below)}."] if below else []
+    return [*sentences, *_too_few(leader, few, found, lead)]
+
+
+def _too_few(leader: str, few: list[str], found: dict[str, Comparison], lead: dict[str, str]) -> list[str]:
+    sentences = []
+    for seeds in sorted({found[name].seeds for name in few}):
+        own = [name for name in few if found[name].seeds == seeds]
+        count = "one seed" if seeds == 1 else f"{seeds} seeds"
+        listed = formats.listing([lead[name] for name in own])
+        apart = [name for name in own if found[name].separable]
+        holds = "on new examples too" if apart == own else f"on new examples too only above {formats.listing(apart)}"
+        holds = holds if apart else "which new examples may turn round"
+        sentences.append(
+            f"With {count} in common, too few for a claim about layouts, {leader} lies above {listed}: "
+            f"for these trained models, {holds}."
+        )
+    return sentences
+
+
+def _points(c: Comparison) -> str:
+    """`12.3 points [10.1, 14.5]`."""
+    return f"{100 * c.difference:.1f} points [{100 * c.low:.1f}, {100 * c.high:.1f}]"
+
+
+def _at_chance(answers: dict[str, dict[int, list[str]]], chance: float) -> list[str]:
+    """Names the layouts, of those with enough seeds, that cannot be told from a guess."""
+    known = {layout: Answers.from_strings(hits) for layout, hits in answers.items()}
+    known = {layout: found for layout, found in known.items() if len(found.seeds) >= LEAST_SEEDS}
+    if formats.missing(chance) or not known:
+        return []
+    low = [layout for layout, above in above_chance(known, chance).items() if not above]
+    return [f"Not above chance ({formats.percent(chance)}): {formats.listing(low)}."] if low else []
+
+
+def _seeds(recall: Recall) -> list[str]:
+    """With how many seeds each layout stands in the claims, and of which layouts nothing is claimed."""
+    part = [f"{name} ({status.short})" for name, status in recall.taught.items() if status.in_part]
+    sentences = [f"Over the taught seeds only: {formats.listing(part)}."] if part else []
+    sentences += [f"Not taught, so nothing is claimed: {formats.listing(recall.untaught)}."] if recall.untaught else []
+    return [*sentences, seeds_statement(recall.answers["seed"])]
+
+
+def _beyond(recall: Recall, cell: Cell) -> str:
+    """`, 32 times the trained length and 4 times the trained load`."""
+    factors = []
+    for name, value, trained in (
+        ("length", cell.length, recall.trained_lengths),
+        ("load", cell.load, recall.trained_loads),
+    ):
+        if trained and value > trained[-1]:
+            factors.append(f"{value / trained[-1]:.3g} times the greatest trained {name}")
+    return f", {' and '.join(factors)}" if factors else ""
