@@ -166,7 +166,7 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, ModelState | None]:
         """Everything but the output layer: `tokens [batch, time]` -> `[batch, time, d_model]` and the state."""
         self.check_input(tokens, state)
-        x = self.embedding(tokens)
+        x = self.embedding(tokens) * self.config.d_model**0.5
         layers: list[Any] = []
         recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled() and not return_state
         for i, block in enumerate(self.layers):
