@@ -1,12 +1,13 @@
 """How models are trained: one recipe for every mixer, on data that is a function of the seed and the step alone."""
 
-from .curriculum import Draw, MixedTask, Phase
+from .curriculum import AnyTask, Draw, MixedTask, Phase
 from .evaluation import accuracy, answers_right, autocast, batch_loss, scored_logits
 from .loop import Progress, train, train_or_load
 from .optimizers import make_optimizer, make_optimizers
 from .settings import Bar, Precision, TrainingSettings
 
 __all__ = [
+    "AnyTask",
     "Bar",
     "Draw",
     "MixedTask",
