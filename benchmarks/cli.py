@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_inspect, cli_mixers
+from . import cli_inspect, cli_mixers, cli_train
 
 if TYPE_CHECKING:
     from .plan import Planner
@@ -45,6 +45,7 @@ def build_app() -> typer.Typer:
     app.command("check")(cli_mixers.check_command)
     app.command("suites")(suites_command)
     app.command("run")(run_command)
+    app.command("train")(cli_train.train_command)
     app.command("inspect")(cli_inspect.inspect_command)
     for entry in entry_points(group=COMMAND_GROUP):
         try:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .distributed import Ranks, load_whole, load_whole_optimizer, whole
+
 RESUME_FILE = "resume.pt"
 
 
@@ -43,15 +45,20 @@ class ResumePoint:
     def path(self) -> Path:
         return self.folder / RESUME_FILE
 
-    def save(self, model: nn.Module, optimizers: Sequence[Optimizer], standing: Standing) -> None:
-        """Write parameters, optimizers, random states and `standing`; the file is replaced whole."""
+    def save(self, model: nn.Module, optimizers: Sequence[Optimizer], standing: Standing, ranks: Ranks) -> None:
+        """Write parameters, optimizers, random states and `standing`; the file is replaced whole.
+
+        All ranks must call it, the first one writes.
+        """
         content = {
             "recipe": self.recipe,
-            "model": model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "model": whole(model.state_dict()),
+            "optimizers": [whole(optimizer.state_dict()) for optimizer in optimizers],
             "random": _random_states(),
             "standing": dataclasses.asdict(standing),
         }
+        if ranks.rank > 0:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f"{RESUME_FILE}.tmp")
         torch.save(content, partial)
@@ -64,9 +71,9 @@ class ResumePoint:
         content = torch.load(self.path, map_location="cpu", weights_only=True)
         if content["recipe"] != self.recipe:
             return Standing()
-        model.load_state_dict(content["model"])
+        load_whole(model, content["model"])
         for optimizer, state in zip(optimizers, content["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+            load_whole_optimizer(optimizer, state)
         torch.set_rng_state(content["random"]["cpu"])
         if content["random"]["cuda"]:
             torch.cuda.set_rng_state_all(content["random"]["cuda"])

@@ -23,8 +23,10 @@ from ..errors import NotFiniteError
 from ..tasks import IGNORE, Batch, Task
 from ..tasks.base import Split
 from .checkpoints import ResumePoint, Standing
+from .distributed import Ranks, last_part, whole, wrap
 from .evaluation import Reader, accuracy, autocast
 from .finite import first_not_finite
+from .loggers import Log
 from .optimizers import make_optimizers, set_rate
 from .settings import Bar, TrainingSettings
 
@@ -43,6 +45,7 @@ def train(
     device: torch.device,
     progress: Progress = lambda fraction, text: None,
     resume: ResumePoint | None = None,
+    log: Log | None = None,
 ) -> dict[str, Any]:
     """Train `model`, which is on `device`, in place; returns the record of the training, fit for JSON.
 
@@ -52,11 +55,12 @@ def train(
     and `load` of the bar, `reached` (accuracy at the end on held-out data) and `passed`.
 
     resume: saved to on schedule and resumed from; the result is that of a training that was never interrupted. A model
-    that keeps a memory between calls is not saved: its memory is no part of its parameters.
+    that keeps a memory between calls is not saved: its memory is no part of its parameters. log: told how it goes.
+    With `settings.parallel` all ranks call it alike, and all get the trained model and the record.
     Raises `ValueError` for settings that do not suit the task or the model, `NotFiniteError` at the first step whose
     loss or gradient is NaN or infinite.
     """
-    return _Training(model, task, settings, seed, device, progress, resume).run()
+    return _Training(model, task, settings, seed, device, progress, resume, log).run()
 
 
 def train_or_load(
@@ -81,16 +85,19 @@ def train_or_load(
     if record.get("recipe") == recipe:
         progress(1.0, "trained already")
         return LanguageModel.load(folder, device).eval(), record["training"]
-    record_path.unlink(missing_ok=True)
+    ranks = Ranks.current(settings.parallel)
     model = LanguageModel(config).to(device)
-    resume = ResumePoint(folder, recipe)
-    training = train(model, task, settings, seed=seed, device=device, progress=progress, resume=resume)
-    model.save(folder)
-    # written last and whole: its presence says that the model beside it is finished
-    partial = record_path.with_name(f"{RECORD_FILE}.tmp")
-    partial.write_text(json.dumps({"recipe": recipe, "training": training}))
-    os.replace(partial, record_path)
-    resume.remove()
+    resume, log = ResumePoint(folder, recipe), Log(folder, settings.log_to, recipe)
+    training = train(model, task, settings, seed=seed, device=device, progress=progress, resume=resume, log=log)
+    if ranks.rank == 0:
+        record_path.unlink(missing_ok=True)
+        model.save(folder)
+        # written last and whole: its presence says that the model beside it is finished
+        partial = record_path.with_name(f"{RECORD_FILE}.tmp")
+        partial.write_text(json.dumps({"recipe": recipe, "training": training}))
+        os.replace(partial, record_path)
+        resume.remove()
+    ranks.wait()
     return model, training
 
 
@@ -106,34 +113,48 @@ class _Training:
         device: torch.device,
         progress: Progress,
         resume: ResumePoint | None,
+        log: Log | None,
     ) -> None:
         settings.check(task)
-        _check_model(model, task, settings)
+        self.ranks = Ranks.current(settings.parallel)
+        _check_model(model, task, settings, self.ranks)
         self.keeps_memory = any(mixer.keeps_memory for mixer in model.mixers())
-        self.model, self.task, self.settings, self.seed, self.device = model, task, settings, seed, device
+        self.task, self.settings, self.seed, self.device = task, settings, seed, device
         self.progress, self.resume = progress, None if self.keeps_memory else resume
-        self.optimizers = make_optimizers(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
-        self.reader = Reader(model, torch.compile(model.features) if settings.compile else None)
+        self.log = log if self.ranks.rank == 0 else None
+        # nothing puts shards together again in place
+        self.given, self.model = model, copy.deepcopy(model) if settings.parallel == "fsdp" else model
+        reader = Reader(self.model, torch.compile(self.model.features) if settings.compile else None)
+        self.reader = wrap(reader, settings.parallel, device)
+        self.optimizers = make_optimizers(self.model, settings.optimizer, settings.learning_rate, settings.weight_decay)
         self.standing = Standing()
+        self.gradient_norm = 0.0
+        self.marked = (0, 0.0)  # tokens and seconds at the last point of the curve
 
     def run(self) -> dict[str, Any]:
         """Train to the end; returns the record."""
         if self.resume is not None:
             self.standing = self.resume.restore(self.model, self.optimizers)
         before = time.perf_counter() - self.standing.seconds
+        self.marked = self.standing.tokens, self.standing.seconds
+        if self.log is not None:
+            self.log.open(self.standing.step)
         self.model.train()
         with _activations(self.model, checkpoint=self.settings.checkpoint_activations):
             while self.standing.step < self.settings.steps and not self._stopped():
-                self._advance()
-                self.standing.seconds = time.perf_counter() - before
+                self._advance(before)
                 self.progress(self.standing.step / self.settings.steps, self._text())
                 self._save_if_due()
-        self.model.eval()
         reached = self._bar_reached()
+        if self.log is not None:
+            self.log.close()
+        if self.given is not self.model:
+            self.given.load_state_dict(whole(self.model.state_dict()))
+        self.given.eval()
         return self._record(reached, time.perf_counter() - before)
 
-    def _advance(self) -> None:
-        """One step, and what is due after it."""
+    def _advance(self, before: float) -> None:
+        """One step, and what is due after it. before: when the clock would have started without an interruption."""
         standing, settings = self.standing, self.settings
         plan = settings.plan(standing.step, self.seed)
         batch = settings.read(self.task, plan, standing.step, self.seed)
@@ -143,11 +164,13 @@ class _Training:
         standing.step += 1
         standing.tokens += plan.tokens
         standing.losses.append(loss)
+        standing.seconds = time.perf_counter() - before
         last = standing.step == settings.steps
         if last or standing.step % max(1, settings.steps // CURVE_POINTS) == 0:
             self._mark_curve()
         if settings.bar is not None and (last or standing.step % settings.evaluate_every == 0):
             self._evaluate(settings.bar)
+            standing.seconds = time.perf_counter() - before
 
     def _step(self, batch: Batch) -> float:
         """Move the parameters by the gradient over `batch`; returns the loss before."""
@@ -155,45 +178,60 @@ class _Training:
             optimizer.zero_grad()
         try:
             loss = self._backward(batch)
-        except NotFiniteInputError:  # some mixers look at what they are given
+        except NotFiniteInputError as error:  # some mixers look at what they are given
+            if self.ranks.size > 1:  # the others know nothing of it, and will not read the batch again
+                raise NotFiniteError(f"at training step {self.standing.step + 1}: {error}") from None
             self._complain(batch, math.nan, math.nan)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip))
         # looked at before the step: afterwards every parameter is spoilt and none can be named
         found, norm_found = torch.stack([loss, norm.to(loss.dtype)]).tolist()
         if not (math.isfinite(found) and math.isfinite(norm_found)):
             self._complain(batch, found, norm_found)
         for optimizer in self.optimizers:
             optimizer.step()
+        self.gradient_norm = norm_found
         return found
 
     def _backward(self, batch: Batch) -> Tensor:
         """Add the gradient of the mean loss over the scored positions of `batch`; returns that mean."""
         count = int((batch.targets != IGNORE).sum())
         total = torch.zeros((), device=self.device)
-        for loss in self._losses(batch):
-            (loss / count).backward()
-            total += loss.detach() / count
-        return total
+        parts = min(self.settings.accumulate, len(batch.tokens) // self.ranks.size)
+        for part in range(parts):
+            with last_part(self.reader, part == parts - 1):
+                loss = self._loss(batch, part, parts) / count
+                (loss * self.ranks.size).backward()  # the ranks' gradients are averaged
+            total += loss.detach()
+        return self.ranks.sum(total)
 
-    def _losses(self, batch: Batch) -> Iterator[Tensor]:
-        """Summed cross-entropy of each of the parts in which `batch` is read."""
-        parts = min(self.settings.accumulate, len(batch.tokens))
-        for tokens, targets in zip(batch.tokens.tensor_split(parts), batch.targets.tensor_split(parts), strict=True):
-            scored = targets != IGNORE
-            with autocast(self.device, self.settings.precision):
-                logits = self.reader(tokens.to(self.device), scored.to(self.device))
-                yield F.cross_entropy(logits, targets[scored].to(self.device), reduction="sum")
+    def _loss(self, batch: Batch, part: int = 0, parts: int = 1) -> Tensor:
+        """Summed cross-entropy of one of the parts in which this rank reads its rows of `batch`."""
+        tokens, targets = (self.ranks.rows(t).tensor_split(parts)[part] for t in (batch.tokens, batch.targets))
+        scored = targets != IGNORE
+        with autocast(self.device, self.settings.precision):
+            logits = self.reader(tokens.to(self.device), scored.to(self.device))
+            return F.cross_entropy(logits, targets[scored].to(self.device), reduction="sum")
 
     def _complain(self, batch: Batch, loss: float, norm: float) -> NoReturn:
         """Raise `NotFiniteError` that says where in the model it began."""
-        blamed = first_not_finite(self.model, lambda: list(self._losses(batch)))
+        blamed = first_not_finite(self.model, lambda: self._loss(batch))
         numbers = f"the loss is {loss}, the gradient norm {norm}"
         raise NotFiniteError(f"at training step {self.standing.step + 1} {numbers}; it began in {blamed}")
 
     def _mark_curve(self) -> None:
-        losses = self.standing.losses
-        self.standing.curve.append([self.standing.step, math.fsum(losses) / len(losses)])
+        standing, losses = self.standing, self.standing.losses
+        standing.curve.append([standing.step, math.fsum(losses) / len(losses)])
         losses.clear()
+        (tokens, seconds), self.marked = self.marked, (standing.tokens, standing.seconds)
+        if self.log is not None:
+            self.log.write(
+                standing.step,
+                loss=standing.curve[-1][1],
+                learning_rate=self.settings.rate_at(standing.step - 1),
+                gradient_norm=self.gradient_norm,
+                tokens=standing.tokens,
+                tokens_per_second=(standing.tokens - tokens) / (standing.seconds - seconds),
+            )
 
     def _evaluate(self, bar: Bar) -> None:
         """Record the accuracy on validation data."""
@@ -201,6 +239,8 @@ class _Training:
         standing.evaluations.append([standing.step, standing.tokens, found])
         if standing.tokens_to_solve is None and found >= bar.accuracy:
             standing.tokens_to_solve = standing.tokens
+        if self.log is not None:
+            self.log.write(standing.step, tokens=standing.tokens, accuracy=found)
 
     def _accuracy(self, bar: Bar, split: Split) -> float:
         length, load = self.settings.bar_at(self.task)
@@ -208,7 +248,8 @@ class _Training:
         model = copy.deepcopy(self.model) if self.keeps_memory else self.model
         model.eval()
         found = accuracy(
-            Reader(model),
+            # shards are put together by the wrapper only
+            self.reader if self.settings.parallel == "fsdp" else Reader(model),
             self.task if load is None else self.task.with_load(load),
             length=length,
             examples=bar.examples,
@@ -228,7 +269,6 @@ class _Training:
             return None
         length, load = self.settings.bar_at(self.task)
         reached = self._accuracy(bar, "eval")
-        self.model.eval()
         passed = reached >= bar.accuracy
         return {"accuracy": bar.accuracy, "length": length, "load": load, "reached": reached, "passed": passed}
 
@@ -243,7 +283,7 @@ class _Training:
         standing = self.standing
         over = standing.step == self.settings.steps or self._stopped()
         if self.resume is not None and not over and standing.step % self.settings.keep_every == 0:
-            self.resume.save(self.model, self.optimizers, standing)
+            self.resume.save(self.model, self.optimizers, standing, self.ranks)
 
     def _text(self) -> str:
         standing = self.standing
@@ -268,22 +308,28 @@ class _Training:
 
 
 def _recipe(config: ModelConfig, task: Task, settings: TrainingSettings, seed: int) -> dict[str, Any]:
-    """All that decides a training, as JSON has it."""
-    chosen = settings.model_dump(exclude={"save_every"})
+    """All that decides a training, as JSON has it; how many processes it has changes the rounding only."""
+    chosen = settings.model_dump(exclude={"parallel", "save_every", "log_to"})
     recipe = {"model": config.to_dict(), "task": task.model_dump(), "settings": chosen, "seed": seed}
     return json.loads(json.dumps(recipe))
 
 
-def _check_model(model: LanguageModel, task: Task, settings: TrainingSettings) -> None:
+def _check_model(model: LanguageModel, task: Task, settings: TrainingSettings, ranks: Ranks) -> None:
     """Raise `ValueError` if the model cannot be trained in this way."""
     needed = max(each.vocab_size for each in (task, *(mixed.task for mixed in settings.mixture)))
     if needed > model.config.vocab_size:
         raise ValueError(f"the tasks use {needed} token ids, the model has vocab_size {model.config.vocab_size}")
     shared = [m.place for m in model.mixers() if m.keeps_memory or m.options.get("scope", "sequence") != "sequence"]
-    if shared and settings.accumulate > 1:
+    if shared and (settings.accumulate > 1 or ranks.size > 1):
         raise ValueError(
-            f"accumulate={settings.accumulate} would change what {', '.join(shared)} learns: the sequences of a step "
-            "share its memory; take accumulate: 1, or scope: sequence"
+            f"accumulate: {settings.accumulate} and {ranks.size} processes would change what {', '.join(shared)} "
+            "learns, whose memory the sequences of a step share; take accumulate: 1 and parallel: none"
+        )
+    longest = max(draw.length for draw in settings.draws)
+    rows = max(1, settings.batch * settings.length // longest)
+    if rows < ranks.size:
+        raise ValueError(
+            f"{ranks.size} processes cannot share a step of {rows} sequences of {longest} tokens; raise batch"
         )
 
 

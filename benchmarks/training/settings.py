@@ -10,8 +10,10 @@ from typing_extensions import Self
 
 from ..tasks import Batch, Task
 from .curriculum import Draw, MixedTask, Part, Phase, StepPlan, check_fits, draw_plan, loaded, phase_at
+from .loggers import Tracker, check_trackers
 
 Precision = Literal["float32", "bfloat16"]
+Parallel = Literal["none", "ddp", "fsdp"]
 
 EVALUATIONS = 20  # during a training with a bar, unless the bar says otherwise
 SAVES = 10
@@ -60,7 +62,9 @@ class TrainingSettings(Part):
         backward pass instead of keeping them.
     window_dropout: probability of a step in which softmax layers see only the last `dropout_window` tokens (Zhao &
         Jones 2026, arXiv 2601.00671: 0.9 and 512).
+    parallel: `ddp` or `fsdp` (FSDP2) for several processes under `torchrun`, each of which reads its part of the rows.
     save_every: steps between saves that a killed training resumes from; None: a tenth of the steps.
+    log_to: trackers that the training logs to, beside the lines in its folder; see `Log`.
     """
 
     steps: int = Field(default=1000, ge=1)
@@ -82,7 +86,9 @@ class TrainingSettings(Part):
     checkpoint_activations: bool = False
     window_dropout: float = Field(default=0.0, ge=0, le=1)
     dropout_window: int = Field(default=512, ge=1)
+    parallel: Parallel = "none"
     save_every: int | None = Field(default=None, ge=1)
+    log_to: tuple[Tracker, ...] = ()
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -91,6 +97,10 @@ class TrainingSettings(Part):
             raise ValueError(f"the shares of the curriculum's phases must sum to 1, got {shares:g}")
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
             raise ValueError(f"warmup + decay must be at most 1 for wsd, got {self.warmup} + {self.decay}")
+        if self.parallel == "fsdp":
+            for name, given, needed in (("optimizer", self.optimizer, "adamw"), ("compile", self.compile, False)):
+                if given != needed:
+                    raise ValueError(f"parallel: fsdp goes with {name}: {needed} only, got {given}; take ddp")
         return self
 
     @property
@@ -123,7 +133,9 @@ class TrainingSettings(Part):
         return length, None if task.load is None else load
 
     def check(self, task: Task) -> None:
-        """Raise `ValueError` if some step, or the bar, asks for what `task` or the mixture cannot have."""
+        """Raise `ValueError` if some step, or the bar, asks for what `task` or the mixture cannot have, or a tracker is
+        not installed."""
+        check_trackers(self.log_to)
         for each in (task, *(mixed.task for mixed in self.mixture)):
             for draw in self.draws:
                 _refuse_load(each, draw.load, alone=each is task)

@@ -75,7 +75,12 @@ def test_a_killed_training_ends_as_if_nothing_had_been(tmp_path):
 
 def test_what_a_training_resumes_from_goes_with_its_end(tmp_path):
     finish(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors", "training.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "config.json",
+        "log.jsonl",
+        "model.safetensors",
+        "training.json",
+    ]
 
 
 def test_an_unfinished_training_of_another_recipe_is_not_resumed(tmp_path):
