@@ -16,8 +16,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..mixers import Mixer, MixerState, create_mixer
+from ..mixers.softmax import SoftmaxAttention
 from .config import ModelConfig
 from .layout import LayerSpec, Layout, MixerSpec, parse_layout
 
@@ -88,6 +90,12 @@ class Block(nn.Module):
         )
         return memory, mixer, feed_forward
 
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether a call changes one of the mixers, so that calling twice is not calling once."""
+        modules = (self.memory, self.mixer, self.feed_forward)
+        return any(module.keeps_memory for module in modules if isinstance(module, Mixer))
+
 
 class Backbone(nn.Module):
     """Embedding, blocks, final norm, and the embedding again as the output layer.
@@ -95,6 +103,11 @@ class Backbone(nn.Module):
     d_ff: width of the feed-forwards; `config.d_ff` and `config.match` are for `LanguageModel` to resolve.
     Raises `LayoutError` if the layout names what cannot be built.
     """
+
+    checkpoint_activations: bool = False
+    """Keep of every layer its input only while gradients are recorded in training mode, and compute the layer again in
+    the backward pass: about a third more work, and memory for one layer instead of all. Not where a state is returned,
+    nor in a layer whose mixer keeps memory across calls, which would be told everything twice."""
 
     def __init__(self, config: ModelConfig, d_ff: int) -> None:
         super().__init__()
@@ -112,9 +125,12 @@ class Backbone(nn.Module):
             self.layers = nn.ModuleList(self._build_block(layout, i, place) for i, place in enumerate(places))
             self.norm = nn.RMSNorm(config.d_model, eps=NORM_EPS)
         self.to(device)
-        sizes = f"d_model={config.d_model}, d_ff={d_ff}, vocab_size={config.vocab_size}"
+        self.signature = self._describe()
+
+    def _describe(self) -> str:
+        sizes = f"d_model={self.config.d_model}, d_ff={self.d_ff}, vocab_size={self.config.vocab_size}"
         mixers = ", ".join(mixer.signature for mixer in self.mixers())
-        self.signature = f"LanguageModel({sizes}, mixers=[{mixers}])"
+        return f"LanguageModel({sizes}, mixers=[{mixers}])"
 
     def _build_block(self, layout: Layout, i: int, place: LayerSpec) -> Block:
         feed_forward: SwiGLU | Mixer
@@ -152,8 +168,13 @@ class Backbone(nn.Module):
         self.check_input(tokens, state)
         x = self.embedding(tokens)
         layers: list[Any] = []
+        recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled() and not return_state
         for i, block in enumerate(self.layers):
-            x, block_state = block(x, state.layers[i] if state is not None else None, return_state)
+            before = state.layers[i] if state is not None else None
+            if recompute and not block.keeps_memory:
+                x, block_state = checkpoint(block, x, before, return_state, use_reentrant=False)
+            else:
+                x, block_state = block(x, before, return_state)
             layers.append(block_state)
         x = self.norm(x)
         if not return_state:
@@ -177,6 +198,24 @@ class Backbone(nn.Module):
         x, state = self.features(tokens, state, return_state)
         return self.head(x), state
 
+    def extend_context(self, factor: float, trained_length: int) -> None:
+        """Let attention read texts `factor` times longer than the `trained_length` tokens of its training, from now on.
+
+        YaRN in every `softmax_attention` with rotary embedding, see `SoftmaxAttention.extend_context`; factor 1 goes
+        back. The keys of another factor are turned by other angles: states that were made before are refused.
+        A setting, no part of `config`: it is not saved.
+        Raises `ValueError` if no mixer has angles to extend, for a factor below 1, or a length below 1.
+        """
+        found = [m for m in self.mixers() if isinstance(m, SoftmaxAttention) and m.positions != "nope"]
+        if not found:
+            raise ValueError(
+                f"no mixer of {self.config.layout!r} has angles that grow with the text: extend_context is for "
+                "softmax_attention with positions='rope' or 'yarn'"
+            )
+        for mixer in found:
+            mixer.extend_context(factor, trained_length)
+        self.signature = self._describe()
+
     def restart(self, state: ModelState) -> ModelState:
         """The state to read a text again with (iterative reading): memories stay, the rest starts at position 0 again.
 
@@ -191,6 +230,14 @@ class Backbone(nn.Module):
 
     def check_input(self, tokens: Tensor, state: ModelState | None) -> None:
         """Raise `ValueError`, naming what was given and what was expected, before any work is done."""
+        self._check_tokens(tokens)
+        if state is None:
+            return
+        self._check_continued(state, tokens)
+        if state.device is not None and state.device != tokens.device:
+            raise ValueError(f"the state is on {state.device} but tokens on {tokens.device}; move it: state.to(device)")
+
+    def _check_tokens(self, tokens: Tensor) -> None:
         if tokens.ndim != 2 or 0 in tokens.shape:
             raise ValueError(f"a model expects tokens of shape [batch >= 1, time >= 1], got {list(tokens.shape)}")
         if tokens.dtype != torch.int64:
@@ -199,16 +246,14 @@ class Backbone(nn.Module):
             low, high = (int(v) for v in torch.aminmax(tokens))
             if low < 0 or high >= self.config.vocab_size:
                 raise ValueError(f"token ids must be in 0..{self.config.vocab_size - 1}, got {low}..{high}")
-        if state is None:
-            return
+
+    def _check_continued(self, state: ModelState, tokens: Tensor) -> None:
         self.check_state(state)
         if state.batch != tokens.shape[0]:
             raise ValueError(
                 f"the state holds {state.batch} sequences but tokens has {tokens.shape[0]}; "
                 "state.select(rows) picks rows"
             )
-        if state.device is not None and state.device != tokens.device:
-            raise ValueError(f"the state is on {state.device} but tokens on {tokens.device}; move it: state.to(device)")
 
     def check_state(self, state: ModelState) -> None:
         """Raise `ValueError` unless a model of this signature made the state."""

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .backbone import Backbone
+from .backbone import Backbone, ModelState
 from .config import ModelConfig
 from .counting import resolve_d_ff
 
@@ -32,6 +32,51 @@ class LanguageModel(Backbone):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, resolve_d_ff(config))
+
+    @torch.no_grad()
+    def read(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        *,
+        chunk_size: int = 8192,
+        scored: Tensor | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """Read `tokens [batch, time]` of any length in pieces of `chunk_size` that carry the state; no gradients.
+
+        The result is that of one call on all tokens, but only one piece is worked on at a time, so that memory is
+        bounded where the state is. tokens may be anywhere: pieces are moved to the model. chunk_size changes speed and
+        memory only. scored: bool `[batch, time]`, whose features are wanted; None: those of the last token.
+        Returns features `[batch, d_model]` of the last token, or `[n, d_model]` of the n scored tokens in the order of
+        `tokens[scored]`, for `head` to turn into logits; and the state after all tokens.
+        Raises `ValueError` as `forward` does, and for a chunk_size below 1 or a mask that does not fit.
+        """
+        self._check_reading(tokens, state, chunk_size, scored)
+        if scored is None:
+            scored = torch.zeros_like(tokens, dtype=torch.bool)
+            scored[:, -1] = True
+        device, start = self.embedding.weight.device, 0
+        found, places = [], []
+        for piece, mask in zip(tokens.split(chunk_size, dim=1), scored.split(chunk_size, dim=1)):
+            features, state = self.features(piece.to(device), state, return_state=True)
+            rows, times = mask.nonzero(as_tuple=True)
+            # a copy, so that all others are freed before the next piece
+            found.append(features[rows.to(device), times.to(device)])
+            places.append(rows * tokens.shape[1] + start + times)
+            start += piece.shape[1]
+            del features
+        assert state is not None
+        return torch.cat(found)[torch.cat(places).argsort().to(device)], state
+
+    def _check_reading(self, tokens: Tensor, state: ModelState | None, chunk_size: int, scored: Tensor | None) -> None:
+        self._check_tokens(tokens)
+        if state is not None:
+            self._check_continued(state, tokens)
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        if scored is not None and (scored.shape != tokens.shape or scored.dtype != torch.bool):
+            given = f"{scored.dtype} {list(scored.shape)}"
+            raise ValueError(f"scored must be bool and of the shape of tokens, {list(tokens.shape)}, got {given}")
 
     def generate(
         self,
@@ -63,8 +108,8 @@ class LanguageModel(Backbone):
     ) -> Iterator[Tensor]:
         state = None
         for _ in range(count):
-            features, state = self.features(tokens, state, return_state=True)
-            token = sample(self.head(features[:, -1]), temperature, top_k, generator)
+            features, state = self.read(tokens, state)
+            token = sample(self.head(features), temperature, top_k, generator)
             yield token
             tokens = token[:, None]
 
