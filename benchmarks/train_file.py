@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..models import ModelConfig, count_parameters
 from .suite import ModelSettings
-from .training import AnyTask, TrainingSettings
+from .tasks import AnyTask
+from .training import TrainingSettings
 from .yamlfile import SuiteError, YamlFile
 
 

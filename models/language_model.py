@@ -59,8 +59,9 @@ class LanguageModel(Backbone):
         found, places = [], []
         for piece, mask in zip(tokens.split(chunk_size, dim=1), scored.split(chunk_size, dim=1)):
             features, state = self.features(piece.to(device), state, return_state=True)
-            found.append(features[mask.to(device)])  # a copy, so that all others are freed before the next piece
             rows, times = mask.nonzero(as_tuple=True)
+            # a copy, so that all others are freed before the next piece
+            found.append(features[rows.to(device), times.to(device)])
             places.append(rows * tokens.shape[1] + start + times)
             start += piece.shape[1]
             del features
