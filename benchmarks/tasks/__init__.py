@@ -13,6 +13,7 @@ from .ruler_niah import RulerNiahTask
 from .ruler_qa import RulerQaTask
 from .ruler_variables import RulerVariablesTask
 from .text import TextTask
+from .tokenised import TextDataset
 
 RecallTask = Annotated[  # those that ask for what was read
     NeedleTask
@@ -38,5 +39,6 @@ __all__ = [
     "RulerQaTask",
     "RulerVariablesTask",
     "Task",
+    "TextDataset",
     "TextTask",
 ]
