@@ -22,13 +22,13 @@ TEXTS = [f"Document {i} says: the cat number {i} sat on the mat, and so on. " * 
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def cache(tmp_path, monkeypatch):
     """A cache of its own for each test, and nothing remembered from the test before."""
-    pytest.importorskip("platformdirs", reason="the extra `test` is not installed: it has platformdirs")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
-    for remembered in (load_tokens, load_encoder, load_corpus):
-        remembered.cache_clear()
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(tokenised, "cache_folder", lambda: folder)
+    load_tokens.cache_clear()
+    load_encoder.cache_clear()
+    return folder
 
 
 @pytest.fixture
@@ -109,10 +109,10 @@ def test_sequences_are_stretches_of_one_document_in_tokens(folder, tokenizer):
         task.train_batch(0, 1, 100_000, seed=0)
 
 
-def test_what_was_made_is_kept_and_says_how(folder, tokenizer, monkeypatch):
+def test_what_was_made_is_kept_and_says_how(cache, folder, tokenizer, monkeypatch):
     path, made = tokenizer
     first = load_tokens(str(path), None, folder, 2**20)
-    (kept,) = cache_folder().iterdir()
+    (kept,) = cache.iterdir()
     said = json.loads((kept / "made.json").read_text())
     request = json.dumps(said["request"], sort_keys=True).encode()
     assert kept.name == hashlib.sha256(request).hexdigest()[:32]
@@ -126,7 +126,7 @@ def test_what_was_made_is_kept_and_says_how(folder, tokenizer, monkeypatch):
     assert documents(again.eval) == documents(first.eval) and again.describe() == first.describe()
 
 
-def test_what_differs_is_made_anew(folder, tokenizer):
+def test_what_differs_is_made_anew(cache, folder, tokenizer):
     path, made = tokenizer
     load_tokens(str(path), None, folder, 2**20)
     load_tokens(str(path), None, folder, 2**19)
@@ -135,7 +135,7 @@ def test_what_differs_is_made_anew(folder, tokenizer):
     for remembered in (load_tokens, load_encoder):
         remembered.cache_clear()
     load_tokens(str(path), None, folder, 2**20)
-    assert len(list(cache_folder().iterdir())) == 3  # and nothing half made beside them
+    assert len(list(cache.iterdir())) == 3  # and nothing half made beside them
 
 
 def test_a_dataset_is_split_by_the_hash_of_its_documents(datasets, tokenizer):
@@ -177,7 +177,7 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(datasets, monkeypatch):
     assert set(tokens.train.sizes.tolist()) == {2}
 
 
-def test_a_local_dataset_that_changes_is_read_again(datasets, tmp_path):
+def test_a_local_dataset_that_changes_is_read_again(cache, datasets, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.json").write_text("{}")
     dataset = TextDataset(name=str(tmp_path / "data"), column="body")
@@ -185,29 +185,29 @@ def test_a_local_dataset_that_changes_is_read_again(datasets, tmp_path):
         (tmp_path / "data" / "a.json").write_text(content)
         load_tokens.cache_clear()
         load_tokens(None, dataset, None, 20_000)
-    assert len(datasets.calls) == len(list(cache_folder().iterdir())) == 2
+    assert len(datasets.calls) == len(list(cache.iterdir())) == 2
 
 
-def test_what_cannot_be_read_is_said_with_what_to_do(datasets, folder, tmp_path, monkeypatch):
+def test_what_cannot_be_read_is_said_with_what_to_do(cache, datasets, monkeypatch):
     with pytest.raises(ValueError, match=r"'nobody/nothing' cannot be read \(ConnectionError: no route.*local folder"):
         load_tokens(None, TextDataset(name="nobody/nothing"), None, 1000)
     with pytest.raises(ValueError, match=r"no text in the column 'text'; its columns are 'body', 'n'"):
         load_tokens(None, TextDataset(name="somebody/texts"), None, 1000)
     with pytest.raises(ValueError, match=r"max_tokens=100 there is no document for validation, eval"):
         load_tokens(None, TextDataset(name="somebody/texts", column="body"), None, 100)
-    assert not list(cache_folder().iterdir())
+    assert not list(cache.iterdir())
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"needs the package datasets.*pip install -e '\.\[text\]'"):
         load_tokens(None, TextDataset(name="somebody/else"), None, 1000)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ValueError, match=r"needs the package tokenizers"):
-        TextTask(text_folder=folder, tokenizer="gpt2").check_length(1) or TextTask(tokenizer="gpt2").vocab_size
+        TextTask(tokenizer="gpt2").vocab_size  # noqa: B018
     monkeypatch.setitem(sys.modules, "platformdirs", None)
     with pytest.raises(ValueError, match=r"needs the package platformdirs"):
         cache_folder()
 
 
-def test_a_tokenizer_that_cannot_be_loaded_is_named(tokenizer, tmp_path, monkeypatch):
+def test_a_tokenizer_that_cannot_be_loaded_is_named(monkeypatch):
     def unreachable(name):
         raise Exception("no route to host")
 
@@ -241,10 +241,15 @@ def test_parameters_that_cannot_be_are_refused(fields, match):
         TextTask(**fields)
 
 
-def test_without_a_tokenizer_nothing_is_kept_and_a_token_is_a_byte():
+def test_without_a_tokenizer_nothing_is_kept_and_a_token_is_a_byte(cache):
     described = TextTask().describe_text()
     assert described.pop("bytes_per_token") == 1 and described == load_corpus().describe()
-    assert not cache_folder().exists()
+    assert not cache.exists()
+
+
+def test_the_cache_is_in_the_user_s_cache_directory():
+    platformdirs = pytest.importorskip("platformdirs", reason="the extra `test` is not installed: it has platformdirs")
+    assert str(cache_folder()).startswith(platformdirs.user_cache_dir()) and cache_folder().name == "text"
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1], [100, 1, 1], [1, 1, 100], [5] * 40])
