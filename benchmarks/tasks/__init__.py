@@ -26,6 +26,7 @@ from .ruler_qa import RulerQaTask
 from .ruler_variables import RulerVariablesTask
 from .state_tracking import StateTrackingTask
 from .text import TextTask
+from .tokenised import TextDataset
 
 _Recall = (
     CopyTask
@@ -79,6 +80,7 @@ __all__ = [
     "Split",
     "StateTrackingTask",
     "Task",
+    "TextDataset",
     "TextTask",
     "ZoologyMqarTask",
 ]

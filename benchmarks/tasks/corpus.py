@@ -21,14 +21,16 @@ _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"} 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Text:
-    """Documents end to end. data: uint8 `[bytes]`. sizes: bytes of each document, int64 `[documents]`."""
+    """Documents end to end. data: uint8 `[bytes]`, or tokens of another `unit`. sizes: of each document, int64
+    `[documents]`."""
 
     data: np.ndarray
     sizes: np.ndarray
     source: str
+    unit: str = "bytes"
 
     def windows(self, rng: np.random.Generator, count: int, length: int, *, across: bool = False) -> np.ndarray:
-        """`count` contiguous windows, `[count, length]` uint8, every start equally likely.
+        """`count` contiguous windows, `[count, length]` like `data`, every start equally likely.
 
         across: let a window run over the ends of documents. Raises `ValueError` if no text is that long.
         """
@@ -36,7 +38,9 @@ class Text:
         ends = np.cumsum(np.maximum(sizes - length + 1, 0))  # the windows there are, document by document
         if ends.size == 0 or ends[-1] == 0:
             longest = int(sizes.max(initial=0))
-            raise ValueError(f"{self.source}: a window of {length} bytes is asked for, but the longest is {longest}")
+            raise ValueError(
+                f"{self.source}: a window of {length} {self.unit} is asked for, but the longest is {longest}"
+            )
         picks = rng.integers(ends[-1], size=count)
         documents = np.searchsorted(ends, picks, side="right")
         first_windows = ends - np.maximum(sizes - length + 1, 0)
