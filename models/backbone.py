@@ -1,4 +1,4 @@
-"""The backbone that hosts any mixer: pre-norm residual blocks, RMSNorm, SwiGLU, tied embeddings.
+"""The backbone that hosts any mixer: pre-norm residual blocks, RMSNorm, SwiGLU, tied embeddings of unit scale.
 
 Fairness by construction: every module draws its initial parameters from a random stream of its own, seeded by the
 model's seed and the module's name. What a mixer draws changes nothing elsewhere.
@@ -119,7 +119,7 @@ class Backbone(nn.Module):
         with torch.device("meta" if device.type == "meta" else "cpu"):
             with _random_stream(config.seed, "embedding"):
                 self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-                # a fixed small scale would drown the token in what the first mixers of a narrow model add to it
+                # as the output layer: logits of about unit scale
                 nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
             places = layout.place(config.n_layers)
             self.layers = nn.ModuleList(self._build_block(layout, i, place) for i, place in enumerate(places))
@@ -166,6 +166,8 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, ModelState | None]:
         """Everything but the output layer: `tokens [batch, time]` -> `[batch, time, d_model]` and the state."""
         self.check_input(tokens, state)
+        # unit scale (Vaswani et al. 2017, 3.4): else what the first layers add drowns the token, the more the wider the
+        # model is, and a memory above them cannot find by a token what was written at another place with the same one
         x = self.embedding(tokens) * self.config.d_model**0.5
         layers: list[Any] = []
         recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled() and not return_state

@@ -88,3 +88,10 @@ def test_initial_scales():
     assert block.down.weight.std().item() == pytest.approx(model.d_ff**-0.5 / 2, rel=0.05)
     norms = [m for name, m in model.named_modules() if isinstance(m, nn.RMSNorm)]
     assert len(norms) == 5 and all((norm.weight == 1).all() for norm in norms)
+
+
+def test_tokens_enter_the_residual_stream_at_unit_scale():
+    model, entered = build("toy_sum"), []
+    model.layers[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    model(torch.arange(512)[None])
+    assert entered[0].std().item() == pytest.approx(1, rel=0.05)
