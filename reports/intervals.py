@@ -108,6 +108,21 @@ def difference_ends(a: Floats, b: Floats, total: Floats) -> tuple[Floats, Floats
     return np.maximum(low, -1), np.minimum(high, 1)
 
 
+def chance_tail(right: Floats, total: Floats, chance: float) -> Floats:
+    """One-sided p value of "no better than chance" for at least three seeds, [...].
+
+    The greatest of three: of the examples' error, of Student's t over seeds, and of the same for logits, as the first
+    t errs where seeds differ much about a chance of one half.
+    """
+    found = spread(right, total)
+    logits = _logits(found, total.sum(-1))
+    error = logits.std(-1, ddof=1) / np.sqrt(found.seeds)
+    gap = logits.mean(-1) - special.logit(chance)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tail = np.where(error > 0, stats.t.sf(gap / error, found.seeds - 1), gap <= 0)
+    return np.maximum(tail, found.tail(found.mean - chance, floor=1.0))
+
+
 def _score(found: Spread, questions: Floats) -> tuple[Floats, Floats]:
     z = stats.norm.isf(ALPHA / 2)
     middle = (found.mean * questions + 0.5) / (questions + 1)
@@ -128,8 +143,8 @@ def _drawn(found: Spread, questions: Floats) -> tuple[Floats, Floats]:
     variance what the examples explain; and averages the accuracy over seeds that vary by the rest.
     """
     normal, chi2 = _draws(found.seeds - 1)
-    rates = (found.means * questions + 0.5) / (questions + 1)
-    logits = special.logit(rates)
+    logits = _logits(found, questions)
+    rates = special.expit(logits)
     pooled = found.mean * (1 - found.mean)
     sizes = questions.mean(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -143,6 +158,11 @@ def _drawn(found: Spread, questions: Floats) -> tuple[Floats, Floats]:
     drawn = sum(w * special.expit(centre + scale * x) for x, w in zip(points, weights / weights.sum()))
     low, high = np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2], axis=-1)
     return low, high
+
+
+def _logits(found: Spread, questions: Floats) -> Floats:
+    """Logits of the seeds' accuracies, kept finite by half an answer on either side, [..., seeds]."""
+    return special.logit((found.means * questions + 0.5) / (questions + 1))
 
 
 @lru_cache
