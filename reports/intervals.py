@@ -1,10 +1,10 @@
 """Ends of 95 % intervals for accuracies of several seeds, from counts; arrays [..., seeds, sequences], vectorised.
 
 Two sources of error: `between` seeds, which only few trials show, and `within` the trained models, from the examples.
-Resampling three seeds gives ten distinct samples, and intervals that cover 70 % where seeds differ; resampling sequences
-and questions as well counts their error twice (Davison and Hinkley 1997, section 3.8). So the levels of the bootstrap are:
-seeds drawn from a normal law on the logit scale whose mean and variance are themselves drawn, given the few that were
-seen; below them the error of the examples, estimated from whole sequences.
+Resampling three seeds gives ten distinct samples, and intervals that cover 70 % where seeds differ; resampling
+sequences and questions as well counts their error twice (Davison and Hinkley 1997, section 3.8). So the levels of the
+bootstrap are: seeds drawn from a normal law on the logit scale whose mean and variance are themselves drawn, given the
+few that were seen; below them the error of the examples, estimated from whole sequences.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Floats = NDArray[np.float64]
 ALPHA = 0.05
 LEAST_SEEDS = 3
 DRAWS = 2048
-# Seeds may agree by chance. Their error is taken as at least this part of the examples' error: 1 covers 99 % where seeds
-# are truly equal, 0 covers 92 % where right or wrong answers are few and often as many.
+# Seeds may agree by chance. Their error is taken as at least this part of the examples' error: 1 covers 99 % where
+# seeds are truly equal, 0 covers 92 % where right or wrong answers are few and often as many.
 FLOOR = 0.5
 WIDEST = 2.0  # no greater standard deviation of logits between seeds is drawn, unless more was observed
 
