@@ -88,7 +88,8 @@ def wrap(reader: Reader, parallel: Parallel, device: torch.device) -> nn.Module:
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in reader.model.layers:
         fully_shard(block, mesh=mesh)
-    return fully_shard(reader, mesh=mesh)
+    fully_shard(reader, mesh=mesh)  # in place
+    return reader
 
 
 def last_part(wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -126,7 +127,7 @@ def load_whole_optimizer(optimizer: Optimizer, content: dict[str, Any]) -> None:
     optimizer.load_state_dict({**content, "state": state})
 
 
-def _as(own: Tensor, tensor: Tensor) -> Tensor:
+def _as(own: Any, tensor: Tensor) -> Tensor:
     """This rank's shard of `tensor` if `own` is one, else the tensor."""
     if not hasattr(own, "full_tensor"):
         return tensor

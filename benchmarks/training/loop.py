@@ -23,6 +23,7 @@ from ..errors import NotFiniteError
 from ..tasks import IGNORE, Batch, Task
 from ..tasks.base import Split
 from .checkpoints import ResumePoint, Standing
+from .curriculum import StepPlan
 from .distributed import Ranks, last_part, whole, wrap
 from .evaluation import Reader, accuracy, autocast
 from .finite import first_not_finite
@@ -128,6 +129,7 @@ class _Training:
         self.reader = wrap(reader, settings.parallel, device)
         self.optimizers = make_optimizers(self.model, settings.optimizer, settings.learning_rate, settings.weight_decay)
         self.standing = Standing()
+        self.ahead: tuple[StepPlan, Batch] | None = None  # of the next step
         self.gradient_norm = 0.0
         self.marked = (0, 0.0)  # tokens and seconds at the last point of the curve
 
@@ -137,17 +139,15 @@ class _Training:
             self.standing = self.resume.restore(self.model, self.optimizers)
         before = time.perf_counter() - self.standing.seconds
         self.marked = self.standing.tokens, self.standing.seconds
-        if self.log is not None:
-            self.log.open(self.standing.step)
         self.model.train()
-        with _activations(self.model, checkpoint=self.settings.checkpoint_activations):
+        with _activations(self.model, checkpoint=self.settings.checkpoint_activations), self._logging():
             while self.standing.step < self.settings.steps and not self._stopped():
                 self._advance(before)
                 self.progress(self.standing.step / self.settings.steps, self._text())
                 self._save_if_due()
+            if self.standing.losses:
+                self._mark_curve()
         reached = self._bar_reached()
-        if self.log is not None:
-            self.log.close()
         if self.given is not self.model:
             self.given.load_state_dict(whole(self.model.state_dict()))
         self.given.eval()
@@ -156,8 +156,7 @@ class _Training:
     def _advance(self, before: float) -> None:
         """One step, and what is due after it. before: when the clock would have started without an interruption."""
         standing, settings = self.standing, self.settings
-        plan = settings.plan(standing.step, self.seed)
-        batch = settings.read(self.task, plan, standing.step, self.seed)
+        plan, batch = self.ahead or self._draw(standing.step)
         set_rate(self.optimizers, settings.rate_at(standing.step))
         with _window(self.model, settings.dropout_window if plan.windowed else None):
             loss = self._step(batch)
@@ -172,6 +171,10 @@ class _Training:
             self._evaluate(settings.bar)
             standing.seconds = time.perf_counter() - before
 
+    def _draw(self, step: int) -> tuple[StepPlan, Batch]:
+        plan = self.settings.plan(step, self.seed)
+        return plan, self.settings.read(self.task, plan, step, self.seed)
+
     def _step(self, batch: Batch) -> float:
         """Move the parameters by the gradient over `batch`; returns the loss before."""
         for optimizer in self.optimizers:
@@ -183,6 +186,8 @@ class _Training:
                 raise NotFiniteError(f"at training step {self.standing.step + 1}: {error}") from None
             self._complain(batch, math.nan, math.nan)
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip))
+        # drawn while the device is still at work
+        self.ahead = self._draw(self.standing.step + 1) if self.standing.step + 1 < self.settings.steps else None
         # looked at before the step: afterwards every parameter is spoilt and none can be named
         found, norm_found = torch.stack([loss, norm.to(loss.dtype)]).tolist()
         if not (math.isfinite(found) and math.isfinite(norm_found)):
@@ -196,16 +201,21 @@ class _Training:
         """Add the gradient of the mean loss over the scored positions of `batch`; returns that mean."""
         count = int((batch.targets != IGNORE).sum())
         total = torch.zeros((), device=self.device)
-        parts = min(self.settings.accumulate, len(batch.tokens) // self.ranks.size)
+        parts = self._parts(batch)
         for part in range(parts):
             with last_part(self.reader, part == parts - 1):
-                loss = self._loss(batch, part, parts) / count
+                loss = self._loss(batch, part) / count
                 (loss * self.ranks.size).backward()  # the ranks' gradients are averaged
             total += loss.detach()
         return self.ranks.sum(total)
 
-    def _loss(self, batch: Batch, part: int = 0, parts: int = 1) -> Tensor:
+    def _parts(self, batch: Batch) -> int:
+        """In how many parts each rank reads its rows of `batch`; as many on all ranks, and none is empty."""
+        return min(self.settings.accumulate, len(batch.tokens) // self.ranks.size)
+
+    def _loss(self, batch: Batch, part: int) -> Tensor:
         """Summed cross-entropy of one of the parts in which this rank reads its rows of `batch`."""
+        parts = self._parts(batch)
         tokens, targets = (self.ranks.rows(t).tensor_split(parts)[part] for t in (batch.tokens, batch.targets))
         scored = targets != IGNORE
         with autocast(self.device, self.settings.precision):
@@ -214,9 +224,21 @@ class _Training:
 
     def _complain(self, batch: Batch, loss: float, norm: float) -> NoReturn:
         """Raise `NotFiniteError` that says where in the model it began."""
-        blamed = first_not_finite(self.model, lambda: self._loss(batch))
+        if self.settings.parallel != "fsdp":
+            self.reader = Reader(self.model)  # what is compiled does not show its parts
+        blamed = first_not_finite(self.model, lambda: [self._loss(batch, i) for i in range(self._parts(batch))])
         numbers = f"the loss is {loss}, the gradient norm {norm}"
         raise NotFiniteError(f"at training step {self.standing.step + 1} {numbers}; it began in {blamed}")
+
+    @contextlib.contextmanager
+    def _logging(self) -> Iterator[None]:
+        if self.log is not None:
+            self.log.open(self.standing.step)
+        try:
+            yield
+        finally:
+            if self.log is not None:
+                self.log.close()
 
     def _mark_curve(self) -> None:
         standing, losses = self.standing, self.standing.losses
@@ -293,8 +315,6 @@ class _Training:
 
     def _record(self, bar: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
         standing = self.standing
-        if standing.losses:
-            self._mark_curve()
         return {
             "steps": standing.step,
             "tokens": standing.tokens,

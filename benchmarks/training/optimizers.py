@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...mixers import Mixer
@@ -52,9 +52,7 @@ def set_rate(optimizers: Iterable[Optimizer], learning_rate: float) -> None:
             group["lr"] = learning_rate * group["learning_rate_scale"]
 
 
-def _adamw(
-    model: nn.Module, learning_rate: float, weight_decay: float, without: Iterable[nn.Parameter]
-) -> torch.optim.AdamW:
+def _adamw(model: nn.Module, learning_rate: float, weight_decay: float, without: Iterable[Tensor]) -> torch.optim.AdamW:
     apart = _groups_apart(model)
     if any(group.get("sparse_gradient") for group in apart):
         raise ValueError(

@@ -136,6 +136,17 @@ def test_a_nan_stops_at_its_step_and_names_where_it_began(spoil, place, blamed):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+def test_a_nan_is_found_where_a_step_is_compiled_and_read_in_parts(monkeypatch):
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend="eager"))
+    model = LanguageModel(CONFIG)
+    spoil_output(model.layers[0].feed_forward.gate)
+    settings = ONE.model_copy(update={"compile": True, "accumulate": 3})
+    with pytest.raises(NotFiniteError, match=r"it began in the output of layers\.0\.feed_forward\.gate"):
+        train(model, EASY, settings, seed=0, device=CPU)
+    torch._dynamo.reset()
+
+
 def test_a_mixer_that_refuses_a_nan_is_not_the_one_to_blame():
     layout = "softmax_attention(heads=2) | fwpkm(n_subkeys=8, d_k=8, d_v=8, chunk_size=8)@1"
     model = LanguageModel(ModelConfig(layout, d_model=16, n_layers=2))
