@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ _ALIKE = {
     "overhead": {"rounds", "bars"},
 }
 _ALWAYS_ALIKE = {"model", "layout_line", "threads", "modes", "lengths"}
+_LONG = 40  # characters of a value
 _TRAINED = ("tuning", "training", "recall", "perplexity")  # what a model is trained for, and what is asked of it
 
 
@@ -41,7 +43,7 @@ def experiments(lines: list[ResultLine]) -> dict[str, str]:
         differing = [key for key in keys if len({_canonical(values.get(key)) for values in whole}) > 1]
         for line in own:
             values = flat[line.case]
-            told = [f"{key} = {values[key]}" for key in differing if values.get(key) is not None]
+            told = [f"{key} = {_short(values[key])}" for key in differing if values.get(key) is not None]
             names[line.case] = ", ".join(told)
     return names
 
@@ -67,6 +69,15 @@ def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flatten(inner, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", inner
+
+
+def _short(value: Any) -> str:
+    """A value as people read it; a long one, such as a curriculum, by its beginning and a digest."""
+    text = str(value)
+    if len(text) <= _LONG:
+        return text
+    digest = hashlib.sha256(_canonical(value).encode()).hexdigest()
+    return f"{text[: _LONG // 2]}… ({digest[:6]})"
 
 
 def _canonical(value: Any) -> str:

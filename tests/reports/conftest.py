@@ -76,7 +76,7 @@ TRAIN = {"training": {"length": 256, "steps": 1600, "batch": 32, "learning_rate"
 TRAIN["training"]["bar"] = BAR
 TRAIN_TEXT = {"training": {"length": 256, "steps": 800, "batch": 8, "learning_rate": 4e-3, "bar": None}}
 BUDGET = 1600 * 32 * 256
-UNTAUGHT_ACCURACY = 0.4321  # must stand nowhere in a report
+UNTAUGHT_ACCURACY = 0.0777  # must stand nowhere in a report
 TEXT = {
     "source": "Python 3.11 standard library",
     "train_bytes": 9_000_000,

@@ -102,6 +102,16 @@ def test_settings_that_differ_are_told_apart_and_never_pooled(make_run: MakeRun)
     assert len([f for f in findings(read_run(run)) if f.topic.startswith("Recall")]) == 2
 
 
+def test_long_settings_that_differ_are_told_apart_in_few_words(make_run: MakeRun) -> None:
+    def other_end(line: dict) -> None:
+        if line["seed"] == 1 and "curriculum" in line["parameters"].get("training", {}):
+            line["parameters"]["training"]["curriculum"][-1]["draw"][0]["load"] = 32
+
+    run = read_run(edit_lines(make_run(lambda line: line.measure in ("training", "recall")), other_end))
+    variants = set(run.recall["variant"])
+    assert len(variants) == 2 and all(len(v) < 80 and v.startswith("training.curriculum = [") for v in variants)
+
+
 def test_what_tuning_chose_does_not_tell_layouts_apart(make_run: MakeRun) -> None:
     def chosen(line: dict) -> None:
         if line["layout"] == "softmax":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,9 +53,8 @@ def test_no_accuracy_of_an_untaught_layout_stands_anywhere(made_up_report: Path)
     assert len(files) > 20
     for file in files:
         text = file.read_text(encoding="utf-8")
-        text = text.partition("<script>(()")[0] if file.suffix == ".html" else text
-        for shown in (str(UNTAUGHT_ACCURACY), f"{100 * UNTAUGHT_ACCURACY:.1f} %", f"{100 * UNTAUGHT_ACCURACY:.2f}"):
-            assert shown not in text, (file, shown)
+        text = text.partition("<script>")[0] if file.suffix == ".html" else text  # before Vega's own code
+        assert not re.search(rf"{UNTAUGHT_ACCURACY}|(?<![\d.]){100 * UNTAUGHT_ACCURACY:.1f} %", text), file
 
 
 def test_recall_of_an_untaught_model_is_left_out_and_counted(make_run: MakeRun, tmp_path: Path) -> None:
