@@ -159,7 +159,7 @@ def lengths_axis(
     """A logarithmic axis of lengths or loads, with a tick at each; least: where it starts, if left of the first."""
     values = sorted({int(n) for n in lengths})
     axis = alt.Axis(values=values, format=",d", labelAngle=-40 if len(values) > 8 else 0, grid=True)
-    domain = [values[0], values[-1]] if len(values) > 1 else [values[0] / 2, values[0] * 2]
+    domain: list[float] = [values[0], values[-1]] if len(values) > 1 else [values[0] / 2, values[0] * 2]
     domain[0] = min(domain[0], least or domain[0])
     return alt.X(f"{field}:Q", scale=alt.Scale(type="log", base=2, domain=domain, nice=False), axis=axis, title=title)
 

@@ -34,7 +34,7 @@ from .recall import Cell, Recall, asked
 from .recall_tables import counted, passes_cell
 from .statistics import Interval, rows_of
 from .tables import RunData
-from .taught import load_text
+from .taught import load_text, of_needles
 
 _LABEL = 16  # pixels from one name at the end of a curve to the next
 _TIPS = (("shown", "accuracy [95 %]"), ("counts", "correct"), ("seeds_shown", "seeds"), ("state", "state"))
@@ -161,7 +161,7 @@ def _shaded(trained: list[int], evaluated: list[int]) -> tuple[int, int] | None:
 
 def _trained_text(recall: Recall) -> str:
     loads = f", {_range_text(recall.trained_loads)}" if recall.trained_loads else ""
-    what = (" needles" if recall.task == "needle" else " load") if loads else ""
+    what = (" needles" if of_needles(recall.task) else " load") if loads else ""
     return f"trained: {_range_text(recall.trained_lengths)} tokens{loads}{what}"
 
 
@@ -227,7 +227,7 @@ def _loads_at_lengths(run: RunData, recall: Recall, number: int) -> Iterator[Fig
         return
     cells["panel"] = [f"{n:,} tokens" for n in cells["length"]]
     names = [f"{n:,} tokens" for n in lengths]
-    unit = "Load (needles in the context)" if recall.task == "needle" else "Load"
+    unit = "Load (needles in the context)" if of_needles(recall.task) else "Load"
     x = lengths_axis(loads, unit, field="load")
     curves = style.curves(cells, x, share_axis("accuracy", recall.noun), _length_tips())
     shaded = [n for n in recall.trained_loads if n <= loads[-1]]

@@ -11,11 +11,12 @@ import pandas as pd
 from . import formats
 from .claims import compare_pairs
 from .formats import percent_interval
+from .inference import LEAST_SEEDS
 from .recall import Cell, Recall, asked
 from .statistics import Interval, rows_of
 from .table import Table, in_brackets, suffix, tokens
 from .tables import RunData
-from .taught import NOT_TAUGHT, load_text
+from .taught import NOT_TAUGHT, load_text, of_needles
 
 _STATE = "State: bytes that one sequence keeps, after reading it."
 _NOTE = f"Accuracy over the taught seeds with its 95 % interval. {_STATE}"
@@ -47,7 +48,7 @@ def _headline(run: RunData, recall: Recall) -> Iterator[Table]:
         rows.append([layout, status.short, *numbers])
     title = f"{recall.noun}: {cell.text(recall.task)}{in_brackets(recall.variant)}"
     columns = ["Layout", "Taught", "Accuracy", "Least and greatest seed", "State"]
-    yield Table("recall-headline", "recall", title, columns, rows, _NOTE)
+    yield Table("recall-headline", "recall", title, columns, rows, _note(recall))
 
 
 def _pairs(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -81,7 +82,7 @@ def _by_length(run: RunData, recall: Recall) -> Iterator[Table]:
         rows = _rows(recall, own, "length", lengths, _accuracy)
         title = f"{recall.noun}, by length{_of_load(recall, load)}{in_brackets(recall.variant)}"
         columns = ["Layout, tokens", *(f"{n:,}" for n in lengths)]
-        yield _beside_states(Table("recall-by-length", "recall", title, columns, rows, _NOTE), own)
+        yield _beside_states(Table("recall-by-length", "recall", title, columns, rows, _note(recall)), own)
 
 
 def _by_load(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -92,9 +93,9 @@ def _by_load(run: RunData, recall: Recall) -> Iterator[Table]:
         own = recall.where(length=length, passes=top.passes, memory=top.memory)
         rows = _rows(recall, own, "load", loads, _accuracy, length)
         title = f"{recall.noun} at {tokens(length)}, by load{in_brackets(recall.variant)}"
-        first = "Layout, needles" if recall.task == "needle" else "Layout, load"
+        first = "Layout, needles" if of_needles(recall.task) else "Layout, load"
         columns = [first, *(f"{n:,}" for n in loads)]
-        yield _beside_states(Table("recall-by-load", "recall", title, columns, rows, _NOTE), own)
+        yield _beside_states(Table("recall-by-load", "recall", title, columns, rows, _note(recall)), own)
 
 
 def passes_cell(recall: Recall) -> Cell:
@@ -111,13 +112,13 @@ def _by_passes(run: RunData, recall: Recall) -> Iterator[Table]:
     kinds = sorted(set(zip(own["memory"], own["passes"])))
     if len(kinds) < 2:
         return
-    own = own.assign(kind=list(zip(own["memory"], own["passes"])))
+    own = own.assign(kind=pd.Series([*zip(own["memory"], own["passes"])], own.index, dtype=object))
     rows = _rows(recall, own, "kind", kinds, _accuracy, cell.length)
     where = replace(cell, passes=1, memory="fresh").text(recall.task)
     title = f"{recall.noun}, by passes and memory: {where}{in_brackets(recall.variant)}"
     note = (
         "Fresh: each sequence starts with an empty memory. Persistent: memories are kept from sequence to sequence. "
-        f"Between two passes memories are kept and everything else is dropped. {_NOTE}"
+        f"Between two passes memories are kept and everything else is dropped. {_note(recall)}"
     )
     columns = ["Layout", *(f"{memory}, {passes} pass{'es' if passes > 1 else ''}" for memory, passes in kinds)]
     yield _beside_states(Table("recall-by-passes", "recall", title, columns, rows, note), own)
@@ -225,6 +226,14 @@ def _share(hits: list[str]) -> float:
 
 def _points(value: float) -> str:
     return f"{100 * value:+.1f}"
+
+
+def _note(recall: Recall) -> str:
+    few = recall.cells[recall.cells["kind"] != "new seeds"]["layout"].unique()
+    if not len(few):
+        return _NOTE
+    whose = "" if len(few) == recall.cells["layout"].nunique() else f" of {formats.listing(list(few))}"
+    return f"{_NOTE} With fewer than {LEAST_SEEDS} seeds the intervals{whose} hold for these trained models alone."
 
 
 def _of_load(recall: Recall, load: int) -> str:

@@ -24,7 +24,7 @@ def taught_tables(run: RunData) -> Iterator[Table]:
 
 
 def taught_figures(run: RunData) -> Iterator[Figure]:
-    """Tokens to solve, a point for every seed; an arrow where the budget ended first."""
+    """Tokens to solve, a point for every seed; an arrow where the training ended without the bar."""
     found = list(tokens_to_solve(run))
     for number, variant in enumerate(dict.fromkeys(status.variant for status, _ in found)):
         rows = pd.concat([own for status, own in found if status.variant == variant])
@@ -34,7 +34,7 @@ def taught_figures(run: RunData) -> Iterator[Figure]:
         solved = rows["tokens_to_solve"].notna()
         rows = rows.assign(
             read=rows["tokens_to_solve"].astype(float).fillna(rows["tokens"].astype(float)),
-            outcome=solved.map({True: "bar reached", False: "budget ended before the bar"}),
+            outcome=solved.map({True: "bar reached", False: "training ended without the bar"}),
         )
         rows["shown"] = [f"{'' if ok else 'more than '}{formats.si(n)}" for ok, n in zip(solved, rows["read"])]
         bar = formats.listing(list(dict.fromkeys(status.bar for status, _ in found if status.variant == variant)))
@@ -52,7 +52,7 @@ def _solve_figure(
     axis = alt.Axis(labelExpr=COUNT, values=round_values(low, high))
     x = alt.X("read:Q", scale=scale, title="Tokens read in training", axis=axis)
     y = alt.Y("layout:N", sort=names, title=None, axis=alt.Axis(labelLimit=240, grid=True, ticks=False))
-    outcomes = ["bar reached", "budget ended before the bar"]
+    outcomes = ["bar reached", "training ended without the bar"]
     shape = alt.Shape(
         "outcome:N",
         scale=alt.Scale(domain=outcomes, range=["circle", "triangle-right"]),
@@ -69,7 +69,7 @@ def _solve_figure(
     caption = (
         "How much each seed had read when it first reached the bar on data that was held out; a triangle is a seed "
     )
-    caption += "that had not reached it when the budget ended."
+    caption += "whose training ended without it."
     text = "; ".join(f"{r.layout}, seed {r.seed}: {r.shown}" for r in rows_of(rows)) + "."
     subtitle = f"bar: {bar}; one mark for each seed, further left is sooner"
     return Figure(numbered("solve", number), "taught", title, caption, text, finish(chart, title, subtitle))
@@ -84,10 +84,10 @@ def _solve_tables(run: RunData) -> Iterator[Table]:
         title = f"Tokens to solve: {bar}{in_brackets(variant)}"
         columns = ["Layout", "Taught", "Median", "Each seed", "Chosen by tuning", "Time of a training"]
         note = (
-            "Tokens read when the bar was first reached on held-out data. `>`: not reached when the budget ended. The "
+            "Tokens read when the bar was first reached on held-out data. >: the training ended without the bar. The "
             "median counts those as longer than all others."
         )
-        yield Table(numbered("solve", number), "taught", title, columns, rows, note.replace("`", ""))
+        yield Table(numbered("solve", number), "taught", title, columns, rows, note)
 
 
 def _solve_row(layout: str, short: str, own: pd.DataFrame) -> list[str]:

@@ -69,8 +69,8 @@ ENVIRONMENT: dict[str, Any] = {
 }
 BAR = {"accuracy": 0.95, "length": 256, "load": 16, "examples": 64, "every": 100, "stop": True}
 CURRICULUM = [
-    {"share": 0.6, "draw": [{"length": 64, "load": 4, "weight": 2.0}, {"length": 128, "load": 8, "weight": 1.0}]},
-    {"share": 0.4, "draw": [{"length": 256, "load": 16, "weight": 1.0}]},
+    {"share": 0.6, "mix": [{"length": 64, "load": 4, "weight": 2.0}, {"length": 128, "load": 8, "weight": 1.0}]},
+    {"share": 0.4, "mix": [{"length": 256, "load": 16, "weight": 1.0}]},
 ]
 TRAIN = {"training": {"length": 256, "steps": 1600, "batch": 32, "learning_rate": 4e-3, "curriculum": CURRICULUM}}
 TRAIN["training"]["bar"] = BAR

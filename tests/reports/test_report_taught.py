@@ -94,7 +94,7 @@ def test_tokens_to_solve_have_their_censored_seeds(run: RunData) -> None:
     (figure,) = [f for f in figures(run) if f.name == "solve"]
     marks = [row for data in figure.spec["datasets"].values() for row in data if "read" in row]
     assert len(marks) == 7 * 3
-    censored = [(m["layout"], m["read"]) for m in marks if m["outcome"] == "budget ended before the bar"]
+    censored = [(m["layout"], m["read"]) for m in marks if m["outcome"] == "training ended without the bar"]
     assert censored == [*[("swa", BUDGET)] * 3, *[("linear", BUDGET)] * 3, ("gated_deltanet", BUDGET)]
 
 
