@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,15 +68,22 @@ class Figure:
 class Style:
     """The look of every layout, the same in all charts of a report.
 
-    legend: `points` or `lines`, whichever the chart shows; None if direct labels stand in for it.
+    legend: `points` or `lines`, whichever the chart shows; None if direct labels stand in for it. shown: the layouts
+    in the legend, default all.
     """
 
-    def __init__(self, layouts: list[str], legend: Literal["points", "lines"] | None = "points") -> None:
+    def __init__(
+        self,
+        layouts: list[str],
+        legend: Literal["points", "lines"] | None = "points",
+        shown: list[str] | None = None,
+    ) -> None:
         self.layouts = layouts
         # the outline of a point would be dashed like the line
         width = 0 if legend == "points" else 2
-        shown = alt.Legend(orient="bottom", columns=4, labelLimit=200, symbolOpacity=1, symbolStrokeWidth=width)
-        self.legend = shown if legend else None
+        drawn = alt.Legend(orient="bottom", columns=4, labelLimit=200, symbolOpacity=1, symbolStrokeWidth=width)
+        drawn.values = shown or layouts
+        self.legend = drawn if legend else None
         self.select = alt.selection_point(name="chosen", fields=["layout"], bind="legend" if legend else alt.Undefined)
         self.emphasis = alt.condition(self.select, alt.value(1.0), alt.value(0.12))
         self.faint = alt.condition(self.select, alt.value(0.14), alt.value(0.02))
@@ -151,7 +159,7 @@ def lengths_axis(
     """A logarithmic axis of lengths or loads, with a tick at each; least: where it starts, if left of the first."""
     values = sorted({int(n) for n in lengths})
     axis = alt.Axis(values=values, format=",d", labelAngle=-40 if len(values) > 8 else 0, grid=True)
-    domain = [values[0], values[-1]] if len(values) > 1 else [values[0] / 2, values[0] * 2]
+    domain: list[float] = [values[0], values[-1]] if len(values) > 1 else [values[0] / 2, values[0] * 2]
     domain[0] = min(domain[0], least or domain[0])
     return alt.X(f"{field}:Q", scale=alt.Scale(type="log", base=2, domain=domain, nice=False), axis=axis, title=title)
 
@@ -169,6 +177,13 @@ def share_axis(field: str, title: str) -> alt.Y:
 def logarithmic_axis(field: str, labels: str, title: str) -> alt.Y:
     axis = alt.Axis(labelExpr=labels, tickCount=5, labelFlush=True)
     return alt.Y(f"{field}:Q", scale=alt.Scale(type="log", nice=False, padding=14), axis=axis, title=title)
+
+
+def round_values(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis: powers of ten in `low..high`, and twice and five times each if there is room."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high / low < 5000 else (1,)
+    return [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
 
 
 def tooltips(*fields: tuple[str, str]) -> list[alt.Tooltip]:

@@ -13,12 +13,16 @@ from .tables import RunData
 
 @dataclass(frozen=True)
 class Finding:
-    """One question of the comparison. winner: None if the measurement does not tell the best from the others."""
+    """One question of the comparison. winner: None if the measurement does not tell the best from the others.
+
+    open: said in the place of a winner.
+    """
 
     topic: str
     winner: str | None
     value: str
     sentence: str
+    open: str = "cannot tell"
 
 
 def seeds_statement(seeds: pd.Series) -> str:

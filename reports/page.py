@@ -90,7 +90,7 @@ def _content(run: RunData, drawn: list[Figure], tables: list[Table]) -> dict[str
         "layout_lines": run.suite.get("layouts") or {},
         "findings": findings(run),
         "untaught": statements(run),
-        "brackets": "In brackets: 95 % intervals of recall and of its differences, first and third quartile of speed.",
+        "brackets": _brackets(run),
         "trainings": training_statement(run),
         "texts": _texts(run),
         "sections": _sections(run, drawn, tables),
@@ -122,6 +122,15 @@ def _sections(run: RunData, drawn: list[Figure], tables: list[Table]) -> list[Se
         if any(own) or nothing:
             sections.append(Section(name, title, *own, nothing))
     return sections
+
+
+def _brackets(run: RunData) -> str:
+    """What the numbers in brackets of the verdict are."""
+    recall = ["95 % intervals of recall and of its differences"] if len(run.answers) else []
+    speed = ["the first and third quartile of speed, 95 % intervals of its ratios"] if len(run.speed) else []
+    ops = ["the widest range that quartiles allow for ratios of ops"] if len(run.op_ratios) else []
+    said = "; ".join([*recall, *speed, *ops])
+    return f"In brackets: {said}." if said else ""
 
 
 def _complete(run: RunData) -> str:

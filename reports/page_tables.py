@@ -109,12 +109,16 @@ def _perplexity_tables(run: RunData) -> Iterator[Table]:
         columns, cells = wide(
             pooled, "end", lambda r: f"{r.bits_per_byte:.3f}", lambda end: f"up to {end:,}", "Layout, position"
         )
-        means = {r.layout: f"{r.bits_per_byte:.3f}" for r in rows_of(pool_perplexity(rows, ["layout"]))}
-        cells = [[*row, means[row[0]]] for row in cells]
+        whole = {r.layout: r for r in rows_of(pool_perplexity(rows, ["layout"]))}
+        cells = [[*row, f"{whole[row[0]].bits_per_byte:.3f}", _seeds(whole[row[0]])] for row in cells]
         title = f"Bits per byte, by position in the text{in_brackets(variant)}"
-        yield Table(
-            f"perplexity{suffix}", "perplexity", title, [*columns, "all"], cells, "Seeds pooled; lower is better."
-        )
+        note = "Mean of the seeds; lower is better."
+        yield Table(f"perplexity{suffix}", "perplexity", title, [*columns, "all", "Seeds"], cells, note)
+
+
+def _seeds(row: Any) -> str:
+    """`3: 2.001 to 2.013`."""
+    return "one" if row.seeds == 1 else f"{row.seeds}: {row.seed_low:.3f} to {row.seed_high:.3f}"
 
 
 def _training_tables(run: RunData) -> Iterator[Table]:

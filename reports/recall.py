@@ -15,7 +15,7 @@ from . import formats
 from .claims import Estimate, estimate
 from .statistics import rows_of
 from .tables import RunData
-from .taught import NOT_TAUGHT, Taught, load_text, teaching
+from .taught import NOT_TAUGHT, Taught, load_text, of_needles, teaching
 
 _CELL = ["length", "load", "passes", "memory"]
 
@@ -56,7 +56,7 @@ class Recall:
 
     @property
     def noun(self) -> str:
-        return "Needles recalled" if self.task == "needle" else "Answers right"
+        return "Needles recalled" if of_needles(self.task) else "Answers right"
 
     @property
     def untaught(self) -> list[str]:
@@ -166,12 +166,13 @@ def _recall(run: RunData, variant: str, training: pd.DataFrame) -> Recall:
 
 def _failed(failures: pd.DataFrame, answers: pd.DataFrame) -> dict[tuple[str, int], str]:
     """`out of memory`, or `1 of 3 seeds: out of memory` where other seeds have answers."""
-    found = {}
-    for (layout, length), group in failures.groupby(["layout", "length"], sort=False):
+    found: dict[tuple[str, int], str] = {}
+    for (layout, _), group in failures.groupby(["layout", "length"], sort=False):
+        length = int(group["length"].iloc[0])
         causes = formats.listing(sorted({status.replace("_", " ") for status in group["status"]}))
         there = answers[(answers["layout"] == layout) & (answers["length"] == length)]["seed"].nunique()
         some = f"{len(group)} of {len(group) + there} seeds: " if there else ""
-        found[str(layout), int(length)] = f"{some}{causes}"
+        found[str(layout), length] = f"{some}{causes}"
     return found
 
 

@@ -23,16 +23,18 @@ from .charts import (
     lengths_axis,
     numbered,
     panels,
+    round_values,
     share_axis,
     titled,
     tooltips,
 )
+from .inference import LEAST_SEEDS
 from .labels import beside_points, spread
 from .recall import Cell, Recall, asked
 from .recall_tables import counted, passes_cell
 from .statistics import Interval, rows_of
 from .tables import RunData
-from .taught import load_text
+from .taught import load_text, of_needles
 
 _LABEL = 16  # pixels from one name at the end of a curve to the next
 _TIPS = (("shown", "accuracy [95 %]"), ("counts", "correct"), ("seeds_shown", "seeds"), ("state", "state"))
@@ -63,8 +65,14 @@ def _texts(cells: pd.DataFrame) -> pd.DataFrame:
 def _origin(recall: Recall, *more: str) -> list[str]:
     """The lines under a title: what bands and seeds are, then who is not in the chart, and why."""
     seeds = recall.answers["seed"].nunique()
-    parts = ["one seed" if seeds == 1 else f"mean of up to {seeds} taught seeds", "bands: 95 % intervals", *more]
+    parts = ["one taught seed" if seeds == 1 else f"mean of up to {seeds} taught seeds", "bands: 95 % intervals", *more]
     lines = [", ".join(parts)]
+    few = recall.cells[recall.cells["kind"] != "new seeds"]["layout"].unique()
+    if len(few):
+        whose = "all" if len(few) == recall.cells["layout"].nunique() else ", ".join(few)
+        lines += _broken(
+            f"intervals of these trained models, not of new seeds (fewer than {LEAST_SEEDS}): {whose}", 110
+        )
     if recall.untaught:
         names = [formats.shorten(f"{name} ({recall.taught[name].short})", 44) for name in recall.untaught]
         lines += _broken(f"not taught, so not asked: {', '.join(names)}", 110)
@@ -153,7 +161,7 @@ def _shaded(trained: list[int], evaluated: list[int]) -> tuple[int, int] | None:
 
 def _trained_text(recall: Recall) -> str:
     loads = f", {_range_text(recall.trained_loads)}" if recall.trained_loads else ""
-    what = (" needles" if recall.task == "needle" else " load") if loads else ""
+    what = (" needles" if of_needles(recall.task) else " load") if loads else ""
     return f"trained: {_range_text(recall.trained_lengths)} tokens{loads}{what}"
 
 
@@ -183,7 +191,7 @@ def _end_labels(cells: pd.DataFrame, broken: pd.DataFrame, style: Style, height:
 
 
 def _lengths_at_loads(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
-    top, style = recall.headline, Style(run.layouts)
+    top, style = recall.headline, Style(run.layouts, shown=recall.layouts)
     loads = _some(sorted(recall.cells["load"].unique()), top.load)
     cells = recall.where(passes=top.passes, memory=top.memory)
     cells = _texts(cells[cells["load"].isin(loads)]).sort_values(["load", "length"])
@@ -191,11 +199,15 @@ def _lengths_at_loads(run: RunData, recall: Recall, number: int) -> Iterator[Fig
         return
     cells["panel"] = [load_text(load, recall.task) for load in cells["load"]]
     names = [load_text(load, recall.task) for load in loads]
-    x = lengths_axis(cells["length"].tolist(), "Length (tokens)")
+    lengths = sorted(int(n) for n in cells["length"].unique())
+    shaded = _shaded(recall.trained_lengths, lengths)
+    x = lengths_axis(lengths, "Length (tokens)", least=shaded[0] if shaded else None)
     curves = style.curves(cells, x, share_axis("accuracy", recall.noun), _length_tips())
-    chart = panels(curves, cells, names, columns=2, width=358, height=190)
+    band = _trained_band(*shaded, x, "length", "trained") if shaded else []
+    chart = _faceted([*band, *curves], curves, cells, names, columns=2, width=358, height=190)
     title = titled("Recall against length, at each load", recall.variant)
-    caption = f"The models are the same in all panels, {_trained_text(recall)}; only what they are asked differs."
+    caption = f"The models are the same in all panels, {_trained_text(recall)}; only what they are asked differs. "
+    caption += "Where a curve ends early there were no answers; the tables say why."
     text = f"Small multiples by load: {formats.listing(names)}; numbers in the tables."
     yield Figure(
         numbered("recall-length", number), "recall", title, caption, text, finish(chart, title, _origin(recall))
@@ -206,7 +218,7 @@ def _lengths_at_loads(run: RunData, recall: Recall, number: int) -> Iterator[Fig
 
 
 def _loads_at_lengths(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
-    top, style = recall.headline, Style(run.layouts)
+    top, style = recall.headline, Style(run.layouts, shown=recall.layouts)
     cells = recall.where(passes=top.passes, memory=top.memory)
     lengths = _some(sorted(cells["length"].unique()), top.length)
     cells = _texts(cells[cells["length"].isin(lengths)]).sort_values(["length", "load"])
@@ -215,24 +227,26 @@ def _loads_at_lengths(run: RunData, recall: Recall, number: int) -> Iterator[Fig
         return
     cells["panel"] = [f"{n:,} tokens" for n in cells["length"]]
     names = [f"{n:,} tokens" for n in lengths]
-    unit = "Load (needles in the context)" if recall.task == "needle" else "Load"
+    unit = "Load (needles in the context)" if of_needles(recall.task) else "Load"
     x = lengths_axis(loads, unit, field="load")
     curves = style.curves(cells, x, share_axis("accuracy", recall.noun), _length_tips())
     shaded = [n for n in recall.trained_loads if n <= loads[-1]]
     band = _trained_band(max(shaded[0], loads[0]), max(shaded[-1], loads[0]), x, "load", "trained") if shaded else []
-    chart = _faceted([*band, *curves], curves, cells, names)
+    chart = _faceted([*band, *curves], curves, cells, names, columns=3, width=236, height=170)
     title = titled("Recall against load, at each length", recall.variant)
     caption = "How much a layout holds. Shaded: the loads of the training."
     text = f"Small multiples by length: {formats.listing(names)}; numbers in the tables."
     yield Figure(numbered("recall-load", number), "recall", title, caption, text, finish(chart, title, _origin(recall)))
 
 
-def _faceted(layers: list[Any], curves: list[Any], cells: pd.DataFrame, names: list[str]) -> Any:
+def _faceted(
+    layers: list[Any], curves: list[Any], cells: pd.DataFrame, names: list[str], columns: int, width: int, height: int
+) -> Any:
     """Panels of curves, with marks of their own data in each."""
     for layer in curves:
         layer.data = alt.Undefined  # a facet hands its own data down
     facet = alt.Facet("panel:N", sort=names, title=None)
-    return alt.layer(*layers, data=cells).properties(width=236, height=170).facet(facet, columns=3)
+    return alt.layer(*layers, data=cells).properties(width=width, height=height).facet(facet, columns=columns)
 
 
 def _some(values: list[int], always: int) -> list[int]:
@@ -244,7 +258,7 @@ def _some(values: list[int], always: int) -> list[int]:
 
 
 def _passes(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
-    cell, style = passes_cell(recall), Style(run.layouts)
+    cell, style = passes_cell(recall), Style(run.layouts, shown=recall.layouts)
     cells = _texts(recall.where(length=cell.length, load=cell.load)).sort_values(["memory", "passes"])
     if cells["passes"].nunique() < 2:
         return
@@ -264,7 +278,7 @@ def _passes(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
 
 
 def _depth(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
-    top, style = recall.headline, Style(run.layouts)
+    top, style = recall.headline, Style(run.layouts, shown=recall.layouts)
     own = counted(run, recall, recent=False).dropna(subset=["depth"])
     own = own[own["load"] == top.load]
     if not len(own):
@@ -319,7 +333,7 @@ def _by_state(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
         "state_bytes:Q",
         scale=alt.Scale(type="log", domain=[low, high], nice=False),
         title=f"State of one sequence after {formats.whole(top.length)} tokens (bytes)",
-        axis=alt.Axis(labelExpr=BYTES, tickCount=6),
+        axis=alt.Axis(labelExpr=BYTES, values=round_values(low, high)),
     )
     y = share_axis("accuracy", recall.noun)
     base = alt.Chart(points).encode(x=x, color=style.colour(), opacity=style.emphasis)
@@ -335,7 +349,8 @@ def _by_state(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     title = titled(f"Recall against state bytes: {top.text(recall.task)}", recall.variant)
     caption = "What an answer costs in memory: up and to the left is better. A line joins the sizes of one family."
     text = "; ".join(f"{r.full} {r.shown} with {r.state}" for r in rows_of(points)) + "."
-    subtitle = _origin(recall)
+    broken = [f"{name} ({cause})" for (name, length), cause in recall.failed.items() if length == top.length]
+    subtitle = [*_origin(recall), *(_broken(f"no answers at this length: {', '.join(broken)}", 110) if broken else [])]
     yield Figure(numbered("recall-state", number), "recall", title, caption, text, finish(chart, title, subtitle))
 
 

@@ -11,13 +11,15 @@ import pandas as pd
 from . import formats
 from .claims import compare_pairs
 from .formats import percent_interval
+from .inference import LEAST_SEEDS
 from .recall import Cell, Recall, asked
 from .statistics import Interval, rows_of
 from .table import Table, in_brackets, suffix, tokens
 from .tables import RunData
-from .taught import load_text
+from .taught import NOT_TAUGHT, load_text, of_needles
 
 _STATE = "State: bytes that one sequence keeps, after reading it."
+_NOTE = f"Accuracy over the taught seeds with its 95 % interval. {_STATE}"
 
 
 def recall_tables(run: RunData) -> Iterator[Table]:
@@ -46,8 +48,7 @@ def _headline(run: RunData, recall: Recall) -> Iterator[Table]:
         rows.append([layout, status.short, *numbers])
     title = f"{recall.noun}: {cell.text(recall.task)}{in_brackets(recall.variant)}"
     columns = ["Layout", "Taught", "Accuracy", "Least and greatest seed", "State"]
-    note = f"Accuracy over the taught seeds with its 95 % interval. {_STATE}"
-    yield Table("recall-headline", "recall", title, columns, rows, note)
+    yield Table("recall-headline", "recall", title, columns, rows, _note(recall))
 
 
 def _pairs(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -79,13 +80,9 @@ def _by_length(run: RunData, recall: Recall) -> Iterator[Table]:
     for load in sorted(recall.cells["load"].unique(), reverse=True):
         own = recall.where(load=load, passes=top.passes, memory=top.memory)
         rows = _rows(recall, own, "length", lengths, _accuracy)
-        states = own.groupby("layout")["state_bytes"].agg(["min", "max"])
-        rows = [[*row, _range(states, row[0])] for row in rows]
-        of = f": {load_text(load, recall.task)}" if load else ""
-        title = f"{recall.noun}, by length{of}{in_brackets(recall.variant)}"
-        note = f"Accuracy over the taught seeds with its 95 % interval. {_STATE}"
-        columns = ["Layout, tokens", *(f"{n:,}" for n in lengths), "State"]
-        yield Table("recall-by-length", "recall", title, columns, rows, note)
+        title = f"{recall.noun}, by length{_of_load(recall, load)}{in_brackets(recall.variant)}"
+        columns = ["Layout, tokens", *(f"{n:,}" for n in lengths)]
+        yield _beside_states(Table("recall-by-length", "recall", title, columns, rows, _note(recall)), own)
 
 
 def _by_load(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -94,12 +91,11 @@ def _by_load(run: RunData, recall: Recall) -> Iterator[Table]:
         return
     for length in dict.fromkeys(cell.length for _, cell in recall.claimed):
         own = recall.where(length=length, passes=top.passes, memory=top.memory)
-        states = own.groupby("layout")["state_bytes"].agg(["min", "max"])
-        rows = [[*row, _range(states, row[0])] for row in _rows(recall, own, "load", loads, _accuracy, length)]
+        rows = _rows(recall, own, "load", loads, _accuracy, length)
         title = f"{recall.noun} at {tokens(length)}, by load{in_brackets(recall.variant)}"
-        first = "Layout, needles" if recall.task == "needle" else "Layout, load"
-        columns = [first, *(f"{n:,}" for n in loads), "State"]
-        yield Table("recall-by-load", "recall", title, columns, rows, _STATE)
+        first = "Layout, needles" if of_needles(recall.task) else "Layout, load"
+        columns = [first, *(f"{n:,}" for n in loads)]
+        yield _beside_states(Table("recall-by-load", "recall", title, columns, rows, _note(recall)), own)
 
 
 def passes_cell(recall: Recall) -> Cell:
@@ -116,17 +112,16 @@ def _by_passes(run: RunData, recall: Recall) -> Iterator[Table]:
     kinds = sorted(set(zip(own["memory"], own["passes"])))
     if len(kinds) < 2:
         return
-    own = own.assign(kind=list(zip(own["memory"], own["passes"])))
-    states = own.groupby("layout")["state_bytes"].agg(["min", "max"])
+    own = own.assign(kind=pd.Series([*zip(own["memory"], own["passes"])], own.index, dtype=object))
     rows = _rows(recall, own, "kind", kinds, _accuracy, cell.length)
-    title = f"{recall.noun}, by passes and memory: {cell.text(recall.task)}{in_brackets(recall.variant)}"
+    where = replace(cell, passes=1, memory="fresh").text(recall.task)
+    title = f"{recall.noun}, by passes and memory: {where}{in_brackets(recall.variant)}"
     note = (
         "Fresh: each sequence starts with an empty memory. Persistent: memories are kept from sequence to sequence. "
-        f"Between two passes memories are kept and everything else is dropped. {_STATE}"
+        f"Between two passes memories are kept and everything else is dropped. {_note(recall)}"
     )
-    names = [f"{memory}, {passes} pass{'es' if passes > 1 else ''}" for memory, passes in kinds]
-    rows = [[*row, _range(states, row[0])] for row in rows]
-    yield Table("recall-by-passes", "recall", title, ["Layout", *names, "State"], rows, note)
+    columns = ["Layout", *(f"{memory}, {passes} pass{'es' if passes > 1 else ''}" for memory, passes in kinds)]
+    yield _beside_states(Table("recall-by-passes", "recall", title, columns, rows, note), own)
 
 
 def _by_seed(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -134,19 +129,23 @@ def _by_seed(run: RunData, recall: Recall) -> Iterator[Table]:
     if answers["seed"].nunique() < 2:
         return
     own = answers[(answers["load"] == top.load) & (answers["passes"] == top.passes) & (answers["memory"] == top.memory)]
-    lengths = sorted(own["length"].unique())
-    shares = {(r.layout, r.seed, r.length): _share(r.hits) for r in rows_of(own)}
-    rows = []
-    for trained in rows_of(run.training[run.training["variant"] == recall.variant]):
-        if trained.measure == "recall":
-            without = "not taught" if trained.passed is False or trained.status != "ok" else formats.NOTHING
-            cells = [shares.get((trained.layout, trained.seed, n)) for n in lengths]
-            texts = [without if share is None else formats.percent(share) for share in cells]
-            rows.append([f"{trained.layout}, seed {trained.seed}", *texts])
-    of = f": {load_text(top.load, recall.task)}" if top.load else ""
-    title = f"{recall.noun}, each seed by itself{of}{in_brackets(recall.variant)}"
-    note = "How far the seeds lie apart is what one training may change."
-    yield Table("recall-by-seed", "recall", title, ["Layout, tokens", *(f"{n:,}" for n in lengths)], rows, note)
+    lengths = sorted({*own["length"], *(length for _, length in recall.failed)})
+    cells = {(r.layout, r.seed, r.length): formats.percent(_share(r.hits)) for r in rows_of(own)}
+    failed = run.failed_lengths[run.failed_lengths["variant"] == recall.variant]
+    cells |= {(r.layout, r.seed, r.length): r.status.replace("_", " ") for r in rows_of(failed)}
+    training = run.training[(run.training["variant"] == recall.variant) & (run.training["measure"] == "recall")]
+    rows, names = [], []
+    for trained in rows_of(training):
+        untaught = trained.passed is False or trained.status != "ok"
+        without = NOT_TAUGHT if untaught else formats.NOTHING
+        texts = [cells.get((trained.layout, trained.seed, n), without) for n in lengths]
+        rows.append([f"{trained.layout}, seed {trained.seed}", *texts])
+        names.append(trained.layout)
+    title = f"{recall.noun}, each seed by itself{_of_load(recall, top.load)}{in_brackets(recall.variant)}"
+    note = f"How far the seeds lie apart is what one training may change. {_STATE}"
+    columns = ["Layout, tokens", *(f"{n:,}" for n in lengths)]
+    states = recall.where(load=top.load, passes=top.passes, memory=top.memory)
+    yield _beside_states(Table("recall-by-seed", "recall", title, columns, rows, note), states, names)
 
 
 def _by_depth(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -157,9 +156,9 @@ def _by_depth(run: RunData, recall: Recall) -> Iterator[Table]:
         depths = sorted(own["depth"].unique())
         rows = _rows(recall, own, "depth", depths, lambda r: formats.percent(r.accuracy), top.length)
         title = f"{recall.noun}, by depth: {top.text(recall.task)}{in_brackets(recall.variant)}"
-        note = "0 % is the beginning of the context, 100 % right before the questions. Taught seeds pooled."
+        note = f"0 % is the beginning of the context, 100 % right before the questions. Taught seeds pooled. {_STATE}"
         columns = ["Layout, depth", *(f"from {100 * d:.0f} %" for d in depths)]
-        yield Table("recall-by-depth", "recall", title, columns, rows, note)
+        yield _beside_states(Table("recall-by-depth", "recall", title, columns, rows, note), recall.at(top))
 
 
 def _recent(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -167,16 +166,17 @@ def _recent(run: RunData, recall: Recall) -> Iterator[Table]:
     own = own[own["load"] == recall.headline.load]
     if len(own):
         pooled = own.groupby(["layout", "length"], sort=False, as_index=False)[["correct", "total"]].sum()
-        pooled["accuracy"] = pooled["correct"] / pooled["total"]
         lengths = sorted(pooled["length"].unique())
         rows = _rows(recall, pooled, "length", lengths, lambda r: f"{r.correct:,} of {r.total:,}")
-        of = f": {load_text(recall.headline.load, recall.task)}" if recall.headline.load else ""
+        of = _of_load(recall, recall.headline.load)
         title = f"Recent answers, counted apart{of}{in_brackets(recall.variant)}"
         note = (
             "What stood so close to its question that a memory that works in chunks has not written it yet; "
-            "these are in no other table or chart."
+            f"these are in no other table or chart. {_STATE}"
         )
-        yield Table("recall-recent", "recall", title, ["Layout, tokens", *(f"{n:,}" for n in lengths)], rows, note)
+        columns = ["Layout, tokens", *(f"{n:,}" for n in lengths)]
+        table = Table("recall-recent", "recall", title, columns, rows, note)
+        yield _beside_states(table, recall.where(load=recall.headline.load))
 
 
 def counted(run: RunData, recall: Recall, recent: bool) -> pd.DataFrame:
@@ -228,9 +228,32 @@ def _points(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
-def _range(states: pd.DataFrame, layout: str) -> str:
-    """`33.3 kB`, or `262 kB to 8.39 MB` of a state that grows with the length."""
-    if layout not in states.index or pd.isna(states.loc[layout, "min"]):
-        return formats.NOTHING
-    low, high = (formats.bytes_(states.loc[layout, end]) for end in ("min", "max"))
-    return low if low == high else f"{low} to {high}"
+def _note(recall: Recall) -> str:
+    few = recall.cells[recall.cells["kind"] != "new seeds"]["layout"].unique()
+    if not len(few):
+        return _NOTE
+    whose = "" if len(few) == recall.cells["layout"].nunique() else f" of {formats.listing(list(few))}"
+    return f"{_NOTE} With fewer than {LEAST_SEEDS} seeds the intervals{whose} hold for these trained models alone."
+
+
+def _of_load(recall: Recall, load: int) -> str:
+    return f": {load_text(load, recall.task)}" if load else ""
+
+
+def _beside_states(table: Table, cells: pd.DataFrame, layouts: list[str] | None = None) -> Table:
+    """`table` with a second column: `33.3 kB`, or `262 kB to 8.39 MB` of a state that grows with the length.
+
+    cells: estimates with the lengths of the table. layouts: those of the rows, where the first column names more.
+    """
+    states = {name: own["state_bytes"].dropna() for name, own in cells.groupby("layout")}
+
+    def text(layout: str) -> str:
+        held = states.get(layout)
+        if held is None or not len(held):
+            return formats.NOTHING
+        low, high = formats.bytes_(held.min()), formats.bytes_(held.max())
+        return low if low == high else f"{low} to {high}"
+
+    names = layouts or [row[0] for row in table.rows]
+    rows = [[row[0], text(name), *row[1:]] for name, row in zip(names, table.rows)]
+    return replace(table, columns=[table.columns[0], "State", *table.columns[1:]], rows=rows)

@@ -12,6 +12,7 @@ from .variants import purpose
 
 IN_TURN = ("op_speed", "overhead")  # measures of several things in one process, held to bars
 _CURVE_POINTS = 120
+_LOADS = ("n_needles", "n_pairs", "n_tokens", "n_distinct", "n_entries")  # what tasks call their load
 _NO_CASE = ("layout", "measure", "seed", "status", "seconds", "case")
 
 Lines = list[tuple[ResultLine, str]]  # each with its variant
@@ -73,11 +74,14 @@ def tuning_rows(lines: Lines) -> Iterator[Row]:
 
 
 def training_rows(lines: Lines) -> Iterator[Row]:
-    """One row for every training; one that failed has its status. `reached` stands only where the bar was passed."""
+    """One row for every training; one that failed has its status.
+
+    What it reached, and when, stands only where the bar was passed in the end.
+    """
     for line, metrics, identity in _metrics(lines, "training"):
         record, settings = metrics.get("training") or {}, line.parameters.get("training") or {}
         curve, bar = record.get("curve") or [], record.get("bar") or {}
-        lengths, loads = trained_sizes(line.parameters)
+        lengths, loads = trained_sizes(line.parameters, bar.get("load"))
         passed = bar.get("passed")
         declared = settings.get("bar") or {}
         yield {
@@ -86,7 +90,8 @@ def training_rows(lines: Lines) -> Iterator[Row]:
             "lengths": lengths,
             "loads": loads,
             "chosen": choice_text(metrics.get("chosen")),
-            **{key: record.get(key) for key in ("steps", "tokens", "tokens_to_solve", "seconds")},
+            **{key: record.get(key) for key in ("steps", "tokens", "seconds")},
+            "tokens_to_solve": record.get("tokens_to_solve") if passed else None,
             "first_loss": curve[0][1] if curve else None,
             "last_loss": curve[-1][1] if curve else None,
             "bar": bar.get("accuracy", declared.get("accuracy")),
@@ -97,12 +102,14 @@ def training_rows(lines: Lines) -> Iterator[Row]:
         }
 
 
-def trained_sizes(parameters: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """The lengths and the loads that a model was trained on, rising: of its curriculum, or its one length."""
+def trained_sizes(parameters: dict[str, Any], bar_load: int | None = None) -> tuple[list[int], list[int]]:
+    """The lengths and the loads that a model was trained on, rising: of its curriculum, or its one length.
+
+    bar_load: of the bar, which is that of the task where neither the curriculum nor the task names one.
+    """
     settings, task = parameters.get("training") or {}, parameters.get("task") or {}
     drawn = list(_drawn(settings.get("curriculum")))
-    own_load = next((task[key] for key in ("load", "n_needles", "n_pairs") if isinstance(task.get(key), int)), None)
-    own_load = own_load or (settings.get("bar") or {}).get("load")
+    own_load = next((task[key] for key in _LOADS if isinstance(task.get(key), int)), bar_load)
     lengths = {d["length"] for d in drawn} or {settings.get("length")}
     loads = {d.get("load") or own_load for d in drawn} or {own_load}
     return sorted(n for n in lengths if n), sorted(n for n in loads if n)

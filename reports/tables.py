@@ -155,16 +155,22 @@ def _read_plan(path: Path) -> dict[str, Any] | None:
     return plan
 
 
+def _taught(training: pd.DataFrame) -> pd.DataFrame:
+    """The trainings that passed their bar, or had none."""
+    return training[(training["status"] == "ok") & (training["passed"] != False)]  # noqa: E712, None is no bar
+
+
 def _of_taught(lines: rows.Lines, training: pd.DataFrame) -> rows.Lines:
     """`lines` without the recall of models that did not pass their bar, or whose training left no result."""
-    taught = training[(training["status"] == "ok") & (training["passed"] != False)]  # noqa: E712, None is no bar
+    taught = _taught(training)
+    taught = taught[taught["measure"] == "recall"]
     known = set(zip(taught["layout"], taught["variant"], taught["seed"]))
     return [(line, v) for line, v in lines if line.measure != "recall" or (line.layout, v, line.seed) in known]
 
 
 def _without_untaught(tuning: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
     """Tuning, with accuracies only of layouts of which a seed was taught."""
-    taught = training[(training["status"] == "ok") & (training["passed"] != False)]  # noqa: E712
+    taught = _taught(training)
     known = set(zip(taught["layout"], taught["measure"]))
     shown = [key in known for key in zip(tuning["layout"], tuning["measure"])]
     return tuning.assign(accuracy=tuning["accuracy"].astype(float).where(pd.Series(shown, tuning.index, dtype=bool)))

@@ -75,9 +75,14 @@ def bar_text(accuracy: float, length: float | None, load: float | None, task: st
 
 def load_text(load: float, task: str | None) -> str:
     """`8 needles`; of other tasks `load 8`."""
-    return (
-        f"{formats.whole(load)} needle{'s' if load != 1 else ''}" if task == "needle" else f"load {formats.whole(load)}"
-    )
+    if not of_needles(task):
+        return f"load {formats.whole(load)}"
+    return f"{formats.whole(load)} needle{'s' if load != 1 else ''}"
+
+
+def of_needles(task: str | None) -> bool:
+    """Whether the load of a task is a number of needles."""
+    return task is not None and task.startswith("needle")
 
 
 def statements(run: RunData) -> list[str]:

@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from . import formats
-from .charts import COUNT, MUTED, WIDTH, Figure, Style, finish, numbered, titled, tooltips
+from .charts import COUNT, MUTED, WIDTH, Figure, Style, finish, numbered, round_values, titled, tooltips
 from .statistics import rows_of
 from .table import Table, in_brackets
 from .tables import RunData
@@ -24,7 +24,7 @@ def taught_tables(run: RunData) -> Iterator[Table]:
 
 
 def taught_figures(run: RunData) -> Iterator[Figure]:
-    """Tokens to solve, a point for every seed; an arrow where the budget ended first."""
+    """Tokens to solve, a point for every seed; an arrow where the training ended without the bar."""
     found = list(tokens_to_solve(run))
     for number, variant in enumerate(dict.fromkeys(status.variant for status, _ in found)):
         rows = pd.concat([own for status, own in found if status.variant == variant])
@@ -34,20 +34,25 @@ def taught_figures(run: RunData) -> Iterator[Figure]:
         solved = rows["tokens_to_solve"].notna()
         rows = rows.assign(
             read=rows["tokens_to_solve"].astype(float).fillna(rows["tokens"].astype(float)),
-            outcome=solved.map({True: "bar reached", False: "budget ended before the bar"}),
+            outcome=solved.map({True: "bar reached", False: "training ended without the bar"}),
         )
         rows["shown"] = [f"{'' if ok else 'more than '}{formats.si(n)}" for ok, n in zip(solved, rows["read"])]
         bar = formats.listing(list(dict.fromkeys(status.bar for status, _ in found if status.variant == variant)))
-        yield _solve_figure(run, rows[["layout", "seed", "read", "outcome", "shown"]], number, variant, bar)
+        counts = {status.layout: status.short for status, _ in found if status.variant == variant}
+        yield _solve_figure(run, rows[["layout", "seed", "read", "outcome", "shown"]], number, variant, bar, counts)
 
 
-def _solve_figure(run: RunData, rows: pd.DataFrame, number: int, variant: str, bar: str) -> Figure:
+def _solve_figure(
+    run: RunData, rows: pd.DataFrame, number: int, variant: str, bar: str, counts: dict[str, str]
+) -> Figure:
     style = Style(run.layouts, legend=None)
     names = [name for name in run.layouts if name in set(rows["layout"])]
-    scale = alt.Scale(type="log", nice=False, padding=24)
-    x = alt.X("read:Q", scale=scale, title="Tokens read in training", axis=alt.Axis(labelExpr=COUNT, tickCount=6))
+    low, high = rows["read"].min() / 1.2, rows["read"].max() * 1.1
+    scale = alt.Scale(type="log", domain=[low, high], nice=False)
+    axis = alt.Axis(labelExpr=COUNT, values=round_values(low, high))
+    x = alt.X("read:Q", scale=scale, title="Tokens read in training", axis=axis)
     y = alt.Y("layout:N", sort=names, title=None, axis=alt.Axis(labelLimit=240, grid=True, ticks=False))
-    outcomes = ["bar reached", "budget ended before the bar"]
+    outcomes = ["bar reached", "training ended without the bar"]
     shape = alt.Shape(
         "outcome:N",
         scale=alt.Scale(domain=outcomes, range=["circle", "triangle-right"]),
@@ -55,13 +60,16 @@ def _solve_figure(run: RunData, rows: pd.DataFrame, number: int, variant: str, b
     )
     point = alt.Chart(rows).mark_point(filled=True, size=90, opacity=0.85)
     tips = tooltips(("seed", "seed"), ("shown", "tokens"), ("outcome", "outcome"))
-    chart = point.encode(x=x, y=y, shape=shape, color=style.colour(), tooltip=tips).add_params(style.select)
-    chart = alt.layer(chart).properties(width=WIDTH, height=_ROW * len(names))
+    marks = point.encode(x=x, y=y, shape=shape, color=style.colour(), tooltip=tips).add_params(style.select)
+    said = pd.DataFrame([{"layout": name, "text": counts[name]} for name in names])
+    base = alt.Chart(said).mark_text(align="left", dx=10, fontSize=12, color=MUTED)
+    chart = alt.layer(marks, base.encode(x=alt.value(WIDTH), y=y, text="text:N"))
+    chart = chart.properties(width=WIDTH, height=_ROW * len(names))
     title = titled("Tokens to solve", variant)
     caption = (
         "How much each seed had read when it first reached the bar on data that was held out; a triangle is a seed "
     )
-    caption += "that had not reached it when the budget ended."
+    caption += "whose training ended without it."
     text = "; ".join(f"{r.layout}, seed {r.seed}: {r.shown}" for r in rows_of(rows)) + "."
     subtitle = f"bar: {bar}; one mark for each seed, further left is sooner"
     return Figure(numbered("solve", number), "taught", title, caption, text, finish(chart, title, subtitle))
@@ -76,10 +84,10 @@ def _solve_tables(run: RunData) -> Iterator[Table]:
         title = f"Tokens to solve: {bar}{in_brackets(variant)}"
         columns = ["Layout", "Taught", "Median", "Each seed", "Chosen by tuning", "Time of a training"]
         note = (
-            "Tokens read when the bar was first reached on held-out data. `>`: not reached when the budget ended. The "
+            "Tokens read when the bar was first reached on held-out data. >: the training ended without the bar. The "
             "median counts those as longer than all others."
         )
-        yield Table(numbered("solve", number), "taught", title, columns, rows, note.replace("`", ""))
+        yield Table(numbered("solve", number), "taught", title, columns, rows, note)
 
 
 def _solve_row(layout: str, short: str, own: pd.DataFrame) -> list[str]:
@@ -99,35 +107,31 @@ def _seed_tokens(row: Any) -> str:
 
 
 def _tuning_tables(run: RunData) -> Iterator[Table]:
+    """A row for each layout and choice, a column for each rung that it was tried at."""
     for number, ((measure, variant), own) in enumerate(run.tuning.groupby(["measure", "variant"], sort=False)):
-        keys = ["layout", "choice", "rung"]
         numbers = ["tokens", "score", "accuracy"]
         own = own.astype(dict.fromkeys(numbers, float))
-        grouped = own.groupby(keys, sort=False, as_index=False)
-        pooled = grouped.agg({**dict.fromkeys(numbers, "mean"), "chosen": "any", "seed": "nunique"})
-        pooled = pooled.sort_values("rung", kind="stable").sort_values(
-            "layout", key=lambda names: names.map(run.layouts.index), kind="stable"
-        )
-        taught = set(own[own["accuracy"].notna()]["layout"])
-        last = pooled.groupby("layout")["rung"].transform("max") == pooled["rung"]
-        rows = [
-            [
-                r.layout,
-                r.choice,
-                str(int(r.rung) + 1),
-                formats.si(r.tokens),
-                f"{r.score:.3f}" if not formats.missing(r.score) else formats.NOTHING,
-                formats.percent(r.accuracy) if r.layout in taught else NOT_TAUGHT,
-                "chosen" if r.chosen and final else "",
-            ]
-            for r, final in zip(rows_of(pooled), last)
-        ]
-        columns = ["Layout", "Tried", "Rung", "Tokens", "Score", "Accuracy", "Chosen"]
+        pooled = own.groupby(["layout", "choice", "rung"], sort=False, as_index=False)
+        means = pooled.agg({**dict.fromkeys(numbers, "mean"), "chosen": "any"})
+        taught, rungs = set(own[own["accuracy"].notna()]["layout"]), sorted(own["rung"].unique())
+        rows = []
+        for (layout, choice), tried in means.groupby(["layout", "choice"], sort=False):
+            cells = {r.rung: _tried(r, layout in taught) for r in rows_of(tried)}
+            texts = [cells.get(rung, formats.NOTHING) for rung in rungs]
+            rows.append([str(layout), str(choice), *texts, "chosen" if tried["chosen"].any() else ""])
+        spent = own.groupby("rung")["tokens"].median()
+        names = [f"Rung {i}, {formats.si(spent[rung])} tokens" for i, rung in enumerate(rungs, start=1)]
+        columns = ["Layout", "Tried", *names, "Chosen"]
         title = f"Tuning: what each choice reached{in_brackets(variant)}"
-        if measure != "recall":
-            title = f"{title}, {measure}"
+        title += "" if measure == "recall" else f", {measure}"
         note = (
-            "The same budget for every layout. At each rung the better choices go on with more tokens. Score: loss in "
-            "nats on validation data that is neither trained on nor reported, lower is better."
+            "The same budget for every layout; at each rung the better choices go on. Loss in nats (lower is "
+            "better) and accuracy, on validation data that is neither trained on nor reported."
         )
         yield Table(numbered("tuning", number), "taught", title, columns, rows, note, text_columns=2)
+
+
+def _tried(row: Any, taught: bool) -> str:
+    """`2.500, 25.0 %`; no accuracy of a layout that was not taught."""
+    loss = formats.NOTHING if formats.missing(row.score) else f"{row.score:.3f}"
+    return f"{loss}, {formats.percent(row.accuracy)}" if taught else f"{loss}, {NOT_TAUGHT}"

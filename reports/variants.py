@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,8 @@ _ALIKE = {
     "overhead": {"rounds", "bars"},
 }
 _ALWAYS_ALIKE = {"model", "layout_line", "threads", "modes", "lengths"}
+_TASK = "task.task"
+_LONG = 40  # characters of a value
 _TRAINED = ("tuning", "training", "recall", "perplexity")  # what a model is trained for, and what is asked of it
 
 
@@ -30,20 +33,28 @@ def experiments(lines: list[ResultLine]) -> dict[str, str]:
     """Case -> how its settings differ from those of other cases of its purpose; "" if they are all alike.
 
     Of training and what follows from it, task and training settings count, but for what was tuned; of tuning the task
-    alone, since a rung has a training of its own. So the cases of one trained model have one name.
+    alone, since a rung has a training of its own. So the cases of one trained model have one name. Several tasks are
+    named first; what tells the cases of one task apart follows.
     """
     names: dict[str, str] = {}
-    flat = {line.case: _settings(line, _tuned(lines)) for line in lines}
+    tuned = _tuned(lines)
+    flat = {line.case: _settings(line, tuned) for line in lines}
     for topic in dict.fromkeys(purpose(line) for line in lines):
         own = [line for line in lines if purpose(line) == topic]
-        whole = [flat[line.case] for line in own if line.measure != "tuning"] or [flat[line.case] for line in own]
-        keys = dict.fromkeys(key for values in whole for key in values)
-        differing = [key for key in keys if len({_canonical(values.get(key)) for values in whole}) > 1]
-        for line in own:
-            values = flat[line.case]
-            told = [f"{key} = {values[key]}" for key in differing if values.get(key) is not None]
-            names[line.case] = ", ".join(told)
+        tasks = dict.fromkeys(flat[line.case].get(_TASK) for line in own)
+        for task in tasks:
+            same = [line for line in own if flat[line.case].get(_TASK) == task]
+            differing = _differing([flat[line.case] for line in same if line.measure != "tuning"])
+            for line in same:
+                values = flat[line.case]
+                told = [f"{key} = {_short(values[key])}" for key in differing if values.get(key) is not None]
+                names[line.case] = ", ".join([*([str(task)] if len(tasks) > 1 and task else []), *told])
     return names
+
+
+def _differing(settings: list[dict[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for values in settings for key in values)
+    return [key for key in keys if len({_canonical(values.get(key)) for values in settings}) > 1]
 
 
 def _tuned(lines: list[ResultLine]) -> set[str]:
@@ -67,6 +78,15 @@ def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flatten(inner, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", inner
+
+
+def _short(value: Any) -> str:
+    """A value as people read it; a long one, such as a curriculum, by its beginning and a digest."""
+    text = str(value)
+    if len(text) <= _LONG:
+        return text
+    digest = hashlib.sha256(_canonical(value).encode()).hexdigest()
+    return f"{text[: _LONG // 2]}… ({digest[:6]})"
 
 
 def _canonical(value: Any) -> str:

@@ -45,6 +45,12 @@ def training_statement(run: RunData) -> list[str]:
         if not bars(run, str(measure)) and measure == "recall":
             sentence += " The suite sets no bar, so whether a layout had learnt the task is not known."
         sentences.append(f"{sentence} {seeds_statement(group['seed'])}")
+    answered = {line.case for line in run.lines if line.measure == "recall" and line.status == "ok"}
+    left_out = len(answered - set(run.answers["case"]))
+    if left_out:
+        sentences.append(
+            f"{left_out} cases of recall are left out: no training that passed its bar stands behind them."
+        )
     return sentences
 
 
@@ -115,10 +121,12 @@ def _perplexity(run: RunData) -> Iterator[Finding]:
         against = {other: compare_seeds(values[leader], values[other]) for other in others}
         least, steep = min(len(v) for v in values.values()), unfinished(run)
         sentence = formats.listing([f"{n} has {shown[n]}{_seed_range(pooled[n])}" for n in order]) + "."
-        best = None
+        best, why = None, "cannot tell"
         if least < LEAST_SEEDS:
+            why = "cannot tell: too few seeds"
             sentence += f" No layout is called best from fewer than {LEAST_SEEDS} seeds."
         elif any(name in steep for name in order):
+            why = "cannot tell: training unfinished"
             named = formats.listing([name for name in order if name in steep])
             sentence += f" No layout is called best: the loss of {named} was still falling by more than {STEEP:.0%}."
         elif others and all(c.verdict == "better" for c in against.values()):
@@ -129,7 +137,7 @@ def _perplexity(run: RunData) -> Iterator[Finding]:
             tied = [name for name in others if adjusted[name] > ALPHA or against[name].verdict != "better"]
             sentence += f" Cannot tell {formats.listing([leader, *tied])} apart, seed by seed."
         topic = f"Bits per byte of text{of(variant)}"
-        yield Finding(topic, best, shown[leader], f"{sentence}{failed(run, 'perplexity')}")
+        yield Finding(topic, best, shown[leader], f"{sentence}{failed(run, 'perplexity')}", why)
 
 
 def unfinished(run: RunData) -> list[str]:

@@ -56,7 +56,9 @@ def _finding(recall: Recall, name: str, cell: Cell) -> Finding:
     sentences += [f"No answers at this length: {formats.listing(broken)}."] if broken else []
     sentences += _at_chance(answers, float(recall.at(cell)["chance"].mean()))
     sentences += _seeds(recall) if cell == recall.headline else []
-    return Finding(topic, ranking.best, shown[ranking.leader], " ".join(sentences))
+    few = [c.seeds < LEAST_SEEDS for c in ranking.comparisons.values()]
+    why = "cannot tell: too few seeds" if any(few) and len(ranking.tied) <= sum(few) else "cannot tell"
+    return Finding(topic, ranking.best, shown[ranking.leader], " ".join(sentences), why)
 
 
 def _ranked(ranking: Ranking, shown: dict[str, str]) -> list[str]:

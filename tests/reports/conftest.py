@@ -69,14 +69,14 @@ ENVIRONMENT: dict[str, Any] = {
 }
 BAR = {"accuracy": 0.95, "length": 256, "load": 16, "examples": 64, "every": 100, "stop": True}
 CURRICULUM = [
-    {"share": 0.6, "draw": [{"length": 64, "load": 4, "weight": 2.0}, {"length": 128, "load": 8, "weight": 1.0}]},
-    {"share": 0.4, "draw": [{"length": 256, "load": 16, "weight": 1.0}]},
+    {"share": 0.6, "mix": [{"length": 64, "load": 4, "weight": 2.0}, {"length": 128, "load": 8, "weight": 1.0}]},
+    {"share": 0.4, "mix": [{"length": 256, "load": 16, "weight": 1.0}]},
 ]
 TRAIN = {"training": {"length": 256, "steps": 1600, "batch": 32, "learning_rate": 4e-3, "curriculum": CURRICULUM}}
 TRAIN["training"]["bar"] = BAR
 TRAIN_TEXT = {"training": {"length": 256, "steps": 800, "batch": 8, "learning_rate": 4e-3, "bar": None}}
 BUDGET = 1600 * 32 * 256
-UNTAUGHT_ACCURACY = 0.4321  # must stand nowhere in a report
+UNTAUGHT_ACCURACY = 0.0777  # must stand nowhere in a report
 TEXT = {
     "source": "Python 3.11 standard library",
     "train_bytes": 9_000_000,

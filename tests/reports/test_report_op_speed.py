@@ -12,7 +12,8 @@ import pytest
 from mixerzoo.benchmarks.runs import ResultLine
 from mixerzoo.reports import write_report
 from mixerzoo.reports.figures import figures
-from mixerzoo.reports.summary import page_tables, summary
+from mixerzoo.reports.page_tables import page_tables
+from mixerzoo.reports.summary import summary
 from mixerzoo.reports.tables import read_run
 from mixerzoo.reports.verdict import findings
 

@@ -10,57 +10,14 @@ from mixerzoo.reports.statistics import (
     Interval,
     bits_per_byte,
     pool_perplexity,
-    pool_recall,
     pool_speed,
     quartiles,
-    ratio,
-    wilson,
 )
 
 
-# Newcombe (1998), Statistics in Medicine 17, 857-872, table I, method 3
-@pytest.mark.parametrize(
-    ("correct", "total", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_gives_the_published_intervals(correct: int, total: int, low: float, high: float) -> None:
-    interval = wilson(correct, total)
-    assert interval.value == correct / total
-    assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
-
-
-@given(st.integers(0, 400).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
-def test_wilson_is_symmetric_and_stays_within_bounds(counts: tuple[int, int]) -> None:
-    correct, total = counts
-    interval, mirrored = wilson(correct, total), wilson(total - correct, total)
-    assert 0 <= interval.low <= interval.high <= 1
-    assert total == 0 or interval.low <= interval.value <= interval.high
-    assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((interval.low, interval.high))
-
-
-def test_wilson_refuses_counts_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="7 of 5"):
-        wilson(7, 5)
-
-
-def test_quartiles_ratio_and_bits() -> None:
+def test_quartiles_and_bits() -> None:
     assert quartiles([1, 2, 3, 4, 5]) == Interval(3, 2, 4)
-    assert ratio(Interval(6, 5, 8), Interval(3, 2, 4)) == Interval(2, 5 / 4, 4)
     assert bits_per_byte(3 * math.log(2)) == pytest.approx(3)
-
-
-def test_intervals_that_share_a_point_overlap() -> None:
-    assert Interval(2, 1, 3).overlaps(Interval(4, 3, 5))
-    assert not Interval(2, 1, 2.9).overlaps(Interval(4, 3, 5))
-
-
-def test_recall_is_pooled_over_seeds_and_keeps_their_spread() -> None:
-    columns = ["layout", "seed", "depth", "correct", "total", "chance"]
-    rows = [("a", 0, 0.0, 8, 10, 0.1), ("a", 0, 0.5, 6, 10, 0.1), ("a", 1, 0.0, 5, 10, 0.1), ("a", 1, 0.5, 3, 10, 0.1)]
-    pooled = pool_recall(pd.DataFrame(rows, columns=columns), ["layout"]).iloc[0]
-    assert (pooled["correct"], pooled["total"], pooled["accuracy"], pooled["seeds"]) == (22, 40, 0.55, 2)
-    assert (pooled["seed_low"], pooled["seed_high"]) == (0.4, 0.7)
-    assert (pooled["low"], pooled["high"]) == (wilson(22, 40).low, wilson(22, 40).high)
 
 
 def test_rounds_of_several_seeds_are_taken_together() -> None:
