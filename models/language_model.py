@@ -20,7 +20,7 @@ from .config import ModelConfig
 from .counting import resolve_d_ff
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-FORMAT = 1
+FORMAT = 2  # 1: token embeddings were not scaled, so that its models would answer differently
 
 
 class LanguageModel(Backbone):

@@ -221,8 +221,8 @@ def test_what_is_wrong_with_saved_files_is_said(tmp_path):
             LanguageModel.load(tmp_path)
 
     fails("{", ValueError, "config.json is corrupt")
-    fails('{"format": 7}', ValueError, "not a model of format 1")
-    fails('{"format": 1}', ValueError, "lacks the model's config")
+    fails('{"format": 7}', ValueError, "not a model of format 2")
+    fails('{"format": 2}', ValueError, "lacks the model's config")
     fails(good.replace('"n_layers"', '"n_layer"'), ValueError, "did you mean n_layers")
     fails(good.replace("toy_table", "toy_tabel"), LayoutError, "did you mean toy_table")
     fails(good.replace("width=3", "width=2"), ValueError, r"layers\.1\.memory\.down\.weight has shape \[3, 32\]")
