@@ -80,4 +80,4 @@ def rank(answers: Mapping[str, Hits]) -> tuple[Ranking | None, list[str]]:
         if known[layout].seeds and all(set(known[layout].seeds) & set(known[other].seeds) for other in kept):
             kept.append(layout)
     ranking = best_of({layout: known[layout] for layout in known if layout in kept}) if kept else None
-    return ranking, [layout for layout in known if layout not in kept]
+    return ranking, [layout for layout in known if layout not in kept and known[layout].seeds]
