@@ -18,6 +18,7 @@ VEGALITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
 # Okabe and Ito's colours for all kinds of colour vision, those that vanish on white replaced; with a shape and a dash
 # of its own every layout is told apart in grey as well.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#B5539C", "#E69F00", "#3FA7E0", "#4D4D4D", "#8A6D1F"]
+_COLOURS += ["#5B5BD6", "#882255", "#117733", "#00979D"]
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right"]
 _DASHES = [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [1, 0], [5, 2], [3, 4]]
 WIDTH, HEIGHT = 640, 340

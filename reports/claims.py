@@ -58,14 +58,14 @@ def compare_pairs(answers: Mapping[str, Hits]) -> list[Pair]:
     known = {layout: Answers.from_strings(hits) for layout, hits in answers.items()}
     couples = [(a, b) for a, b in combinations(known, 2) if set(known[a].seeds) & set(known[b].seeds)]
     found = {couple: compare_recall(known[couple[0]], known[couple[1]]) for couple in couples}
-    adjusted = holm({repr(c): 1.0 if found[c].verdict == "cannot tell" else found[c].p_value for c in couples})
+    adjusted = holm({c: found[c].p_value if found[c].kind == "new seeds" else 1.0 for c in couples})
     return [
         Pair(
             *couple,
             result.difference,
             result.low,
             result.high,
-            result.verdict if adjusted[repr(couple)] <= ALPHA else "cannot tell",
+            result.verdict if adjusted[couple] <= ALPHA else "cannot tell",
             result.separable,
         )
         for couple, result in found.items()
@@ -80,4 +80,4 @@ def rank(answers: Mapping[str, Hits]) -> tuple[Ranking | None, list[str]]:
         if known[layout].seeds and all(set(known[layout].seeds) & set(known[other].seeds) for other in kept):
             kept.append(layout)
     ranking = best_of({layout: known[layout] for layout in known if layout in kept}) if kept else None
-    return ranking, [layout for layout in known if layout not in kept]
+    return ranking, [layout for layout in known if layout not in kept and known[layout].seeds]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,15 +43,20 @@ class Placement:
 
 
 def beside_points(
-    points: list[tuple[float, float]], texts: list[str], radii: list[float], width: float
+    points: list[tuple[float, float]],
+    texts: list[str],
+    radii: list[float],
+    width: float,
+    lines: Sequence[tuple[tuple[float, float], tuple[float, float]]] = (),
 ) -> list[Placement]:
-    """For every point the first of some places around it where its label covers no point and no earlier label.
+    """For every point the first of some places around it where its label covers no point, line or earlier label.
 
     points: x to the right and y downwards; radii: of their marks. width: of the plot; labels that would leave it go to
-    the left. All in pixels.
+    the left. lines: from point to point. All in pixels.
     """
     steps = [0.0] + [sign * _LINE * n for n in range(1, 7) for sign in (-1, 1)]
     boxes = [(x - r, y - r, x + r, y + r) for (x, y), r in zip(points, radii)]
+    boxes += [box for line in lines for box in _boxes_along(*line)]
     placements = []
     for number, ((x, y), text) in enumerate(zip(points, texts)):
         reach = radii[number] + 4
@@ -69,6 +76,13 @@ def beside_points(
         left = x + best.dx if best.align == "left" else x + best.dx - size
         boxes.append((left, y + best.dy - _LINE / 2, left + size, y + best.dy + _LINE / 2))
     return placements
+
+
+def _boxes_along(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, float, float, float]]:
+    """Small boxes that cover a line."""
+    steps = max(1, round(math.dist(start, end) / _CHARACTER))
+    middles = [tuple(a + (b - a) * i / steps for a, b in zip(start, end)) for i in range(steps + 1)]
+    return [(x - 1, y - 1, x + 1, y + 1) for x, y in middles]
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:

@@ -115,7 +115,8 @@ def _failures(recall: Recall, cells: pd.DataFrame) -> pd.DataFrame:
         height = float(before["accuracy"].iloc[-1]) if len(before) else 0.0
         start = int(before["length"].iloc[-1]) if len(before) else length
         rows.append({"layout": layout, "length": length, "accuracy": height, "from": start, "cause": cause})
-    return pd.DataFrame(rows, columns=["layout", "length", "accuracy", "from", "cause"])
+    broken = pd.DataFrame(rows, columns=["layout", "length", "accuracy", "from", "cause"]).sort_values("length")
+    return broken.drop_duplicates(["layout", "from"])  # once a length has failed, longer ones tell nothing new
 
 
 # --- Length ---
@@ -180,7 +181,9 @@ def _end_labels(cells: pd.DataFrame, broken: pd.DataFrame, style: Style, height:
     pixels = spread([(1 - v) * height for v in ends["accuracy"].fillna(0)], gap=_LABEL, low=0, high=height)
     first = broken.sort_values("length").groupby("layout")[["length", "cause"]].first()
     reach = {r.Index: f"{r.cause} at {r.length:,}" for r in rows_of(first)}
-    ended = [reach.get(r.layout) or formats.percent(r.accuracy) for r in rows_of(ends)]
+    longest = cells["length"].max()
+    at = ["" if r.length == longest else f" at {r.length:,}" for r in rows_of(ends)]
+    ended = [reach.get(r.layout) or f"{formats.percent(r.accuracy)}{where}" for r, where in zip(rows_of(ends), at)]
     names = [f"{formats.shorten(layout, 32)}\u2002{said}" for layout, said in zip(ends["layout"], ended)]
     # the plot's own scale, so that one axis serves the curves and the labels
     ends = ends[["layout"]].assign(label=names, label_y=[1 - p / height for p in pixels])
@@ -220,6 +223,7 @@ def _lengths_at_loads(run: RunData, recall: Recall, number: int) -> Iterator[Fig
 def _loads_at_lengths(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     top, style = recall.headline, Style(run.layouts, shown=recall.layouts)
     cells = recall.where(passes=top.passes, memory=top.memory)
+    cells = cells[cells["length"] <= top.length]  # what only few layouts were asked is in the tables
     lengths = _some(sorted(cells["length"].unique()), top.length)
     cells = _texts(cells[cells["length"].isin(lengths)]).sort_values(["length", "load"])
     loads = sorted(int(n) for n in cells["load"].unique())
@@ -367,7 +371,12 @@ def _point_labels(
         (math.log(r.state_bytes / low) / math.log(high / low) * width, (1 - r.accuracy) * height)
         for r in rows_of(points)
     ]
-    beside = beside_points(places, names, [6.0] * len(names), width)
+    families: dict[str, list[tuple[float, float]]] = {}
+    for name, place in zip(points["layout"], places):
+        families.setdefault(name, []).append(place)
+    lines = [line for members in families.values() for line in pairwise(members)]
+    lines.append(((0.0, float(height)), (float(width), float(height))))  # the axis
+    beside = beside_points(places, names, [6.0] * len(names), width, lines)
     for place, row, name in zip(beside, points.to_dict("records"), names):
         label = alt.Chart(pd.DataFrame([{**row, "label": name}])).mark_text(
             dx=place.dx, dy=place.dy, align=place.align, fontSize=12

@@ -259,8 +259,9 @@ def backend_rows(lines: list[ResultLine]) -> Iterator[Row]:
         yield {"layout": layout, "measure": measure, "op": op, "backends": ", ".join(sorted(found)), "device": device}
 
 
-def failure_rows(lines: list[ResultLine]) -> Iterator[Row]:
+def failure_rows(lines: list[ResultLine], planned: dict[str, str]) -> Iterator[Row]:
+    """planned: what the plan says of a case, by its id; for cases without a mode or a length."""
     for line in lines:
         if line.status != "ok":
             known = {key: getattr(line, key) for key in _NO_CASE}
-            yield {**known, "what": case_text(line), "error": line.error or "no message"}
+            yield {**known, "what": case_text(line) or planned.get(line.case, ""), "error": line.error or "no message"}

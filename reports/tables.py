@@ -104,8 +104,9 @@ def tabulate(
     plan: dict[str, Any] | None = None,
 ) -> RunData:
     """Turn result lines into tables, layouts in the order of the suite."""
-    planned = [str(case["layout"]) for case in (plan or {}).get("cases", [])]
-    named = [*map(str, suite.get("layouts") or {}), *planned, *(line.layout for line in lines)]
+    planned = (plan or {}).get("cases", [])
+    said = {str(case["case"]): str(case.get("what") or "") for case in planned}
+    named = [*map(str, suite.get("layouts") or {}), *(str(c["layout"]) for c in planned), *(li.layout for li in lines)]
     layouts = list(dict.fromkeys(named))
     order = {label: i for i, label in enumerate(layouts)}
     lines = sorted(lines, key=lambda line: (order[line.layout], line.seed))
@@ -135,7 +136,7 @@ def tabulate(
         op_ratios=_frame(rows.op_ratio_rows(measured), OP_RATIOS),
         models=_frame(rows.model_rows(lines, layouts), MODELS),
         backends=_frame(rows.backend_rows(lines), BACKENDS),
-        failures=_frame(rows.failure_rows(lines), FAILURES),
+        failures=_frame(rows.failure_rows(lines, said), FAILURES),
         missing=_frame(_missing_rows(plan, lines), MISSING),
     )
 

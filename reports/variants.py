@@ -26,6 +26,8 @@ def purpose(line: ResultLine) -> str:
     """What a model is trained for: `perplexity` if its task is text, else `recall`. Other measures are themselves."""
     if line.measure not in _TRAINED:
         return line.measure
+    if line.measure == "perplexity":
+        return line.measure
     return "perplexity" if (line.parameters.get("task") or {}).get("task") == "text" else "recall"
 
 

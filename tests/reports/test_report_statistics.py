@@ -51,5 +51,11 @@ def test_labels_of_close_points_do_not_lie_on_each_other() -> None:
     assert len({(p.align, p.dy) for p in places}) == 3
 
 
+def test_a_label_does_not_lie_on_a_line() -> None:
+    (alone,) = beside_points([(100, 100)], ["a name"], [5], 600)
+    (aside,) = beside_points([(100, 100)], ["a name"], [5], 600, lines=[((100, 100), (200, 100))])
+    assert (alone.align, alone.dy) == ("left", 0) and aside.dy != 0
+
+
 def test_a_label_at_the_right_edge_goes_to_the_left() -> None:
     assert beside_points([(590, 50)], ["a long name"], [10], 600)[0].align == "right"

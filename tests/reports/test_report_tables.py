@@ -127,6 +127,19 @@ def test_failures_keep_their_status_and_error(made_up_run: Path) -> None:
     assert "**stars**" in failures.loc["not_finite", "error"]
 
 
+def test_a_failed_training_is_named_as_the_plan_names_it(make_run: MakeRun) -> None:
+    def fail(line: dict) -> None:
+        line |= {"status": "timeout", "metrics": None, "error": "late"}
+
+    kept = lambda line: line.measure == "training" and line.layout == "softmax"  # noqa: E731
+    folder = edit_lines(make_run(kept), fail)
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    for case in plan["cases"]:
+        case["what"] = f"{case['measure']} of {case['layout']}"
+    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    assert set(read_run(folder).failures["what"]) == {"training of softmax"}
+
+
 def test_missing_cases_are_the_plan_minus_the_results(make_run: MakeRun) -> None:
     run = make_run(lambda line: not (line.measure == "speed" and line.parameters["lengths"] == [512]))
     missing = read_run(run).missing
