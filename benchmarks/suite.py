@@ -260,9 +260,8 @@ def _check_measure(file: YamlFile, index: int, entry: MeasureSettings, settings:
         file.complain([*where, "measure"], str(error))
         return None
     seeds = entry.seeds or settings.seeds
-    sweep = getattr(measure, "sweep", None)
-    if sweep is not None and set(sweep.seeds) & set(seeds):
-        shared = sorted(set(sweep.seeds) & set(seeds))
+    sweep = measure.sweep if isinstance(measure, measures.Trained) else None
+    if sweep is not None and (shared := sorted(set(sweep.seeds) & set(seeds))):
         file.complain([*where, "sweep"], f"seeds of the sweep are those of the results: {shared}; choose others")
     return Entry(measure, labels, seeds)
 
@@ -299,10 +298,11 @@ def _check_models(file: YamlFile, settings: SuiteSettings, layouts: Mapping[str,
 def _check_sweeps(file: YamlFile, suite: Suite) -> None:
     """Complain of swept options that no model can be built with."""
     for i, entry in enumerate(suite.entries):
-        sweep = getattr(entry.measure, "sweep", None)
-        for label in entry.labels if sweep is not None else ():
+        if not isinstance(entry.measure, measures.Trained) or entry.measure.sweep is None:
+            continue
+        for label in entry.labels:
             model = suite.settings.model.config(suite.layouts[label], 0).to_dict()
-            for choice in sweep.choices(mixer_names(parse_layout(suite.layouts[label]))):
+            for choice in entry.measure.sweep.choices(mixer_names(parse_layout(suite.layouts[label]))):
                 tried, _ = measures.apply_choice(choice, model, entry.measure.training)
                 if tried == model:  # only the training differs
                     continue

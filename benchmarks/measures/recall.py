@@ -14,7 +14,7 @@ from ...models import LanguageModel, ModelState
 from ..errors import NotFiniteError
 from ..tasks import IGNORE, Batch, NeedleTask, RecallTask, Task
 from ..training import Progress, autocast
-from .base import Size
+from .base import Size, part_of
 from .trained import Trained
 
 DEPTH_EDGES = (0.0, 0.25, 0.5, 0.75)  # lower edges of the depth buckets
@@ -84,9 +84,9 @@ class Recall(Trained):
         answers: list[dict[str, Any]] = []
         state_bytes: dict[str, int] = {}
         for number, (task, length, memory) in enumerate(cells):
-            share = (number / len(cells), 1 / len(cells))
             asked = _Asked(self, task, length, memory)
-            held = asked.read(model, seed, device, lambda done, text, s=share: progress(s[0] + done * s[1], text))
+            share = part_of(progress, number / len(cells), (number + 1) / len(cells))
+            held = asked.read(model, seed, device, share)
             rows += asked.rows()
             answers += asked.answers()
             state_bytes.setdefault(str(length), held)

@@ -95,7 +95,7 @@ class Trained(Measure):
     trained: the case whose model is asked; a suite leaves it out.
     """
 
-    task: Task
+    task: AnyTask
     training: TrainingSettings = TrainingSettings()
     sweep: Sweep | None = None
     trained: str | None = None
