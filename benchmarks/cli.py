@@ -88,17 +88,16 @@ def _global_options(
 def suites_command() -> None:
     """The bundled suites."""
     from .device import choose_device
-    from .plan import Planner
+    from .plan import Planner, everything
     from .suite import bundled_suites, load_suite
 
     cli_mixers.load_plugins()
     device = choose_device("auto")
-    table = Table("name", "layouts", "first cases", "description")
+    table = Table("name", "layouts", "cases, at most", "description")
     for name in bundled_suites():
         suite = load_suite(name)
-        plan = Planner(suite, device)({})
-        cases = f"{len(plan.cases)}{'' if plan.final else '…'}"
-        table.add_row(name, str(len(suite.layouts)), cases, escape(suite.settings.description))
+        cases = len(everything(Planner(suite, device), {}))
+        table.add_row(name, str(len(suite.layouts)), str(cases), escape(suite.settings.description))
     Console().print(table)
 
 

@@ -21,9 +21,9 @@ from .environment import usable_cores
 from .measures import Perplexity, Recall, Training, Tuning
 from .measures.meter import measure_memory
 from .measures.trained import Trained
-from .plan import Planner
+from .plan import Planner, everything
 from .runner import Limits
-from .runs import ResultLine, Run
+from .runs import Run
 from .suite import parse_measure
 from .training import TrainingSettings, train
 
@@ -107,29 +107,6 @@ def estimate_run(planner: Planner, run: Run, device: str, jobs: int | None) -> E
     finally:
         torch.set_num_threads(threads)
     return _add_up(pending, probes, jobs, time.perf_counter() - begun)
-
-
-def everything(planner: Planner, done: dict[str, ResultLine]) -> Sequence[Case]:
-    """All cases that there can be: those of a plan in which each tuning is as good as any, and each model taught."""
-    results = dict(done)
-    while not (plan := planner(results)).final or any(case.id not in results for case in plan.cases):
-        new = [case for case in plan.cases if case.id not in results]
-        results |= {case.id: _as_if(case) for case in new}
-    return plan.cases
-
-
-def _as_if(case: Case) -> ResultLine:
-    metrics = {"score": 0.0, "training": {"bar": None}}
-    return ResultLine(
-        case=case.id,
-        layout=case.label,
-        measure=case.measure,
-        parameters={},
-        seed=case.seed,
-        status="ok",
-        seconds=0.0,
-        metrics=metrics,
-    )
 
 
 def _to_probe(pending: Sequence[Case]) -> dict[str, Case]:

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from mixerzoo.benchmarks.estimate import Estimate, Probe, estimate_run, everything, probe
-from mixerzoo.benchmarks.plan import Planner
+from mixerzoo.benchmarks.estimate import Estimate, Probe, estimate_run, probe
+from mixerzoo.benchmarks.plan import Planner, everything
 from mixerzoo.benchmarks.runs import Run
 from mixerzoo.benchmarks.suite import parse_suite
 
