@@ -377,8 +377,8 @@ def _point_labels(
     lines = [line for members in families.values() for line in pairwise(members)]
     lines.append(((0.0, float(height)), (float(width), float(height))))  # the axis
     beside = beside_points(places, names, [6.0] * len(names), width, lines)
-    for place, row, name in zip(beside, points.to_dict("records"), names):
+    for side, row, name in zip(beside, points.to_dict("records"), names):
         label = alt.Chart(pd.DataFrame([{**row, "label": name}])).mark_text(
-            dx=place.dx, dy=place.dy, align=place.align, fontSize=12
+            dx=side.dx, dy=side.dy, align=side.align, fontSize=12
         )
         yield label.encode(x=x, y=y, text="label:N", color=style.colour(), opacity=style.emphasis)
