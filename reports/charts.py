@@ -181,9 +181,10 @@ def logarithmic_axis(field: str, labels: str, title: str) -> alt.Y:
 
 
 def round_values(low: float, high: float) -> list[float]:
-    """Ticks of a logarithmic axis: powers of ten in `low..high`, and twice and five times each if there is room."""
+    """Ticks of a logarithmic axis: powers of ten in `low..high`, and multiples of them if there is room."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if high / low < 5000 else (1,)
+    wide = high / low
+    steps = range(1, 10) if wide < 10 else (1, 2, 5) if wide < 5000 else (1,)
     return [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
 
 

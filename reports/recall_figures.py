@@ -375,10 +375,11 @@ def _point_labels(
     for name, place in zip(points["layout"], places):
         families.setdefault(name, []).append(place)
     lines = [line for members in families.values() for line in pairwise(members)]
-    lines.append(((0.0, float(height)), (float(width), float(height))))  # the axis
+    # the axis and its numbers
+    lines += [((0.0, float(y)), (float(width), float(y))) for y in range(height, height + 120, 8)]
     beside = beside_points(places, names, [6.0] * len(names), width, lines)
-    for label_place, row, name in zip(beside, points.to_dict("records"), names):
+    for side, row, name in zip(beside, points.to_dict("records"), names):
         label = alt.Chart(pd.DataFrame([{**row, "label": name}])).mark_text(
-            dx=label_place.dx, dy=label_place.dy, align=label_place.align, fontSize=12
+            dx=side.dx, dy=side.dy, align=side.align, fontSize=12
         )
         yield label.encode(x=x, y=y, text="label:N", color=style.colour(), opacity=style.emphasis)

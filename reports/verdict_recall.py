@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from . import formats
@@ -50,7 +51,7 @@ def _finding(recall: Recall, name: str, cell: Cell) -> Finding:
     topic = f"{name}: {cell.text(recall.task)}{_beyond(recall, cell)}{of(recall.variant)}"
     if ranking is None:
         return Finding(topic, None, "", "No answers to compare.")
-    sentences = [*_ranked(ranking, shown)]
+    sentences = [*told(ranking, shown)]
     sentences += [f"{n} ({shown[n]}) shares no taught seed with the others and is not compared." for n in apart]
     broken = [f"{n} ({cause})" for (n, length), cause in recall.failed.items() if length == cell.length]
     sentences += [f"No answers at this length: {formats.listing(broken)}."] if broken else []
@@ -61,7 +62,7 @@ def _finding(recall: Recall, name: str, cell: Cell) -> Finding:
     return Finding(topic, ranking.best, shown[ranking.leader], " ".join(sentences), why)
 
 
-def _ranked(ranking: Ranking, shown: dict[str, str]) -> list[str]:
+def told(ranking: Ranking, shown: dict[str, str]) -> list[str]:
     """Whom the leader is better than, from whom it cannot be told, and of whom too few seeds were taught to say."""
     leader, found = ranking.leader, ranking.comparisons
     if not found:
@@ -70,13 +71,19 @@ def _ranked(ranking: Ranking, shown: dict[str, str]) -> list[str]:
     lead = {name: f"{name} ({shown[name]}) by {_points(found[name])}" for name in others}
     few = [name for name in others if found[name].seeds < LEAST_SEEDS]
     tied = [name for name in others if name in ranking.tied and name not in few]
+    left_open = [name for name in tied if found[name].verdict == "cannot tell"]
+    uncorrected = [lead[name] for name in tied if name not in left_open]
     below = [lead[name] for name in others if name not in ranking.tied]
-    if not tied:
+    if not left_open:
         sentences = [f"{leader} recalls {shown[leader]}{', better than ' if below else ''}{formats.listing(below)}."]
     else:
-        named = formats.listing([f"{name} ({shown[name]})" for name in [leader, *tied]])
+        named = formats.listing([f"{name} ({shown[name]})" for name in [leader, *left_open]])
         sentences = [f"Cannot tell which recalls most: {named}; their paired differences leave it open."]
         sentences += [f"{leader} is better than {formats.listing(below)}."] if below else []
+    if uncorrected:
+        pairs = math.comb(len(found) + 1, 2)
+        lost = f"too little for a claim once corrected for all {pairs} pairs"
+        sentences.append(f"{leader} lies above {formats.listing(uncorrected)}: {lost}.")
     return [*sentences, *_too_few(leader, few, found, lead)]
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from mixerzoo.benchmarks.runs import ResultLine
 from mixerzoo.reports.figures import figures
+from mixerzoo.reports.inference import Comparison, Ranking
 from mixerzoo.reports.page_tables import page_tables
 from mixerzoo.reports.recall import Cell, Recall, asked
 from mixerzoo.reports.recall_figures import family
 from mixerzoo.reports.table import Table
 from mixerzoo.reports.tables import RunData, read_run
 from mixerzoo.reports.verdict import findings
+from mixerzoo.reports.verdict_recall import told
 
 from .conftest import HOSTILE, LOADS, made_up_lines, write_run
 from .test_report_tables import edit_lines
@@ -99,6 +101,16 @@ def test_equal_layouts_cannot_be_told_apart(tmp_path: Path) -> None:
     assert best.winner is None and best.open == "cannot tell"
     assert best.sentence.startswith("Cannot tell which recalls most: ")
     assert tables(run)["recall-pairs"].rows[0][1].endswith(" cannot tell")
+
+
+def test_what_only_the_correction_takes_away_is_said_apart() -> None:
+    close = Comparison(0.01, -0.02, 0.04, "cannot tell", 0.4, 3, "new seeds")
+    far = Comparison(0.6, 0.5, 0.7, "better", 0.02, 3, "new seeds")
+    ranking = Ranking("a", None, ("b", "c"), {"c": far, "b": close}, {"b": 1.0, "c": 0.06})
+    assert told(ranking, {"a": "99 %", "b": "98 %", "c": "39 %"}) == [
+        "Cannot tell which recalls most: a (99 %) and b (98 %); their paired differences leave it open.",
+        "a lies above c (39 %) by 60.0 points [50.0, 70.0]: too little for a claim once corrected for all 3 pairs.",
+    ]
 
 
 def test_one_seed_says_nothing_of_layouts(tmp_path: Path) -> None:
