@@ -162,8 +162,11 @@ def failed_length_rows(lines: Lines) -> Iterator[Row]:
 
 def perplexity_rows(lines: Lines) -> Iterator[Row]:
     for _, metrics, identity in _metrics(lines, "perplexity"):
+        # nats of a byte, whatever the tokens are, so that tokenizers compare
+        bytes_per_token = (metrics.get("text") or {}).get("bytes_per_token", 1.0)
         for row in metrics["rows"]:
-            yield {**identity, **row, "bits_per_byte": bits_per_byte(row["nats"])}
+            nats = row["nats"] / bytes_per_token
+            yield {**identity, **row, "nats": nats, "bits_per_byte": bits_per_byte(nats)}
 
 
 # --- Speed, memory, ops ---
