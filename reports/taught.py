@@ -11,6 +11,7 @@ from . import formats
 from .finding import of
 from .statistics import rows_of
 from .tables import RunData
+from .variants import purpose
 
 NOT_TAUGHT = "not taught"
 
@@ -89,7 +90,18 @@ def statements(run: RunData) -> list[str]:
     """The first sentences of the verdict: the layouts that were not taught, then those taught with some seeds only."""
     every = teaching(run)
     untaught, in_part = [t for t in every if t.untaught], [t for t in every if t.in_part]
-    return [f"{t.sentence}{of(t.variant)}." for t in [*untaught, *in_part]]
+    untuned = [f"{name} was not taught: all of its tuning failed ({why})." for name, why in _untuned(run)]
+    return [*untuned, *(f"{t.sentence}{of(t.variant)}." for t in [*untaught, *in_part])]
+
+
+def _untuned(run: RunData) -> Iterator[tuple[str, str]]:
+    """Layouts that were never trained for recall, since every training that would have tuned them failed, and why."""
+    trained = set(run.training[run.training["measure"] == "recall"]["layout"])
+    tuning = [line for line in run.lines if line.measure == "tuning" and purpose(line) == "recall"]
+    for layout in run.layouts:
+        states = {line.status.replace("_", " ") for line in tuning if line.layout == layout}
+        if states and "ok" not in states and layout not in trained:
+            yield layout, formats.listing(sorted(states))
 
 
 def bars(run: RunData, measure: str = "recall") -> list[str]:
@@ -106,7 +118,8 @@ def tokens_to_solve(run: RunData) -> Iterator[tuple[Taught, pd.DataFrame]]:
 
 
 def _taught(layout: str, variant: str, group: pd.DataFrame) -> Taught:
-    held = group[group["bar"].notna()]
+    # a training that broke off tells the bar only as the suite sets it
+    held = group[group["bar"].notna()].sort_values("bar_length", na_position="last", kind="stable")
     first = next(rows_of(held), None)
     return Taught(
         layout=layout,

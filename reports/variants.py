@@ -69,7 +69,7 @@ def _settings(line: ResultLine, tuned: set[str]) -> dict[str, Any]:
     if line.measure in _TRAINED:
         kept = ("task",) if line.measure == "tuning" else ("task", "training")
         flat = dict(_flatten({key: line.parameters[key] for key in kept if line.parameters.get(key)}))
-        return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in tuned}
+        return {key: value for key, value in flat.items() if key.removeprefix("training.") not in tuned}
     alike = _ALWAYS_ALIKE | _ALIKE.get(line.measure, set())
     return dict(_flatten({k: v for k, v in line.parameters.items() if k not in alike}))
 

@@ -74,13 +74,14 @@ def _speed(run: RunData) -> Iterator[Finding]:
         sentence = f"{_faster(ranking, shown)}{failed(run, 'speed', str(mode))}"
         topic = f"Fastest {mode_name(mode)} at {formats.whole(length)} tokens{of(variant)}"
         rate = own[own["layout"] == ranking.leader]["tokens_per_second"].median()
-        yield Finding(topic, ranking.best, formats.rate(rate), sentence)
+        why = "cannot tell" if ranking.comparisons else "nothing to compare with"
+        yield Finding(topic, ranking.best, formats.rate(rate), sentence, why)
 
 
 def _faster(ranking: Ranking, shown: dict[str, str]) -> str:
     leader = ranking.leader
     if not ranking.comparisons:
-        return f"{leader} runs at {shown[leader]}; nothing to compare with."
+        return f"{leader} runs at {shown[leader]}."
     if ranking.best:
         following = max(ranking.comparisons, key=lambda n: ranking.comparisons[n].difference)
         factor = _times(ranking.comparisons[following])
@@ -122,17 +123,19 @@ def _perplexity(run: RunData) -> Iterator[Finding]:
         least, steep = min(len(v) for v in values.values()), unfinished(run)
         sentence = formats.listing([f"{n} has {shown[n]}{_seed_range(pooled[n])}" for n in order]) + "."
         best, why = None, "cannot tell"
-        if least < LEAST_SEEDS:
+        if not others:
+            why = "nothing to compare with"
+        elif least < LEAST_SEEDS:
             why = "cannot tell: too few seeds"
             sentence += f" No layout is called best from fewer than {LEAST_SEEDS} seeds."
         elif any(name in steep for name in order):
             why = "cannot tell: training unfinished"
             named = formats.listing([name for name in order if name in steep])
             sentence += f" No layout is called best: the loss of {named} was still falling by more than {STEEP:.0%}."
-        elif others and all(c.verdict == "better" for c in against.values()):
+        elif all(c.verdict == "better" for c in against.values()):
             best = leader
             sentence += f" {leader} is better than every other, seed by seed."
-        elif others:
+        else:
             adjusted = holm({name: c.p_value for name, c in against.items()})
             tied = [name for name in others if adjusted[name] > ALPHA or against[name].verdict != "better"]
             sentence += f" Cannot tell {formats.listing([leader, *tied])} apart, seed by seed."

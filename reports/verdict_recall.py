@@ -57,6 +57,8 @@ def _finding(recall: Recall, name: str, cell: Cell) -> Finding:
     sentences += [f"No answers at this length: {formats.listing(broken)}."] if broken else []
     sentences += _at_chance(answers, float(recall.at(cell)["chance"].mean()))
     sentences += _seeds(recall) if cell == recall.headline else []
+    if not ranking.comparisons:
+        return Finding(topic, None, "", " ".join(sentences), "nothing to compare with")
     few = [c.seeds < LEAST_SEEDS for c in ranking.comparisons.values()]
     why = "cannot tell: too few seeds" if any(few) and len(ranking.tied) <= sum(few) else "cannot tell"
     return Finding(topic, ranking.best, shown[ranking.leader], " ".join(sentences), why)
@@ -66,7 +68,7 @@ def told(ranking: Ranking, shown: dict[str, str]) -> list[str]:
     """Whom the leader is better than, from whom it cannot be told, and of whom too few seeds were taught to say."""
     leader, found = ranking.leader, ranking.comparisons
     if not found:
-        return [f"{leader} recalls {shown[leader]}; nothing to compare with."]
+        return [f"{leader} recalls {shown[leader]}."]
     others = sorted(found, key=lambda name: found[name].difference)
     lead = {name: f"{name} ({shown[name]}) by {_points(found[name])}" for name in others}
     few = [name for name in others if found[name].seeds < LEAST_SEEDS]

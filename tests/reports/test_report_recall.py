@@ -127,6 +127,12 @@ def test_one_seed_says_nothing_of_layouts(tmp_path: Path) -> None:
     ]
 
 
+def test_a_single_layout_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
+    alone = headline(read_run(write_run(tmp_path / "run", of_recall("ttt_linear"))))
+    assert alone.winner is None and alone.open == "nothing to compare with"
+    assert alone.sentence.startswith("ttt_linear recalls 35.6 % [")
+
+
 def test_layouts_without_a_common_seed_are_not_compared(tmp_path: Path) -> None:
     lines = [li for li in of_recall("swa + fwpkm", "ttt_linear") if (li.seed == 2) == (li.layout == "ttt_linear")]
     best = headline(read_run(write_run(tmp_path / "run", lines)))

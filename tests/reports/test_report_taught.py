@@ -121,6 +121,14 @@ def test_a_training_that_broke_off_did_not_teach(make_run: MakeRun) -> None:
     assert findings(run)[0].sentence == "No layout was taught, so nothing is said of recall."
 
 
+def test_a_layout_whose_tuning_failed_was_not_taught(make_run: MakeRun) -> None:
+    def fail(line: dict) -> None:
+        line |= {"status": "not_finite", "metrics": None, "error": "loss is nan"}
+
+    run = read_run(edit_lines(make_run(lambda line: line.measure == "tuning" and line.layout == "ttt_linear"), fail))
+    assert statements(run) == ["ttt_linear was not taught: all of its tuning failed (not finite)."]
+
+
 def test_a_suite_without_a_bar_says_that_learning_is_not_known(make_run: MakeRun) -> None:
     def lift(line: dict) -> None:
         line["parameters"].get("training", {}).pop("bar", None)
