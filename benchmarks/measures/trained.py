@@ -10,7 +10,7 @@ import contextvars
 import itertools
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -133,35 +133,38 @@ class Trained(Measure):
         raise NotImplementedError
 
 
-class Training(Measure):
-    """Train one model until it passes the bar of its task, or the budget ends. chosen: what a sweep chose."""
+class _Trains(Measure):
+    """A case that trains one model and keeps it in its folder."""
 
-    measure: Literal["training"] = "training"
     task: AnyTask = NeedleTask()
     training: TrainingSettings = TrainingSettings()
-    chosen: Choice = Field(default_factory=dict)
-    resumes: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _check_training(self) -> Self:
         self.training.check(self.task)
         return self
 
+    def train(
+        self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
+    ) -> tuple[LanguageModel, dict[str, Any]]:
+        """The trained model and its record, see `train_or_load`."""
+        check_vocabulary(config, self.task)
+        where: dict[str, Any] = {"seed": seed, "device": device, "folder": folder / CHECKPOINT}
+        return train_or_load(config, self.task, self.training, **where, progress=progress)
+
+
+class Training(_Trains):
+    """Train one model until it passes the bar of its task, or the budget ends. chosen: what a sweep chose."""
+
+    measure: Literal["training"] = "training"
+    chosen: Choice = Field(default_factory=dict)
+
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> dict[str, Any]:
         """See `Measure.run`; metrics are `training` (see `train`), `chosen`, `parameters`, `d_ff`, `flops_per_token`
         (of a forward call at the training length) and `text` (the corpus)."""
-        check_vocabulary(config, self.task)
-        _, record = train_or_load(
-            config,
-            self.task,
-            self.training,
-            seed=seed,
-            device=device,
-            folder=folder / CHECKPOINT,
-            progress=progress,
-        )
+        _, record = self.train(config, seed=seed, device=device, folder=folder, progress=progress)
         # counting runs a model of its own on the CPU; in an empty context, its backends are not recorded as ours
         flops = contextvars.Context().run(count_flops, config, self.training.length)
         return {
@@ -174,12 +177,10 @@ class Training(Measure):
         }
 
 
-class Tuning(Measure):
+class Tuning(_Trains):
     """One short training of a sweep, see `Sweep`. choice: the options tried; rung: from 0. training: as shortened."""
 
     measure: Literal["tuning"] = "tuning"
-    task: AnyTask = NeedleTask()
-    training: TrainingSettings = TrainingSettings()
     choice: Choice = Field(default_factory=dict)
     rung: int = Field(default=0, ge=0)
     examples: int = Field(default=16, ge=1)
@@ -189,16 +190,8 @@ class Tuning(Measure):
     ) -> dict[str, Any]:
         """See `Measure.run`; metrics are `choice`, `rung`, `tokens`, `score` (validation loss in nats, the mean over
         the lengths and loads that the training ends with), `accuracy` (theirs) and `training` (see `train`)."""
-        check_vocabulary(config, self.task)
-        model, record = train_or_load(
-            config,
-            self.task,
-            self.training,
-            seed=seed,
-            device=device,
-            folder=folder / CHECKPOINT,
-            progress=part_of(progress, 0.0, 0.9),
-        )
+        part = part_of(progress, 0.0, 0.9)
+        model, record = self.train(config, seed=seed, device=device, folder=folder, progress=part)
         points = self.training.last_points(self.task)
         readings = [
             (weight, *validate(model, task, length, self.examples, seed, device, self.training))

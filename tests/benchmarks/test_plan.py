@@ -5,28 +5,13 @@ from mixerzoo.benchmarks.plan import Planner
 from mixerzoo.benchmarks.runs import ResultLine
 from mixerzoo.benchmarks.suite import SuiteError, parse_suite
 
-GOOD = """\
-name: mine
-model:
-  d_model: 32
-  mixer_defaults:
-    linear_attention: {heads: 2}
-layouts:
-  soft: softmax_attention
-  lin: linear_attention*2
-seeds: [0, 1]
-measures:
-  - measure: speed
-    modes: [forward, train]
-    lengths: [64, 128]
-    layouts: [lin]
-    seeds: [3]
-  - measure: recall
-    task: {task: needle, n_needles: 2, n_keys: 8, n_values: 8}
-    training: {steps: 50, learning_rate: 4e-3, length: 64, bar: {accuracy: 0.9}}
+from .grid import GOOD as GRID
+
+TAUGHT = """training: {steps: 50, learning_rate: 4e-3, length: 64, bar: {accuracy: 0.9}}
     lengths: [64, 128]
     loads: [2, 4]
 """
+GOOD = f"{GRID[: GRID.index('training:')]}{TAUGHT}"
 SWEEP = """\
     sweep: {learning_rate: [1e-3, 2e-3, 4e-3], linear_attention.heads: [1, 2], seeds: [7], rungs: [0.2, 0.5]}
 """

@@ -5,27 +5,7 @@ import yaml
 from mixerzoo.benchmarks.plan import Planner
 from mixerzoo.benchmarks.suite import SuiteError, bundled_suites, load_suite, parse_measure, parse_suite
 
-GOOD = """\
-name: mine
-model:
-  d_model: 32
-  mixer_defaults:
-    linear_attention: {heads: 2}
-layouts:
-  soft: softmax_attention
-  lin: linear_attention*2
-seeds: [0, 1]
-measures:
-  - measure: speed
-    modes: [forward, train]
-    lengths: [64, 128]
-    layouts: [lin]
-    seeds: [3]
-  - measure: recall
-    task: {task: needle, n_needles: 2, n_keys: 8, n_values: 8}
-    training: {steps: 5, learning_rate: 4e-3, length: 64}
-    lengths: [64]
-"""
+from .grid import GOOD
 
 
 def problems(text: str) -> list[tuple[int, str]]:
