@@ -250,6 +250,16 @@ def test_three_seeds_that_agree_have_a_best(tmp_path: Path) -> None:
     assert best.winner == "swa" and "swa has 2.003 bits per byte (3 seeds, 2.000 to 2.006)" in best.sentence
 
 
+def test_bits_of_tokens_are_said_of_bytes(tmp_path: Path) -> None:
+    bits = lambda layout, seed: (6.0 if layout == "swa" else 6.3) + 0.003 * seed * len(layout)  # noqa: E731
+    lines = three_seeds(bits)
+    for line in lines:
+        if line.measure == "perplexity" and line.metrics is not None:
+            line.metrics["text"] = {**line.metrics["text"], "bytes_per_token": 3.0}
+    best = finding(write_run(tmp_path / "run", lines), "Bits per byte")
+    assert "swa has 2.003 bits per byte (3 seeds, 2.000 to 2.006)" in best.sentence
+
+
 def test_seeds_that_disagree_have_none(tmp_path: Path) -> None:
     bits = lambda layout, seed: 2.0 + (0.1 * seed if layout == "swa" else 0.09)  # noqa: E731
     best = finding(write_run(tmp_path / "run", three_seeds(bits)), "Bits per byte")
