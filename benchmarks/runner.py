@@ -30,8 +30,9 @@ from .worker import Inherited, RunCase, run_case, serve
 PRELOADED = ("mixerzoo.benchmarks.suite", "mixerzoo.benchmarks.cli")
 # What may change between two starts of one run: it decides how the cases are run, not what they mean.
 FREE_TO_CHANGE = ("description", "jobs", "time_limit_seconds", "memory_limit_bytes")
-# Cases that another run of the same code may have done already: their ids say all that they depend on but the code.
-REUSABLE = ("tuning", "training")
+# Cases that another run may have done already: their ids say all that they depend on but the code. What takes time
+# or memory is measured anew.
+REUSABLE = ("tuning", "training", "recall", "perplexity")
 _POLL_SECONDS = 0.5  # rare enough not to disturb what is measured
 _STDERR_BYTES = 4000
 
@@ -85,7 +86,7 @@ def execute(
     their results add to it; return the results of all cases in their order.
 
     suite: the resolved suite, kept in the run's folder. run_case: runs one case, in its process; preloaded: modules
-    that it needs. reuse: other runs whose trained models, and the tunings before them, are taken over where the cases
+    that it needs. reuse: other runs whose results, and trained models, are taken over where the cases
     are the same; the environment says which. Raises `RunError` if the folder belongs to another suite or device, or
     another runner is at work in it. A `KeyboardInterrupt` leaves a run that can be resumed, and so does `TimeIsUp`.
     """
