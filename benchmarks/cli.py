@@ -112,7 +112,7 @@ def run_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cases and run nothing.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what did not end ok.")] = False,
     reuse: Annotated[
-        list[Path] | None, typer.Option(help="Another run whose trained models and answers serve here too; may be repeated.")
+        list[Path] | None, typer.Option(help="Another run whose models and answers serve here too; may be repeated.")
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.0, help="Stop after so long; the next start goes on where this one stopped.")
