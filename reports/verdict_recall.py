@@ -117,7 +117,13 @@ def _at_chance(answers: dict[str, dict[int, list[str]]], chance: float) -> list[
     if formats.missing(chance) or not known:
         return []
     low = [layout for layout, above in above_chance(known, chance).items() if not above]
-    return [f"Not above chance ({formats.percent(chance)}): {formats.listing(low)}."] if low else []
+    return (
+        [
+            f"Not shown to be above chance ({formats.percent(chance)}) once corrected for all layouts: {formats.listing(low)}."
+        ]
+        if low
+        else []
+    )
 
 
 def _seeds(recall: Recall) -> list[str]:
