@@ -117,13 +117,10 @@ def _at_chance(answers: dict[str, dict[int, list[str]]], chance: float) -> list[
     if formats.missing(chance) or not known:
         return []
     low = [layout for layout, above in above_chance(known, chance).items() if not above]
-    return (
-        [
-            f"Not shown to be above chance ({formats.percent(chance)}) once corrected for all layouts: {formats.listing(low)}."
-        ]
-        if low
-        else []
-    )
+    if not low:
+        return []
+    guess = formats.percent(chance)
+    return [f"Not shown to be above chance ({guess}) once corrected for all layouts: {formats.listing(low)}."]
 
 
 def _seeds(recall: Recall) -> list[str]:
