@@ -315,6 +315,25 @@ def test_numbers_per_seed() -> None:
     assert compare_seeds(a, {s: v + 1 for s, v in a.items()}).verdict == "cannot tell"
 
 
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_number_per_seed_is_covered(seeds):
+    rng = np.random.default_rng(seeds)
+    truth, other = 2.0, 2.3
+    alone = differences = apart = 0
+    runs = 3000
+    for _ in range(runs):
+        shared = rng.normal(0, 0.3, seeds)  # what the order of the data does to both layouts
+        a, b = (mean + shared + rng.normal(0, 0.1, seeds) for mean in (truth, other))
+        found = seed_mean(a)
+        alone += found.low <= truth <= found.high
+        pair = compare_seeds(dict(enumerate(a)), dict(enumerate(b)))
+        differences += pair.low <= truth - other <= pair.high
+        null = compare_seeds(dict(enumerate(a)), dict(enumerate(b - other + truth)))
+        apart += null.verdict != "cannot tell"
+    assert 0.94 <= alone / runs <= 0.96 and 0.94 <= differences / runs <= 0.96
+    assert 0.04 <= apart / runs <= 0.06
+
+
 def test_tokens_to_solve_with_seeds_that_did_not() -> None:
     assert solved([100, None, 300], 400) == Solved(300.0, 2, 3, 400)
     assert solved([100, 200, 300, None], 400).median == 200
