@@ -25,7 +25,7 @@ from .plan import Planner, everything
 from .runner import Limits
 from .runs import Run
 from .suite import parse_measure
-from .training import TrainingSettings, train
+from .training import train
 
 PROBE_STEPS = 6
 PROBE_LENGTHS = (1024, 4096)
@@ -72,8 +72,7 @@ class Probe:
     def case_seconds(self, case: Case) -> float:
         measure = parse_measure({"measure": case.measure, **case.parameters})
         if isinstance(measure, Training | Tuning):
-            seconds = measure.training.steps * measure.training.batch * measure.training.length * self.train
-            return seconds + self._evaluations(measure.training)
+            return measure.training.tokens * self.train + self._evaluations(measure)
         if isinstance(measure, Recall):
             readings = (len(measure.passes) + measure.passes[-1] - 1) * len(measure.memory) * len(measure.loads or (0,))
             return sum(measure.examples * readings * self.read_seconds(length) for length in measure.lengths)
@@ -81,11 +80,13 @@ class Probe:
             return measure.examples * self.read_seconds(measure.length)
         return EXCLUSIVE_SECONDS
 
-    def _evaluations(self, training: TrainingSettings) -> float:
+    def _evaluations(self, measure: Training | Tuning) -> float:
+        training = measure.training
         if training.bar is None:
             return 0.0
+        length, _ = training.bar_at(measure.task)
         times = training.steps / training.evaluate_every + 1
-        return times * training.bar.examples * self.read_seconds(training.bar.length or training.length)
+        return times * training.bar.examples * self.read_seconds(length)
 
     def case_bytes(self, case: Case) -> float:
         measure = parse_measure({"measure": case.measure, **case.parameters})

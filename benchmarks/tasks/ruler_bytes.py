@@ -8,9 +8,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .base import Batch, Split, Task
+from .base import Batch, Task
 
-N_BUCKETS = 4  # depth is reported by quarters
 WHITESPACE = b" \n\t\r"
 
 
@@ -107,15 +106,6 @@ def draw_uuids(rng: np.random.Generator, batch: int, count: int) -> np.ndarray:
     written = np.full((batch, count, UUID_WIDTH), ord("-"), dtype=np.uint8)
     written[..., [i for i in range(UUID_WIDTH) if i not in _HYPHENS]] = HEXADECIMAL[drawn, 0]
     return written
-
-
-def draw_depths(rng: np.random.Generator, split: Split, batch: int, count: int) -> np.ndarray:
-    """Wished depths in [0, 1), `[batch, count]`; for evaluation dealt evenly over the depth buckets."""
-    uniform = rng.random((batch, count))
-    if split == "train":
-        return uniform
-    buckets = (np.arange(count) + rng.integers(N_BUCKETS, size=(batch, 1))) % N_BUCKETS
-    return (buckets + uniform) / N_BUCKETS
 
 
 def insertion_points(text: np.ndarray, depths: np.ndarray, after: bytes) -> np.ndarray:

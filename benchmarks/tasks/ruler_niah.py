@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from . import draws
 from .base import Batch, Split
 from .corpus import load_corpus
 from .ruler_bytes import (
@@ -15,7 +16,6 @@ from .ruler_bytes import (
     WORD_WIDTH,
     Phrase,
     RulerTask,
-    draw_depths,
     draw_numbers,
     draw_pairs_of_words,
     draw_uuids,
@@ -117,7 +117,7 @@ class RulerNiahTask(RulerTask):
 
         hay = self._hay(rng, split, needles[:, count:], hay_width)
         after = WHITESPACE if self._settings[0] == "essay" else b"\n"
-        points = np.sort(insertion_points(hay, draw_depths(rng, split, batch, count), after), axis=1)
+        points = np.sort(insertion_points(hay, draws.depths(rng, split, batch, count), after), axis=1)
         starts = starts_within(points, np.full(count, needle.width))
         asked = self._draw_asked(rng, batch)[..., None]
         wanted = np.take_along_axis(values, asked, axis=1)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from . import draws
 from .base import Batch, Split
 from .corpus import load_corpus
 from .ruler_bytes import (
@@ -15,7 +16,6 @@ from .ruler_bytes import (
     WHITESPACE,
     Phrase,
     RulerTask,
-    draw_depths,
     draw_distinct,
     insertion_points,
     merge,
@@ -88,7 +88,7 @@ class RulerVariablesTask(RulerTask):
         hay_width = length - self.min_length
         hay = noise(batch, hay_width) if self.haystack == "noise" else self._text(rng, split, batch, hay_width)
         after = b"\n" if self.haystack == "noise" else WHITESPACE
-        points = insertion_points(hay, draw_depths(rng, split, batch, self.load), after)
+        points = insertion_points(hay, draws.depths(rng, split, batch, self.load), after)
         points = np.sort(points.reshape(batch, chains, hops + 1), axis=2).reshape(batch, -1)
         widths = np.tile([self._first.width, *[self._hop.width] * hops], chains)
         starts = starts_within(points, widths).reshape(batch, chains, hops + 1)

@@ -20,7 +20,7 @@ from .settings import Precision
 class Features(Protocol):
     """Everything of a model but its output layer, see `Backbone.features`."""
 
-    def __call__(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState | None]: ...
+    def __call__(self, tokens: Tensor) -> tuple[Tensor, ModelState | None]: ...
 
 
 class Reader(nn.Module):
@@ -34,8 +34,8 @@ class Reader(nn.Module):
         self.model = model
         self.features: Features = features or model.features
 
-    def forward(self, tokens: Tensor, scored: Tensor, state: ModelState | None = None) -> Tensor:
-        features, _ = self.features(tokens, state)
+    def forward(self, tokens: Tensor, scored: Tensor) -> Tensor:
+        features, _ = self.features(tokens)
         return self.model.head(features[scored]).float()
 
 
@@ -46,12 +46,12 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def scored_logits(model: LanguageModel, tokens: Tensor, scored: Tensor, state: ModelState | None = None) -> Tensor:
+def scored_logits(model: LanguageModel, tokens: Tensor, scored: Tensor) -> Tensor:
     """float32 logits `[n, vocab_size]` after the positions of `tokens` that the mask `scored [batch, time]` picks.
 
-    The output layer runs at those positions only. state: what the model read before; None starts fresh.
+    The output layer runs at those positions only.
     """
-    return Reader(model)(tokens, scored, state)
+    return Reader(model)(tokens, scored)
 
 
 def batch_loss(model: LanguageModel, batch: Batch, device: torch.device) -> Tensor:
