@@ -18,8 +18,8 @@ SCORES = 2**21  # computed at once at most: they stay in the cache
 
 def block_attention(queries: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, block_size: int) -> Tensor:
     key_blocks, value_blocks = (_in_blocks(x, block_size) for x in (keys, values))
-    batch, time, groups, n = blocks.shape
-    rows = max(1, PAIRS // (batch * queries.shape[2] * n))
+    time = queries.shape[1]
+    rows = max(1, PAIRS * time // (blocks.numel() * queries.shape[2] // blocks.shape[2]))
     start, outputs = keys.shape[1] - time, []
     for some, chosen in zip(queries.split(rows, dim=1), blocks.split(rows, dim=1)):
         outputs.append(_piece(some, key_blocks, value_blocks, chosen, start))

@@ -27,8 +27,8 @@ def compressed_attention(
     `[batch, n, kv_heads, d_v]`: number i stands for the tokens `i * stride` to `i * stride + size - 1`, and is seen by
     tokens at or after the last of them. n may be 0. blocks: sizes, and how many of them to select.
     Returns the output `[batch, time, heads, d_v]` in the dtype of `values`, 0 where nothing is seen yet, and the
-    selected blocks, integers `[batch, time, kv_heads, at most blocks.count]`, -1 for none: the query heads of a key head
-    select together. The selection has no gradient. Raises `ValueError` if sizes do not fit together.
+    selected blocks, integers `[batch, time, kv_heads, at most blocks.count]`, -1 for none: the query heads that share a
+    key head select together. The selection has no gradient. Raises `ValueError` if sizes do not fit together.
     """
     _check(queries, keys, values, position)
     run = OP.select(backend, queries.device)
