@@ -25,14 +25,14 @@ def new_values(
     past: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """What each token adds to the memory that softmax attention reads (DeltaFormer, Zhong et al. 2025, arXiv 2505.19488):
+    """What each token adds to the memory that softmax attention reads (DeltaFormer, Zhong et al., arXiv 2505.19488):
 
         u_t = v_t - beta_t sum_{j < t} softmax_j(p_t . k_j / sqrt(d_k)) u_j
 
     probes `[batch, time, heads, d_k]`, values `[batch, time, heads, d_v]`, beta `[batch, time, heads]`: of the new
     tokens. keys `[batch, key_time, heads, d_k]` from the first token on, the new ones last.
     past `[batch, key_time - time, heads, d_v]`: u of the tokens before; None if there are none.
-    Returns u of the new tokens, `[batch, time, heads, d_v]`, float32 at least: it is a recurrence, whose rounding adds up.
+    Returns u of the new tokens, `[batch, time, heads, d_v]`, float32 at least, for rounding adds up in a recurrence.
     Raises `ValueError` if sizes do not fit together.
     """
     _check(probes, keys, values, beta, past)
