@@ -1,5 +1,7 @@
-"""Attention without softmax: products of features with a state of constant size."""
+"""Attention without softmax over tokens: products of features, with a state of constant or nearly constant size."""
 
+from .gated_slot_attention import GatedSlotAttention
 from .linear_attention import LinearAttention
+from .log_linear_attention import LogLinearAttention
 
-__all__ = ["LinearAttention"]
+__all__ = ["GatedSlotAttention", "LinearAttention", "LogLinearAttention"]

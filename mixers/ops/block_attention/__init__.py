@@ -10,7 +10,7 @@ from .selection import nearest_blocks
 
 OP = Op(
     __name__,
-    Backend("tiled", "tiled:block_attention"),
+    Backend("blockwise", "blockwise:block_attention"),
     Backend("reference", "reference:block_attention", automatic=False),
 )
 

@@ -25,7 +25,7 @@ def compressed_attention(
         y, shared = _attend(piece, keys[:, :, :seen], values[:, :, :seen], ~visible(blocks, positions, seen))
         outputs.append(y)
         with torch.no_grad():
-            selections.append(select(importance(shared, blocks), blocks, positions))
+            selections.append(select(importance(shared, blocks), blocks, positions, position))
     most = max(s.shape[-1] for s in selections)
     selections = [F.pad(s, (0, most - s.shape[-1]), value=-1) for s in selections]
     return torch.cat(outputs, dim=2).transpose(1, 2), torch.cat(selections, dim=2).transpose(1, 2)

@@ -58,10 +58,11 @@ def importance(weights: Tensor, blocks: Blocks) -> Tensor:
     return sums.unflatten(-1, (-1, strides)).sum(-1)
 
 
-def select(scores: Tensor, blocks: Blocks, positions: Tensor) -> Tensor:
-    """The blocks to read, `[..., time, at most count]`, from `scores [..., time, any number of blocks]`."""
+def select(scores: Tensor, blocks: Blocks, positions: Tensor, end: int) -> Tensor:
+    """The blocks to read, `[..., time, at most count]`, from `scores [..., time, any number of blocks]`; end: the last of
+    the positions, plus 1."""
     own = positions[:, None] // blocks.block_size
-    n_blocks = int(positions[-1]) // blocks.block_size + 1
+    n_blocks = -(-end // blocks.block_size)
     scores = F.pad(scores, (0, max(0, n_blocks - scores.shape[-1])))[..., :n_blocks]
     block = torch.arange(n_blocks, device=scores.device)
     always = (block == 0) | (block == own) | (block == own - 1)

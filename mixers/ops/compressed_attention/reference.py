@@ -25,5 +25,5 @@ def compressed_attention(
                 start = max(i * blocks.stride, block * blocks.block_size)
                 end = min(i * blocks.stride + blocks.size, (block + 1) * blocks.block_size)
                 found[..., block] += max(0, end - start) // blocks.stride * shared[..., i]
-        selected = select(found, blocks, positions).transpose(1, 2)
+        selected = select(found, blocks, positions, position + time).transpose(1, 2)
     return torch.einsum("bhts,bshd->bthd", weights, values), selected
