@@ -3,5 +3,6 @@
 from .gated_slot_attention import GatedSlotAttention
 from .linear_attention import LinearAttention
 from .log_linear_attention import LogLinearAttention
+from .mixture_of_memories import MixtureOfMemories
 
-__all__ = ["GatedSlotAttention", "LinearAttention", "LogLinearAttention"]
+__all__ = ["GatedSlotAttention", "LinearAttention", "LogLinearAttention", "MixtureOfMemories"]
