@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixerzoo.mixers.ops import attention, delta, linear, ttt
+from mixerzoo.mixers.ops import attention, recurrence, ttt
 from torch.nn import functional as F
 
 from .conftest import backends
@@ -25,17 +25,18 @@ def test_attention(normal: Any, timed: Any, backend: str) -> None:
     timed(lambda: step(attention.attention(q, k, v, backend=backend), q, k, v))
 
 
-@pytest.mark.parametrize("backend", backends(linear.OP))
+@pytest.mark.parametrize("backend", backends(recurrence.OP))
 def test_linear_attention(normal: Any, timed: Any, backend: str) -> None:
     q, k, v = normal(*SIZE).exp().requires_grad_(), normal(*SIZE).exp().requires_grad_(), normal(*SIZE).requires_grad_()
-    timed(lambda: step(linear.linear_attention(q, k, v, normaliser=True, backend=backend)[0], q, k, v))
+    timed(lambda: step(recurrence.linear_recurrence(q, k, v, normaliser=True, backend=backend)[0], q, k, v))
 
 
-@pytest.mark.parametrize("backend", backends(delta.OP))
+@pytest.mark.parametrize("backend", backends(recurrence.OP))
 def test_gated_delta_rule(normal: Any, timed: Any, backend: str) -> None:
     q, k = (F.normalize(normal(*SIZE), dim=-1).requires_grad_() for _ in range(2))
     v, log_decay, beta = normal(*SIZE).requires_grad_(), -normal(*SIZE[:3]).exp(), normal(*SIZE[:3]).sigmoid()
-    timed(lambda: step(delta.gated_delta_rule(q, k, v, log_decay, beta, backend=backend)[0], q, k, v))
+    given = {"log_decay": log_decay, "beta": beta, "backend": backend}
+    timed(lambda: step(recurrence.linear_recurrence(q, k, v, **given)[0], q, k, v))
 
 
 @pytest.mark.parametrize("backend", backends(ttt.OP))
