@@ -53,11 +53,11 @@ def path_attention(
     """PaTH attention (Yang et al. 2025, arXiv 2505.16381, eq. 2 and section 3), causal.
 
     The logit of query i and key j is `k_j^T H_{j+1} ... H_i q_i` times scale, `H_t = I - beta_t w_t w_t^T`.
-    queries `[batch, time, heads, d_head]`; keys and directions w `[batch, time, kv_heads, d_head]`, values `[batch, time,
-    kv_heads, d_value]`, beta `[batch, time, kv_heads]`; query head h reads key head `h // (heads / kv_heads)`.
+    queries `[batch, time, heads, d_head]`; keys and directions w `[batch, time, kv_heads, d_head]`, values `[batch,
+    time, kv_heads, d_value]`, beta `[batch, time, kv_heads]`; query head h reads key head `h // (heads / kv_heads)`.
     log_forget `[batch, time, heads]`: added to the logits as in `attention` (PaTH-FoX), without the scale.
-    chunk_size: tokens whose reflections are multiplied at once; keys are rewritten where chunks end, at multiples of it,
-    and states of another chunk_size cannot be continued.
+    chunk_size: tokens whose reflections are multiplied at once; keys are rewritten where chunks end, at multiples of
+    it, and states of another chunk_size cannot be continued.
     state: of the tokens before; it is not changed. scale: None: `d_head ** -0.5`.
     backend: `chunked` (products only, memory linear in time without gradients) or `reference`.
     Returns `[batch, time, heads, d_value]` and the state. Raises `ValueError` if sizes do not fit together.

@@ -56,7 +56,7 @@ def gather(
 
 
 def keep(state: PathCache | None, tokens: Tokens, anchored: Tensor, chunk_size: int) -> PathCache:
-    """The state after a call that left the keys of all complete chunks as `anchored [batch, edge, kv_heads, d_head]`."""
+    """The state after a call that left the keys of complete chunks as `anchored [batch, edge, kv_heads, d_head]`."""
     n_open = tokens.length - anchored.shape[1]
     done = tokens.keys.shape[1] - n_open
     room = (0, 0, 0, 0, 0, chunk_size - n_open)

@@ -37,7 +37,7 @@ def path_attention(
 
 
 def _chunks(queries: Tensor, tokens: Tokens, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """`queries [batch, kv_heads, groups, time, d_head]`, scaled; also the keys of complete chunks, heads before time."""
+    """`queries [batch, kv_heads, groups, time, d_head]`, scaled. Also returns the keys of complete chunks."""
     edge, length, past = tokens.edge, tokens.length, tokens.past
     keys, directions, beta = (
         _in_chunks(x, chunk_size) for x in (tokens.keys, tokens.directions, tokens.beta.unsqueeze(-1))
