@@ -31,6 +31,8 @@ def attention(
         return seen if window is None else seen & (key > query + past - window)
 
     score_mod = None if log_forget is None else _forgetting(log_forget, past)
+    if queries.device.type == "cpu":  # it refuses what could need a gradient, even where none is recorded
+        queries, keys, values = queries.detach(), keys.detach(), values.detach()
     queries, keys, values = (_widened(x.transpose(1, 2), queries.device) for x in (queries, keys, values))
     y, log_sum = _kernel(queries.device)(
         queries,

@@ -64,7 +64,7 @@ def test_a_state_continues_whichever_backend_made_it(cuts, backends, grad):
 
 
 @pytest.mark.parametrize("forgetting", [False, True])
-def test_it_is_that_of_fla(forgetting):
+def test_it_is_that_of_fla(oracle, forgetting):
     from fla.ops.path_attn.naive import naive_path_attn
 
     tensors = {name: tensor.detach().float() for name, tensor in inputs(100, 2, forgetting, d_value=6).items()}
@@ -74,7 +74,7 @@ def test_it_is_that_of_fla(forgetting):
     log_forget = tensors["log_forget"] / scale if forgetting else torch.zeros(2, 100, 4)
     q, k, v, w, beta = (tensors[name] for name in NAMES[:5])
     theirs = naive_path_attn(q, k, v, w, beta, log_forget, scale)
-    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+    oracle("path_attention", "fla-core naive_path_attn", ours, theirs, limit=5e-6)
 
 
 def test_without_reflections_it_is_attention():

@@ -34,15 +34,16 @@ def test_blocks_agree_with_the_definition_and_its_gradients(time, key_time, atte
 
 
 @pytest.mark.parametrize("attend_current", [False, True])
-def test_it_is_that_of_fla(attend_current):
+def test_it_is_that_of_fla(oracle, attend_current):
     from fla.ops.stickbreaking_attn.naive import naive_stickbreaking_attn
 
     q, k, v = inputs(70, 70)
     expected, left = naive_stickbreaking_attn(q, k, v, attend_current=attend_current)
-    torch.testing.assert_close(stick_breaking(q, k, v, attend_current=attend_current), expected, rtol=0, atol=1e-12)
+    y = stick_breaking(q, k, v, attend_current=attend_current)
+    oracle("stick_breaking_attention", "fla-core naive_stickbreaking_attn", y, expected, limit=1e-12)
     with_rest = expected + left.unsqueeze(-1) * v.repeat_interleave(2, dim=2)
     y = stick_breaking(q, k, v, attend_current=attend_current, remainder=True)
-    torch.testing.assert_close(y, with_rest, rtol=0, atol=1e-12)
+    oracle("stick_breaking_attention", "fla-core naive_stickbreaking_attn, with the rest", y, with_rest, limit=1e-12)
 
 
 def test_large_logits_stay_exact():
