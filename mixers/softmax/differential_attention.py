@@ -43,8 +43,8 @@ class DifferentialAttention(Mixer):
     )
 
     heads: int = option("heads, each of two attention maps", default=2, least=1, small=2)
-    kv_heads: int | None = option("key and value heads, a divisor of heads; None: heads", default=None, least=1)
-    d_head: int | None = option("size of a query and key; None: d_model / (2 heads)", default=None, least=1, small=8)
+    kv_heads: int = option("key and value heads, a divisor of heads; None: heads", default=None, least=1)
+    d_head: int = option("size of a query and key; None: d_model / (2 heads)", default=None, least=1, small=8)
     positions: Literal["rope", "nope"] = option("how positions enter", default="rope")
     rope_theta: float = option("base of the rotary frequencies", default=10_000.0, above=0)
 

@@ -55,8 +55,8 @@ class ForgettingAttention(Mixer):
     )
 
     heads: int = option("query heads, each with a forget gate", default=4, least=1, small=2)
-    kv_heads: int | None = option("key and value heads, a divisor of heads; None: heads", default=None, least=1)
-    d_head: int | None = option("size of a head; None: d_model / heads", default=None, least=1, small=16)
+    kv_heads: int = option("key and value heads, a divisor of heads; None: heads", default=None, least=1)
+    d_head: int = option("size of a head; None: d_model / heads", default=None, least=1, small=16)
     qk_norm: bool = option("normalise queries and keys head by head", default=True)
     token_shift: bool = option("mix keys and values with those of the token before", default=True)
     output_norm: bool = option("normalise what each head read", default=True)

@@ -48,10 +48,10 @@ class MultiHeadLatentAttention(Mixer):
     )
 
     heads: int = option("heads", default=4, least=1, small=2)
-    d_head: int | None = option("size of a key without position; None: d_model / heads", default=None, least=1, small=8)
-    d_value: int | None = option("size of a value; None: d_head", default=None, least=1, small=8)
-    d_latent: int | None = option("size of the latent; None: 4 d_head", default=None, least=1, small=16)
-    d_rope: int | None = option("size of the rotary key; None: d_head / 2", default=None, least=2, small=4)
+    d_head: int = option("size of a key without position; None: d_model / heads", default=None, least=1, small=8)
+    d_value: int = option("size of a value; None: d_head", default=None, least=1, small=8)
+    d_latent: int = option("size of the latent; None: 4 d_head", default=None, least=1, small=16)
+    d_rope: int = option("size of the rotary key; None: d_head / 2", default=None, least=2, small=4)
     d_query_latent: int | None = option("size of a latent for queries; None: none", default=None, least=1)
     rope_theta: float = option("base of the rotary frequencies", default=10_000.0, above=0)
 

@@ -50,8 +50,8 @@ class PathAttention(Mixer):
     )
 
     heads: int = option("query heads", default=4, least=1, small=2)
-    kv_heads: int | None = option("key and value heads, a divisor of heads; None: heads", default=None, least=1)
-    d_head: int | None = option("size of a head; None: d_model / heads", default=None, least=1, small=16)
+    kv_heads: int = option("key and value heads, a divisor of heads; None: heads", default=None, least=1)
+    d_head: int = option("size of a head; None: d_model / heads", default=None, least=1, small=16)
     qk_norm: bool = option("normalise queries and keys head by head", default=False)
     rank: int | None = option("rank of the projection to directions; None: full", default=32, least=1, small=8)
     conv_size: int = option("tokens that a convolution over directions sees; 0: none", default=3, least=0)
