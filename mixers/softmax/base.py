@@ -111,7 +111,7 @@ class KeyValueAttention(KeyValueMixer):
         super().build()
         self.log_scale: nn.Parameter | None = None
         self.sink_logits: nn.Parameter | None = None
-        self.rotary_size = rotary_size(self.d_head, self.rotary_fraction) if self.positions != "nope" else 0
+        self.rotary_size = rotary_size(self.d_head, self.positions, self.rotary_fraction)
 
     def place(self, q: Tensor, k: Tensor, position: int) -> tuple[Tensor, Tensor]:
         if self.positions != "nope":
@@ -150,12 +150,14 @@ def key_value_heads(heads: int, kv_heads: int | None) -> int:
     return kv_heads
 
 
-def rotary_size(d_head: int, fraction: float = 1.0) -> int:
+def rotary_size(d_head: int, positions: str, fraction: float = 1.0) -> int:
     """How many features of a head are rotated. Raises `ValueError` unless they are pairs."""
+    if positions == "nope":
+        return 0
     size = round(d_head * fraction)
     if size < 2 or size % 2 or abs(size - d_head * fraction) > 1e-6:
         share = "d_head" if fraction == 1 else f"rotary_fraction = {fraction:g} of d_head"
-        raise ValueError(f"{share} must be even with rotary positions, got {d_head * fraction:g}")
+        raise ValueError(f"{share} must be even for positions={positions!r}, got {d_head * fraction:g}")
     return size
 
 

@@ -51,8 +51,7 @@ class DifferentialAttention(Mixer):
     def build(self) -> None:
         self.kv_heads = kv_heads = key_value_heads(self.heads, self.kv_heads)
         self.d_head = d_head = head_size(self.d_model, 2 * self.heads, self.d_head)
-        if self.positions == "rope":
-            rotary_size(d_head)
+        rotary_size(d_head, self.positions)
         self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * self.layer)
         self.qkv_proj = nn.Linear(self.d_model, (self.heads + 2 * kv_heads) * 2 * d_head, bias=False)
         vectors = (nn.Parameter(LAMBDA_DEVIATION * torch.randn(d_head)) for _ in range(4))

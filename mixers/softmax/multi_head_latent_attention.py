@@ -13,7 +13,7 @@ from ..ops.attention import OP, attention
 from ..options import option
 from ..registry import register_mixer
 from ..state import GrowableBuffer, MixerState
-from .base import own_buffer, rotary_size
+from .base import own_buffer
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,8 @@ class MultiHeadLatentAttention(Mixer):
         self.d_value = d_head if self.d_value is None else self.d_value
         self.d_latent = 4 * d_head if self.d_latent is None else self.d_latent
         self.d_rope = d_head // 2 if self.d_rope is None else self.d_rope
-        rotary_size(self.d_rope)
+        if self.d_rope % 2:
+            raise ValueError(f"d_rope must be even, it is rotated in pairs, got {self.d_rope}")
         width = self.heads * (d_head + self.d_rope)
         self.q_proj = nn.Linear(self.d_query_latent or self.d_model, width, bias=False)
         if self.d_query_latent is not None:

@@ -31,5 +31,5 @@ def test_decoding_absorbs_and_prefill_does_not():
 
 
 def test_an_odd_rotary_key_is_refused():
-    with pytest.raises(ValueError, match="must be even with rotary positions, got 3"):
+    with pytest.raises(ValueError, match="d_rope must be even, it is rotated in pairs, got 3"):
         create_mixer("multi_head_latent_attention", 32, d_rope=3)
