@@ -70,7 +70,7 @@ def test_gates_of_any_size_stay_finite() -> None:
 
 
 def test_the_definition_without_a_maximum() -> None:
-    """Dense, as eq. 19 to 27 have it before they are stabilised, where the numbers stay within range."""
+    """Dense and not stabilised, where the numbers stay within range."""
     q, k, v, i, f = problem(time=12).values()
     total = f.cumsum(1).transpose(1, 2)
     gates = total[..., :, None] - total[..., None, :] + i.transpose(1, 2)[..., None, :]
