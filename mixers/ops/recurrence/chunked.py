@@ -19,21 +19,37 @@ from . import reference
 from .decays import ChannelDecay, Decay, HeadDecay, NoDecay
 from .inputs import Inputs
 
+PIECE = 2**18  # numbers per tensor, so that what one piece computes stays in a CPU's cache
+
 
 def linear_recurrence(
     inputs: Inputs, scale: float, chunk_size: int, state: Tensor | None, return_state: bool
 ) -> tuple[Tensor, Tensor | None]:
-    batch, time, heads = inputs.values.shape[:3]
+    batch, time, heads, d_v = inputs.values.shape
     if time == 1:
         return reference.linear_recurrence(inputs, scale, chunk_size, state, return_state)
-    given = inputs.per_memory()
     chunk = min(chunk_size, time)
-    if given.log_decay is not None and given.log_decay.ndim == 4:
+    if inputs.log_decay is not None and inputs.log_decay.ndim == 4:
         chunk = 1 << (chunk - 1).bit_length()
+    memory = None if state is None else state.to(inputs.precision).flatten(0, 1)
+    piece = time
+    if inputs.values.device.type == "cpu":
+        piece = max(1, PIECE // (batch * heads * max(inputs.keys.shape[3], d_v) * chunk)) * chunk
+    outputs = []
+    for start in range(0, time, piece):
+        output, memory = _piece(inputs.tokens(start, start + piece), scale, chunk, memory)
+        outputs.append(output)
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    return output, memory.unflatten(0, (batch, heads)) if return_state and memory is not None else None
+
+
+def _piece(inputs: Inputs, scale: float, chunk: int, memory: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Some chunks at once; memory `[batch * heads, d_k, d_v]`, before and after."""
+    batch, time, heads = inputs.values.shape[:3]
+    given = inputs.per_memory()
     queries, keys, values = (_chunks(x, chunk) for x in (given.queries * scale, given.keys, given.values))
     # the zeros behind the last token write nothing and decay nothing
     decay = _decay(given.log_decay, chunk)
-    memory = None if state is None else state.to(values.dtype).flatten(0, 1)
     if given.beta is None and given.erase is None:
         bonus = None if given.bonus is None else given.bonus.repeat(batch, 1)[:, None, None]
         output, memory = _plain(queries, keys, values, decay, bonus, memory)
@@ -41,7 +57,7 @@ def linear_recurrence(
         output, memory = _erasing(queries, keys, values, decay, given, chunk, memory)
     # [chunks, batch * heads, group, chunk, d_v] -> [batch, time, heads * group, d_v]
     output = output.unflatten(1, (batch, heads)).permute(1, 0, 4, 2, 3, 5).flatten(1, 2)[:, :time].flatten(2, 3)
-    return output.to(inputs.values.dtype), memory.unflatten(0, (batch, heads)) if return_state else None
+    return output, memory
 
 
 def _plain(
@@ -76,10 +92,8 @@ def _erasing(
             output = decay.scores(queries, keys, True) @ values
             writes = (decay.to_end(keys).mT @ values).squeeze(2)
     system = decay.scores(a, written, inclusive)
-    right = torch.cat([targets, decay.from_start(a, inclusive)], -1)
-    u, w = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True).split(
-        [values.shape[-1], keys.shape[-1]], -1
-    )
+    u = torch.linalg.solve_triangular(system, targets, upper=False, unitriangular=True)
+    w = torch.linalg.solve_triangular(system, decay.from_start(a, inclusive), upper=False, unitriangular=True)
     starts, u, memory = _erasing_scan(decay.whole(), writes, decay.to_end(written), u, w, memory)
     inner = decay.scores(queries, written, True) @ u + decay.from_start(queries, True) @ starts.unsqueeze(2)
     return inner if output is None else inner + output, memory

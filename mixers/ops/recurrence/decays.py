@@ -20,7 +20,7 @@ class Decay(Protocol):
     """Decays between the tokens of a chunk, and from and to its ends."""
 
     def scores(self, rows: Tensor, columns: Tensor, inclusive: bool) -> Tensor:
-        """`sum_c rows[i, c] columns[j, c] decay[j -> i, c]` for j <= i, exclusive j < i, else 0: `[..., chunk, chunk]`."""
+        """`sum_c rows[i, c] columns[j, c] decay[j -> i, c]` where j <= i, exclusive j < i; else 0."""
 
     def from_start(self, rows: Tensor, inclusive: bool) -> Tensor:
         """Rows, times the decay from the chunk's start to each."""
@@ -85,7 +85,7 @@ class ChannelDecay:
     def __init__(self, log_decay: Tensor) -> None:
         chunk = log_decay.shape[-2]
         self.levels: list[tuple[Tensor, Tensor, Tensor]] = []
-        # of blocks of one token: sums from its start to each token (inclusive), from each to its end, and over all of it
+        # of blocks, at first of one token: sums from the start to each token, from each to the end, and over all
         upto, total = log_decay.unsqueeze(-2), log_decay.unsqueeze(-2)
         after = torch.zeros_like(upto)
         while upto.shape[-2] < chunk:

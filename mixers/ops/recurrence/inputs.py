@@ -28,6 +28,16 @@ class Inputs(NamedTuple):
         """The dtype of the memory."""
         return torch.promote_types(self.values.dtype, torch.float32)
 
+    def tokens(self, start: int, stop: int) -> Inputs:
+        """The tokens `start:stop`, views."""
+
+        def part(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[:, start:stop]
+
+        erase = self.erase and (self.erase[0][:, start:stop], part(self.erase[1]))
+        queries, keys, values = (x[:, start:stop] for x in self[:3])
+        return Inputs(queries, keys, values, part(self.log_decay), part(self.beta), erase, self.bonus)
+
     def per_memory(self) -> Inputs:
         """In the memory's precision, keys repeated to `[batch, time, heads, d_k]`, queries grouped by the memory they
         read: `[batch, time, heads, group, d_k]`."""
