@@ -37,7 +37,7 @@ class ReBased(Mixer):
     )
 
     heads: int = option("number of memories", default=4, least=1, small=2)
-    d_head: int | None = option("length of values; None: d_model / heads", default=None, least=1, small=16)
+    d_head: int = option("length of values; None: d_model / heads", default=None, least=1, small=16)
     d_feature: int = option("length of queries and keys before the feature map", default=16, least=2, small=4)
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
 

@@ -38,9 +38,7 @@ class Retention(Mixer):
     )
 
     heads: int = option("number of memories", default=4, least=1, small=2)
-    d_head: int | None = option(
-        "length of queries and keys, even; None: d_model / heads", default=None, least=2, small=16
-    )
+    d_head: int = option("length of queries and keys, even; None: d_model / heads", default=None, least=2, small=16)
     expand_v: float = option("length of values, in multiples of d_head", default=2.0, above=0)
     rope_theta: float = option("base of the rotary frequencies", default=10000.0, above=0)
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
