@@ -17,7 +17,7 @@ from .based import quadratic_features
 
 @register_mixer
 class ReBased(Mixer):
-    """ReBased linear attention (Aksenov et al. 2024, arXiv 2402.10644, section 5).
+    """ReBased linear attention (Aksenov et al. 2024, arXiv 2402.10644).
 
     The weight of a token is (q . k)^2, divided by the sum of all weights, where queries and keys are normalised, scaled
     and shifted by learned numbers. As in the authors' code, one LayerNorm sees the queries of all heads, another the

@@ -29,7 +29,7 @@ class ShiftedState(MixerState):
 
 @register_mixer
 class RWKV6(Mixer):
-    """Time mixing of RWKV-6, "Finch" (Peng et al. 2024, arXiv 2404.05892, section 4).
+    """Time mixing of RWKV-6, "Finch" (Peng et al. 2024, arXiv 2404.05892).
 
     Every key channel decays by exp(-exp(w)) with w from the token; a token's own write counts u for its own read. The
     queries are the paper's receptance. Weights start as in the authors' code (RWKV-LM), which depends on the place of

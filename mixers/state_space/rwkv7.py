@@ -19,7 +19,7 @@ from .rwkv6 import NORM_EPS, ShiftedState
 
 @register_mixer
 class RWKV7(Mixer):
-    """Time mixing of RWKV-7, "Goose" (Peng et al. 2025, arXiv 2503.14456, section 4).
+    """Time mixing of RWKV-7, "Goose" (Peng et al. 2025, arXiv 2503.14456).
 
     A key's direction kappa is erased at the in-context learning rate a, and k written, which a scales in part. Ranks
     and initial weights are those of the authors' code (RWKV-LM, x070), which depend on the place of the layer: outputs

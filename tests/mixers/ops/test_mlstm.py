@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mixerzoo.mixers.contract.trial import relative_error
 from mixerzoo.mixers.ops.mlstm import mlstm
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,10 +31,6 @@ def problem(time: int = 37, dtype: torch.dtype = torch.float64) -> dict[str, Ten
 
 def cut(given: dict[str, Tensor], start: int, end: int) -> dict[str, Tensor]:
     return {name: x[:, start:end] for name, x in given.items()}
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("chunk_size", [1, 8, 64])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from mixerzoo.mixers.contract.trial import relative_error
 from mixerzoo.mixers.ops.slstm import slstm
 from torch import Tensor
 
@@ -17,10 +18,6 @@ def problem(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     gates = 3 * torch.randn(2, 19, HEADS, 4, D, generator=generator, dtype=torch.float64)
     recurrent = torch.randn(HEADS, D, 4, D, generator=generator, dtype=torch.float64)
     return gates.to(dtype), recurrent.to(dtype)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def test_the_xlstm_package_agrees(oracle: Any) -> None:
