@@ -139,12 +139,10 @@ class Suite:
         """The suite with every default written out, as YAML can hold it; loading it gives the same cases."""
         first = next(iter(self.layouts.values()))
         model = self.settings.model.config(first, 0).to_dict()
-        used = set().union(*(mixer_names(parse_layout(line)) for line in self.layouts.values()))
         model["mixer_defaults"] = {
             name: options
             for line in self.layouts.values()
             for name, options in self.settings.model.config(line, 0).to_dict()["mixer_defaults"].items()
-            if name in used
         }
         settings = self.settings.model_dump(mode="json")
         kept = {k: v for k, v in model.items() if k not in ("layout", "seed")}

@@ -2,7 +2,7 @@
 
 Left of `|`: mixers with their options, each repeated `*n` times, tiled over the layers. Right of it: what is inserted
 at which layers, counted from 0: as a residual sublayer before the mixer, or in place of the SwiGLU if the inserted
-mixer's card says that its role is feed-forward.
+mixer's card says that its role is feed-forward. The name of a layout may stand for its whole line, see `LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ast
 import difflib
 import functools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedToken
 from lark.exceptions import VisitError
 
-from ..mixers import UnknownMixerError, mixer_card, mixer_options
+from ..mixers import UnknownMixerError, list_mixers, mixer_card, mixer_options
+from .named_layouts import LAYOUTS
 
 _GRAMMAR = r"""
 layout: pattern ["|" insertions]
@@ -152,7 +154,8 @@ class Layout:
         try:
             known = mixer_options(mixer.name)
         except UnknownMixerError as error:
-            raise self.error(str(error), mixer.column) from error
+            alone = str(self) == mixer.name
+            raise self.error(f"{error}{_similar_layouts(mixer.name) if alone else ''}", mixer.column) from error
         for option in mixer.options:
             if option not in known:
                 close = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
@@ -175,7 +178,11 @@ class LayerSpec:
 
 
 def parse_layout(line: str) -> Layout:
-    """Parse a layout line. Raises `LayoutError`, which points at the character and says what was expected there."""
+    """Parse a layout line, or that of a name in `LAYOUTS` that no mixer has.
+
+    Raises `LayoutError`, which points at the character and says what was expected there.
+    """
+    line = layout_line(line)
     try:
         return _Build(line).transform(_parser().parse(line))
     except VisitError as error:
@@ -183,12 +190,27 @@ def parse_layout(line: str) -> Layout:
     except UnexpectedCharacters as error:
         column, expected = error.pos_in_stream or 0, error.allowed or set()
         found = repr(line[column])
+        if re.fullmatch(r"\s*[A-Za-z]\w*(-\w+)+\s*", line):  # no line, but the names of the FwPKM paper look like that
+            name = line.strip()
+            hint = _similar_layouts(name) or "; `mixerzoo layouts` lists them"
+            raise LayoutError(f"unknown layout {name!r}{hint}", line, line.index(name)) from None
     except UnexpectedToken as error:
         at_end = error.token.type == "$END"
         found = "the end" if at_end else repr(str(error.token))
         column, expected = len(line) if at_end else _column(error.token), error.accepts or error.expected
     wanted = " or ".join(sorted(_TERMINALS[name] for name in expected))
     raise LayoutError(f"expected {wanted}, found {found}", line, column)
+
+
+def layout_line(line: str) -> str:
+    """The line that `line` stands for if it is a name in `LAYOUTS` and not that of a mixer, else `line` itself."""
+    name = line.strip()
+    return LAYOUTS[name].line if name in LAYOUTS and name not in list_mixers() else line
+
+
+def _similar_layouts(name: str) -> str:
+    close = difflib.get_close_matches(name, LAYOUTS, n=1, cutoff=0.7)
+    return f"; did you mean the layout {close[0]}?" if close else ""
 
 
 def _column(token: Token) -> int:

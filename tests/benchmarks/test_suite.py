@@ -41,6 +41,27 @@ def test_match_layout_may_be_a_label():
     )
 
 
+def test_a_resolved_suite_keeps_the_options_of_a_mixer_that_is_only_matched():
+    text = changed("  d_model: 32", "  d_model: 32\n  match: params\n  match_layout: gated_deltanet")
+    text = text.replace("linear_attention: {heads: 2}", "gated_deltanet: {heads: 1, d_head: 48}")
+    suite = parse_suite(text, "s")
+    resolved = suite.resolved()
+    assert resolved["model"]["mixer_defaults"]["gated_deltanet"] == {"heads": 1, "d_head": 48}
+    again = parse_suite(yaml.safe_dump(resolved), "resolved")
+    model = Planner(suite, "cpu")({}).cases[0].model
+    assert Planner(again, "cpu")({}).cases[0].model == model
+    assert model["mixer_defaults"]["gated_deltanet"] == {"heads": 1, "d_head": 48}
+
+
+def test_a_layout_may_be_given_by_name():
+    text = changed("linear_attention*2", "fa_interleave").replace("d_model: 32", "d_model: 32\n  n_layers: 4")
+    assert parse_suite(text, "s").layouts["lin"] == "gated_deltanet*3, softmax_attention"
+    twins = text.replace("soft: softmax_attention", "soft: fa_interleave")
+    assert "is the same layout as 'soft'" in problems(twins)[0][1]
+    matched = text.replace("d_model: 32", "d_model: 32\n  match: params\n  match_layout: fa")
+    assert Planner(parse_suite(matched, "s"), "cpu")({}).cases[0].model["match_layout"] == "softmax_attention"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "message"),
     [

@@ -1,9 +1,9 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from mixerzoo.models import Layout, LayoutError, parse_layout
+from mixerzoo.models import LAYOUTS, Layout, LayoutError, parse_layout
 from mixerzoo.models.layout import Insertion, MixerSpec, Repeated
 
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
@@ -26,6 +26,7 @@ layouts = st.builds(
 
 @given(layouts)
 def test_the_canonical_line_parses_to_the_same_layout(layout):
+    assume(str(layout) not in LAYOUTS)
     parsed = parse_layout(str(layout))
     assert parsed == layout
     assert str(parsed) == str(layout)
