@@ -15,7 +15,8 @@ from .layout import layout_line, parse_layout
 class ModelConfig:
     """A language model: a layout line and the backbone around it.
 
-    layout: which mixer stands at which layer, see `parse_layout`; a name is replaced by its line. d_model, n_layers, vocab_size: sizes.
+    layout: which mixer stands at which layer, see `parse_layout`; a name is replaced by its line.
+    d_model, n_layers, vocab_size: sizes.
     d_ff: width of the SwiGLU feed-forwards; None: 8/3 d_model, rounded up to a multiple of 32.
     mixer_defaults: options by mixer name, for every place where it stands; the options in the layout line win.
     seed: of the initial parameters.

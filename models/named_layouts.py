@@ -56,7 +56,7 @@ _HYBRIDS = {
 }
 
 # The token mixers of the FwPKM paper's main experiments: Gated DeltaNet, alone and with every fourth layer an
-# attention, and full attention. (Its "pSWA" models have the layouts `fa`: they restrict the attention in training only.)
+# attention, and full attention. (Its "pSWA" models have the layouts `fa`: they restrict it in training only.)
 _PAPER_MIXERS = {
     "gdn": "gated_deltanet",
     "swa_interleave": "gated_deltanet*3, sliding_window_attention",
