@@ -19,7 +19,7 @@ from typing import Any
 from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedToken
 from lark.exceptions import VisitError
 
-from ..mixers import UnknownMixerError, list_mixers, mixer_card, mixer_options
+from ..mixers import UnknownMixerError, check_option, list_mixers, mixer_card
 from .named_layouts import LAYOUTS
 
 _GRAMMAR = r"""
@@ -116,8 +116,8 @@ class Layout:
     def place(self, n_layers: int) -> list[LayerSpec]:
         """What stands at each of `n_layers` layers.
 
-        Raises `LayoutError` for an unknown mixer or option, a layer that does not exist or is taken, or a pattern
-        longer than the model.
+        Raises `LayoutError` for an unknown mixer or option, a value that an option cannot have, a layer that does not
+        exist or is taken, or a pattern longer than the model.
         """
         mixers: list[MixerSpec] = []
         for repeated in self.pattern:
@@ -152,16 +152,15 @@ class Layout:
 
     def _check_mixer(self, mixer: MixerSpec) -> None:
         try:
-            known = mixer_options(mixer.name)
+            mixer_card(mixer.name)
         except UnknownMixerError as error:
             alone = str(self) == mixer.name
             raise self.error(f"{error}{_similar_layouts(mixer.name) if alone else ''}", mixer.column) from error
-        for option in mixer.options:
-            if option not in known:
-                close = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
-                hint = f"did you mean {close[0]}? " if close else ""
-                message = f"{mixer.name} has no option {option!r}; {hint}its options are {', '.join(known) or 'none'}"
-                raise self.error(message, mixer.option_columns.get(option, mixer.column))
+        for option, value in mixer.options.items():
+            try:
+                check_option(mixer.name, option, value)
+            except ValueError as error:
+                raise self.error(str(error), mixer.option_columns.get(option, mixer.column)) from None
 
     def error(self, message: str, column: int) -> LayoutError:
         """A `LayoutError` about the character at `column` of this layout's line."""
