@@ -125,3 +125,22 @@ def test_parse_measure_refuses_unknown_names_and_parameters():
 def test_bundled_suites_are_named_after_their_files():
     for name, text in bundled_suites().items():
         assert yaml.safe_load(text)["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("{heads: 2}", "{heads: 0}", 5, "heads must be a whole number of at least 1, got 0"),
+        ("{heads: 2}", "{feature_map: relu}", 5, "feature_map must be one of elu, identity, taylor, got 'relu'"),
+        ("linear_attention*2", "'linear_attention(heads=two)*2'", 8, "heads must be a whole number"),
+    ],
+)
+def test_a_value_that_an_option_cannot_have_is_named_with_its_line(old, new, line, message):
+    ((found, text),) = problems(changed(old, new))
+    assert found == line and message in text
+
+
+def test_a_swept_value_that_an_option_cannot_have_is_refused():
+    swept = changed("    lengths: [64]\n", "    lengths: [64]\n    sweep: {linear_attention.heads: [2, 0]}\n")
+    (problem,) = problems(swept)
+    assert "heads must be a whole number of at least 1, got 0" in problem[1]
