@@ -23,9 +23,9 @@ A_FLOOR = 1e-4  # every head forgets a little
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mamba3State(MixerState):
-    """memory `[batch, heads, d_state, d_head]`; angle `[batch, heads, n_angles]`, by which keys are turned so far; key
-    `[batch, heads, rank, d_state]` (turned) and value `[batch, heads, d_head]` of the last token, a share of whose write
-    is still to come."""
+    """memory `[batch, heads, d_state, d_head]`; angle `[batch, heads, n_angles]`, by which keys are turned; of the
+    last token, part of whose write is still to come, key `[batch, heads, rank, d_state]` (turned) and value
+    `[batch, heads, d_head]`."""
 
     memory: Tensor
     angle: Tensor
