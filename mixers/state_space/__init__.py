@@ -2,5 +2,9 @@
 
 from .mamba2 import Mamba2
 from .mamba3 import Mamba3
+from .mlstm import MLSTM
+from .rwkv6 import RWKV6
+from .rwkv7 import RWKV7
+from .slstm import SLSTM
 
-__all__ = ["Mamba2", "Mamba3"]
+__all__ = ["MLSTM", "RWKV6", "RWKV7", "Mamba2", "Mamba3", "SLSTM"]
