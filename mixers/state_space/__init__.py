@@ -7,4 +7,4 @@ from .rwkv6 import RWKV6
 from .rwkv7 import RWKV7
 from .slstm import SLSTM
 
-__all__ = ["MLSTM", "RWKV6", "RWKV7", "Mamba2", "Mamba3", "SLSTM"]
+__all__ = ["MLSTM", "RWKV6", "RWKV7", "SLSTM", "Mamba2", "Mamba3"]
