@@ -70,7 +70,7 @@ def test_states_of_other_models_are_refused_before_any_work(tokens):
     with pytest.raises(ValueError, match="expects a ModelState"):
         model(tokens, state.layers[0][1])
     # the backend changes the speed, never the state
-    LanguageModel(config(mixer_defaults={"toy_sum": {"backend": "torch"}}))(tokens, state)
+    LanguageModel(config(mixer_defaults={"toy_sum": {"backend": "auto"}}))(tokens, state)
 
 
 @pytest.mark.parametrize(
