@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .interface import Mixer, MixerCard
 from .layers import ShortConvolution, apply_rotary, rotary_angles, split_heads
-from .ops.ttt import TTTLinearState, ttt_linear
+from .ops.ttt import TTTState, ttt
 from .registry import register_mixer
 from .state import MixerState
 
@@ -21,7 +21,7 @@ ROPE_THETA = 10_000.0
 class TTTLinearMixerState(MixerState):
     """fast: weights and gathered gradients of the inner model; tail: of the short convolution, None without one."""
 
-    fast: TTTLinearState
+    fast: TTTState
     tail: Tensor | None
 
 
@@ -43,7 +43,7 @@ class TTTLinear(Mixer):
         arxiv="2407.04620",
         year=2024,
         state_growth="constant",
-        backends=("torch", "reference"),
+        backends=("chunked", "reference"),
     )
 
     def __init__(
@@ -115,7 +115,7 @@ class TTTLinear(Mixer):
             q, k = apply_rotary(q, angles), apply_rotary(k, angles)
 
         precision = torch.promote_types(x.dtype, torch.float32)
-        result = ttt_linear(
+        read, fast = ttt(
             q,
             k,
             v,
@@ -123,20 +123,18 @@ class TTTLinear(Mixer):
             position_scale=self.position_scale(),
             norm_weight=self.inner_norm_weight,
             norm_bias=self.inner_norm_bias,
-            W1=self.W1,
-            b1=self.b1,
-            mini_batch_size=self.mini_batch_size,
+            weights=((self.W1, self.b1),),
             state=None if state is None else state.fast,
             return_state=return_state,
             backend=self.backend,
         )
-        y = self.norm(result.output.flatten(2).to(self.norm.weight.dtype))
+        y = self.norm(read.flatten(2).to(self.norm.weight.dtype))
         if self.gate is not None:
             y = y * F.gelu(self.gate(x), approximate="tanh")
         y = self.out(y).to(x.dtype)
-        if result.state is None:
+        if fast is None:
             return y, None
-        return y, TTTLinearMixerState(self.signature, x.shape[0], position + x.shape[1], result.state, tail)
+        return y, TTTLinearMixerState(self.signature, x.shape[0], position + x.shape[1], fast, tail)
 
     def _angles(self, position: int, time: int) -> Tensor:
         """`[time, d_head / 2]`: rotations start anew with every mini-batch, so they stay small at any length."""
