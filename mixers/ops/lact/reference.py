@@ -39,7 +39,9 @@ def lact(
     for t in range(k.shape[1]):
         outputs.append(apply(state.weights, q[:, t, :, None])[:, :, 0])
         gradients = torch.func.grad(_match)(state.weights, k[:, t, :, None], v[:, t, :, None])
-        gathered = tuple(g + steps[:, t, :, i, None, None] * new for i, (g, new) in enumerate(zip(state.gathered, gradients)))
+        gathered = tuple(
+            g + steps[:, t, :, i, None, None] * new for i, (g, new) in enumerate(zip(state.gathered, gradients))
+        )
         persistence = None if momentum is None else state.persistence + momentum[:, t].to(dtype)
         state = LactState(state.weights, gathered, state.velocity, persistence, state.position + 1)
         if state.position % chunk_size == 0:

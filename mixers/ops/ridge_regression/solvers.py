@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, autocast
 
 Product = Callable[[Tensor], Tensor]
 """`[..., d]` -> `[..., d]`: H + R of each token times its vector, or an affine map made of it."""
@@ -65,4 +65,5 @@ class ExactGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def,override]
-        return -conjugate_gradient(ctx.product, gradient, ctx.steps), None, None
+        with autocast(gradient.device.type, enabled=False):  # whoever calls backward may have it on
+            return -conjugate_gradient(ctx.product, gradient, ctx.steps), None, None

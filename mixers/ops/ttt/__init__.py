@@ -101,6 +101,4 @@ def _check_weights(weights: Layers, values: Tensor, state: TTTState | None) -> N
             f"d_head {d_head} to d_head, got {found}"
         )
     if state is not None and shapes(state.weights) != [[batch, *shape] for shape in found]:
-        raise ValueError(
-            f"state.weights must be {[[batch, *shape] for shape in found]}, got {shapes(state.weights)}"
-        )
+        raise ValueError(f"state.weights must be {[[batch, *shape] for shape in found]}, got {shapes(state.weights)}")
