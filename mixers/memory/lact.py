@@ -119,7 +119,7 @@ class LaCT(Mixer):
         qkv = self.qkv_proj(x)
         seen, keys, values = self._attend(qkv, angles, state)
         read, fast = self._remember(x, qkv, angles, state, return_state)
-        y = self.o_proj((seen.flatten(2) + read.to(seen.dtype))).to(x.dtype)
+        y = self.o_proj(seen.flatten(2) + read.to(seen.dtype)).to(x.dtype)
         if not return_state:
             return y, None
         return y, self.next_state(LaCTMixerState, x, state, fast=fast, keys=keys, values=values)

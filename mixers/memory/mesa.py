@@ -1,4 +1,4 @@
-"""Mesa: what the best linear map of all keys so far to their values makes of a query, solved for anew by every token."""
+"""Mesa: every token solves anew for the best linear map of all keys so far to their values."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ class Mesa(Mixer):
     """The Mesa layer of MesaNet (von Oswald et al. 2025, arXiv 2506.05233): ridge regression at every token.
 
     Decay and write strength are gates per token and head, the ridge is learned per head and feature (softplus, at least
-    `ridge_floor`, at first 1). Queries and keys pass a short convolution with SiLU and have length 1; values do neither,
-    and what is read is normalised head by head, as in flash-linear-attention. The conjugate gradients start from zero
-    and stop after `steps`, before that only where all tokens have come down to rounding: the paper's tolerance, which
-    trades accuracy for steps token by token, is left out. Gradients are those of the exact solution, as in the paper.
+    `ridge_floor`, at first 1). Queries and keys pass a short convolution with SiLU and have length 1, values do
+    neither, and what is read is normalised head by head, as in flash-linear-attention. Conjugate gradients start from
+    zero and take `steps` steps, fewer only where all tokens have come down to rounding; the paper's stopping criterion,
+    which saves steps on some tokens at the cost of accuracy, is left out. Gradients are those of the exact solution, as
+    in the paper.
     """
 
     card = MixerCard(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +72,7 @@ class Titans(Mixer):
         nn.init.constant_(self.decay_proj.bias, FORGET_BIAS)
         widths = [d_head, *[self.expand * d_head] * (self.depth - 1), d_head]
         self.memory = nn.ParameterList(
-            torch.empty(heads, d_in, d_out).normal_(0, d_in**-0.5) for d_in, d_out in zip(widths, widths[1:])
+            torch.empty(heads, d_in, d_out).normal_(0, d_in**-0.5) for d_in, d_out in itertools.pairwise(widths)
         )
         self.output = GatedOutput(d_model, heads, d_head)
 

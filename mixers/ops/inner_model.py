@@ -35,7 +35,7 @@ class Activation(NamedTuple):
 
 
 class Write(NamedTuple):
-    """What tokens write to one layer: its inputs `[..., tokens, d_in]`, gradients at its outputs `[..., tokens, d_out]`."""
+    """What tokens write to a layer: inputs `[..., tokens, d_in]`, gradients at its outputs `[..., tokens, d_out]`."""
 
     inputs: Tensor
     gradients: Tensor

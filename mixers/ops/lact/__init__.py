@@ -46,7 +46,7 @@ def lact(
     return_state: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, LactState | None]:
-    """LaCT (Zhang et al. 2025, arXiv 2505.23884): per head, `f(x) = down (silu(gate x) * (up x))` learns keys -> values.
+    """LaCT (Zhang et al. 2025, arXiv 2505.23884): `f(x) = down (silu(gate x) * (up x))` per head learns keys -> values.
 
     Tokens of a chunk all read the weights from before it (apply, then update: causal). When it is complete, each matrix
     W takes a step along the gradient of the tokens' dot products with their targets, and its rows get back the lengths
@@ -57,8 +57,8 @@ def lact(
 
     queries, keys `[batch, time, heads, d_in]`, values `[batch, time, heads, d_out]`; step_sizes
     `[batch, time, heads, 3]`, of gate, down and up; momentum `[batch, time, heads]`, in 0..1, None for none; weights:
-    see `Weights`, with which every sequence begins. muon: five Newton-Schulz steps with the coefficients of the released
-    code, at the precision of the weights instead of bfloat16.
+    see `Weights`, with which every sequence begins. muon: five Newton-Schulz steps, with the coefficients of the
+    released code, at the precision of the weights instead of bfloat16.
     Gradients flow through all of it. chunk_size: chunks end at multiples of it, and the result depends on it.
     Returns the output `[batch, time, heads, d_out]` in the dtype of `values`, and the state (float32 at least) or None.
     Raises `ValueError` if sizes do not fit together.

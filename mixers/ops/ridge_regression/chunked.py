@@ -7,6 +7,7 @@ adds what they wrote.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -68,7 +69,8 @@ def ridge_regression(
         return x.unflatten(1, (-1, size)).permute(0, 3, 1, 2, 4).flatten(0, 2).contiguous()
 
     q, k, v, beta = chunks(queries), chunks(keys), chunks(values), chunks(beta[..., None])
-    g = chunks(log_decay[..., None]).cumsum(1)
+    # sums of very large exponents would cost the small ones beside them their digits; this much is nothing either way
+    g = chunks(log_decay[..., None]).clamp_min(2 * math.log(torch.finfo(dtype).eps)).cumsum(1)
     before, after = _memories(k, v, g, beta, start(keys.to(dtype), values) if state is None else state)
     gram, memory = before.split([d_k, v.shape[-1]], dim=-1)
     weights = _weights(g, beta)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from torch import Tensor, autocast
@@ -82,7 +83,7 @@ def _check(queries: Tensor, keys: Tensor, values: Tensor, weights: Layers, chunk
         raise ValueError(f"values must be {list(keys.shape[:3])} + [d_v], got {list(values.shape)}")
     found = shapes(weights)
     widths = [keys.shape[3], *(shape[-1] for shape in found)]
-    expected = [[keys.shape[2], d_in, d_out] for d_in, d_out in zip(widths, widths[1:])]
+    expected = [[keys.shape[2], d_in, d_out] for d_in, d_out in itertools.pairwise(widths)]
     if not found or any(len(layer) != 1 for layer in weights) or found != expected or widths[-1] != values.shape[3]:
         raise ValueError(
             f"weights must be layers of one matrix [heads, d_in, d_out] each, from d_k {keys.shape[3]} to d_v "

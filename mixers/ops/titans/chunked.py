@@ -3,13 +3,15 @@
 Unrolled from a chunk's first token, with B_i the product of the decays and m_i that of the momenta up to token i,
 
     S_i = m_i S_0 + sum_{j <= i} n_ij gradient_j,    n_ij = -step_j * product of the momenta of j+1..i
-    M_i = B_i M_0 + f_i S_0 + sum_{j <= i} c_ij gradient_j,    f_i = sum_{l <= i} B_i / B_l m_l,  c_ij = sum_l B_i / B_l n_lj
+    M_i = B_i M_0 + f_i S_0 + sum_{j <= i} c_ij gradient_j,
+    f_i = sum_{l <= i} B_i / B_l m_l,    c_ij = sum_{j <= l <= i} B_i / B_l n_lj
 
 which is the dual form of `inner_model`. A call may begin and end anywhere in a chunk.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -64,7 +66,9 @@ def titans(
 
 def coefficients(step_sizes: Tensor, log_decay: Tensor, log_momentum: Tensor) -> Coefficients:
     """From gates `[..., tokens]`."""
-    decay, momentum = log_decay.cumsum(-1), log_momentum.cumsum(-1)
+    # sums of very large exponents would cost the small ones beside them their digits; this much is nothing either way
+    least = 2 * math.log(torch.finfo(log_decay.dtype).eps)
+    decay, momentum = (x.clamp_min(least).cumsum(-1) for x in (log_decay, log_momentum))
     later = torch.ones(2 * decay.shape[-1:], dtype=torch.bool, device=decay.device).triu(1)
 
     def between(x: Tensor) -> Tensor:

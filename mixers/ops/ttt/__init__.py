@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from torch import Tensor, autocast
@@ -59,9 +60,9 @@ def ttt(
     The next mini-batch begins with the W_i of this one's last token. Gradients flow through all of it.
 
     queries, keys, values `[batch, time, heads, d_head]`; step_sizes `[batch, time, heads]`, the inner learning rate of
-    each token; position_scale `[mini-batch size]`; norm_weight, norm_bias `[heads, d_head]`. weights: for each layer its
-    matrix `[heads, d_in, d_out]` and its bias `[heads, 1, d_out]`, with which a sequence starts; a `state`, from an
-    earlier call, brings its own.
+    each token; position_scale `[mini-batch size]`; norm_weight, norm_bias `[heads, d_head]`.
+    weights: for each layer its matrix `[heads, d_in, d_out]` and its bias `[heads, 1, d_out]`, with which a sequence
+    starts; a `state`, from an earlier call, brings its own.
     Returns the output in the dtype of `values`, and the state (float32 at least) or None.
     Raises `ValueError` if sizes do not fit together.
     """
@@ -94,7 +95,7 @@ def _check_weights(weights: Layers, values: Tensor, state: TTTState | None) -> N
     batch, _, heads, d_head = values.shape
     found = shapes(weights)
     widths = [d_head, *(len(layer) == 2 and layer[0].shape[-1] for layer in weights)]
-    expected = [[heads, d, width] for d_in, width in zip(widths, widths[1:]) for d in (d_in, 1)]
+    expected = [[heads, d, width] for d_in, width in itertools.pairwise(widths) for d in (d_in, 1)]
     if not weights or found != expected or widths[-1] != d_head:
         raise ValueError(
             f"weights must be layers of a matrix [{heads}, d_in, d_out] and a bias [{heads}, 1, d_out] each, from "
