@@ -183,7 +183,7 @@ class Backbone(nn.Module):
         if not return_state:
             return x, None
         position = (state.position if state is not None else 0) + tokens.shape[1]
-        return x, ModelState(tokens.shape[0], position, self.signature, tuple(layers))
+        return x, ModelState(self.signature, tokens.shape[0], position, tuple(layers))
 
     def head(self, features: Tensor) -> Tensor:
         """Logits `[..., vocab_size]` of features `[..., d_model]`; the weight is the embedding's."""

@@ -19,19 +19,19 @@ def step(output: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...
     return torch.autograd.grad(output.square().sum(), inputs)
 
 
-@pytest.mark.parametrize("backend", backends(attention._op))
+@pytest.mark.parametrize("backend", backends(attention.OP))
 def test_attention(normal: Any, timed: Any, backend: str) -> None:
     q, k, v = (normal(*SIZE).requires_grad_() for _ in range(3))
     timed(lambda: step(attention.attention(q, k, v, backend=backend), q, k, v))
 
 
-@pytest.mark.parametrize("backend", backends(linear._op))
+@pytest.mark.parametrize("backend", backends(linear.OP))
 def test_linear_attention(normal: Any, timed: Any, backend: str) -> None:
     q, k, v = normal(*SIZE).exp().requires_grad_(), normal(*SIZE).exp().requires_grad_(), normal(*SIZE).requires_grad_()
     timed(lambda: step(linear.linear_attention(q, k, v, normaliser=True, backend=backend)[0], q, k, v))
 
 
-@pytest.mark.parametrize("backend", backends(delta._op))
+@pytest.mark.parametrize("backend", backends(delta.OP))
 def test_gated_delta_rule(normal: Any, timed: Any, backend: str) -> None:
     q, k = (F.normalize(normal(*SIZE), dim=-1).requires_grad_() for _ in range(2))
     v, log_decay, beta = normal(*SIZE).requires_grad_(), -normal(*SIZE[:3]).exp(), normal(*SIZE[:3]).sigmoid()

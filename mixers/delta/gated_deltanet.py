@@ -35,7 +35,7 @@ class GatedDeltaNet(Mixer):
     )
 
     heads: int = option("number of memories", default=4, least=1, small=2)
-    d_head: int | None = option("length of a memory's keys; None: d_model / heads", default=None, least=1, small=16)
+    d_head: int = option("length of a memory's keys; None: d_model / heads", default=None, least=1, small=16)
     expand_v: float = option("length of a memory's values, in multiples of d_head", default=1.0, above=0)
     conv_size: int = option("tokens that the short convolution sees; 0: none", default=4, least=0)
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)

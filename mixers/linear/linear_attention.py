@@ -62,9 +62,9 @@ class LinearAttention(Mixer):
     )
 
     heads: int = option("number of heads", default=4, least=1, small=2)
-    d_head: int | None = option("size of a head's values; None: d_model / heads", default=None, least=1, small=16)
+    d_head: int = option("size of a head's values; None: d_model / heads", default=None, least=1, small=16)
     feature_map: Literal["elu", "identity", "taylor"] = option("of queries and keys", default="elu")
-    d_feature: int | None = option(
+    d_feature: int = option(
         "size of a query and key head before the feature map; None: d_head, for taylor 16", default=None, least=1
     )
     normaliser: bool = option("divide by the sum of the weights; False: RMSNorm instead", default=True)

@@ -39,8 +39,8 @@ class KeyValueAttention(Mixer):
     trained_length = cast("int | None", None)
 
     heads: int = option("query heads", default=4, least=1, small=2)
-    kv_heads: int | None = option("key and value heads, a divisor of heads; None: heads", default=None, least=1)
-    d_head: int | None = option("size of a head; None: d_model / heads", default=None, least=1, small=16)
+    kv_heads: int = option("key and value heads, a divisor of heads; None: heads", default=None, least=1)
+    d_head: int = option("size of a head; None: d_model / heads", default=None, least=1, small=16)
     rope_theta: float = option("base of the rotary frequencies", default=10_000.0, above=0)
     qk_norm: bool = option("normalise queries and keys head by head", default=False)
     conv_size: int = option("tokens that a convolution over q, k and v sees; 0: none", default=0, least=0)

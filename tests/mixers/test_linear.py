@@ -51,7 +51,7 @@ def test_chunks_agree_with_the_recurrence_and_its_gradients(normaliser, time, ch
         torch.testing.assert_close(ours, expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
 def test_the_output_is_an_average_of_values_weighted_by_products_of_features(backend):
     q, k, v = qkv(7)
     weights = torch.einsum("bthk,bshk->bhts", q, k).tril()
@@ -145,7 +145,7 @@ def test_sizes_that_do_not_fit_are_refused(change, message):
 def test_backends_are_recorded_and_refused():
     with record_backends() as record:
         linear_attention(*qkv(3), normaliser=True)
-    assert record == {"linear": {"torch"}}
+    assert record == {"linear": {"chunked"}}
     with pytest.raises(RuntimeError, match="CUDA"):
         linear_attention(*qkv(3), normaliser=True, backend="fla")
 

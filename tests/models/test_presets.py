@@ -68,7 +68,7 @@ def test_paper_112m_has_the_released_sizes_of_the_memories():
         slow = LanguageModel(preset_config("paper-112m", PAPER_LAYOUTS["gdn-pkm2_6_10"])).layers[6].feed_forward
         dense = LanguageModel(preset_config("paper-112m", PAPER_LAYOUTS["gdn-fwmlp2_6_10"])).layers[6].memory
     assert (slow.values.shape, slow.keys.shape) == ((512**2, 512), (4, 2, 512, 256))
-    assert slow.out.weight.shape == (768, 512) and slow.gate.weight.shape == (512, 768)
+    assert slow.o_proj.weight.shape == (768, 512) and slow.g_proj.weight.shape == (512, 768)
     assert [tuple(w.shape) for w in dense.initial_weights()] == [
         *[(2304, 512), (2304,)] * 2,
         *[(512, 2304), (512,)],

@@ -92,7 +92,9 @@ def test_fla(oracle):
     expected, gram, memory = naive_mesa_net_exact(**given)
     output, state = ridge_regression(**{**tensors, "mix": None}, chunk_size=8, return_state=True)
     oracle("mesa", "fla-core naive_mesa_net_exact", output, expected, limit=1e-5)
-    oracle("mesa", "fla-core naive_mesa_net_exact, state", torch.cat([state.gram, state.memory]), torch.cat([gram, memory]))
+    oracle(
+        "mesa", "fla-core naive_mesa_net_exact, state", torch.cat([state.gram, state.memory]), torch.cat([gram, memory])
+    )
     token = {name: x if name == "lamb" else x[:, -1] for name, x in given.items()}
     stepped, *_ = naive_mesa_net_decoding_one_step(**token, prev_h_kk=gram, prev_h_kv=memory)
     one = {name: x if name == "ridge" else x[:, -1:] for name, x in tensors.items()}

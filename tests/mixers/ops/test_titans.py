@@ -1,5 +1,7 @@
 """Titans' memory against its definition, titans-pytorch, and fla's coefficients of the chunked form."""
 
+import itertools
+
 import pytest
 import torch
 from mixerzoo.mixers.contract.trial import relative_error
@@ -22,7 +24,7 @@ def arguments(batch=2, time=29, heads=2, widths=(6, 9, 5), dtype=torch.float64, 
     tensors["values"] = normal(batch, time, heads, widths[-1])
     tensors["step_sizes"] = normal(batch, time, heads).sigmoid() / widths[0]
     tensors |= {name: F.logsigmoid(normal(batch, time, heads) + 1) for name in ("log_decay", "log_momentum")}
-    for i, (d_in, d_out) in enumerate(zip(widths, widths[1:])):
+    for i, (d_in, d_out) in enumerate(itertools.pairwise(widths)):
         tensors[f"W{i}"] = normal(heads, d_in, d_out) / d_in**0.5
     return {name: x.requires_grad_() for name, x in tensors.items()}
 
