@@ -40,14 +40,13 @@ def test_gated_delta_rule(normal: Any, timed: Any, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", backends(ttt.OP))
-def test_ttt_linear(normal: Any, timed: Any, backend: str) -> None:
+def test_ttt(normal: Any, timed: Any, backend: str) -> None:
     q, k, v = (normal(*SIZE).requires_grad_() for _ in range(3))
     steps = normal(*SIZE[:3]).sigmoid() / WIDTH
     fixed = {
         "position_scale": 1 / torch.arange(1, 17, device=q.device),
         "norm_weight": torch.ones(HEADS, WIDTH, device=q.device),
         "norm_bias": torch.zeros(HEADS, WIDTH, device=q.device),
-        "W1": 0.02 * normal(HEADS, WIDTH, WIDTH),
-        "b1": torch.zeros(HEADS, 1, WIDTH, device=q.device),
+        "weights": ((0.02 * normal(HEADS, WIDTH, WIDTH), torch.zeros(HEADS, 1, WIDTH, device=q.device)),),
     }
-    timed(lambda: step(ttt.ttt_linear(q, k, v, steps, **fixed, backend=backend).output, q, k, v))
+    timed(lambda: step(ttt.ttt(q, k, v, steps, **fixed, backend=backend)[0], q, k, v))

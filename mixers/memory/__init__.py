@@ -2,7 +2,12 @@
 
 from .fwmlp import FwMLP
 from .fwpkm import FwPKM
+from .gated_kalmanet import GatedKalmaNet
+from .lact import LaCT
+from .mesa import Mesa
 from .pkm import PKM
+from .titans import Titans
 from .ttt_linear import TTTLinear
+from .ttt_mlp import TTTMLP
 
-__all__ = ["PKM", "FwMLP", "FwPKM", "TTTLinear"]
+__all__ = ["PKM", "TTTMLP", "FwMLP", "FwPKM", "GatedKalmaNet", "LaCT", "Mesa", "TTTLinear", "Titans"]
