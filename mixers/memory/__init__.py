@@ -1,4 +1,4 @@
-"""Memories that the sequence itself trains, and product keys."""
+"""Memories that the sequence itself trains or writes slot by slot, and product keys."""
 
 from .fwmlp import FwMLP
 from .fwpkm import FwPKM
@@ -6,8 +6,9 @@ from .gated_kalmanet import GatedKalmaNet
 from .lact import LaCT
 from .mesa import Mesa
 from .pkm import PKM
+from .raven import Raven
 from .titans import Titans
 from .ttt_linear import TTTLinear
 from .ttt_mlp import TTTMLP
 
-__all__ = ["PKM", "TTTMLP", "FwMLP", "FwPKM", "GatedKalmaNet", "LaCT", "Mesa", "TTTLinear", "Titans"]
+__all__ = ["PKM", "TTTMLP", "FwMLP", "FwPKM", "GatedKalmaNet", "LaCT", "Mesa", "Raven", "TTTLinear", "Titans"]
