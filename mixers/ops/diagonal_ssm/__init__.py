@@ -36,7 +36,7 @@ def diagonal_ssm(
     chunk_size: tokens computed at once; changes the speed only.
     state `[batch, channels, d_state]`, of the dtype of `transition`: what an earlier call returned; None: zeros.
     backend: `chunked` (matrix products within chunks, a scan over chunks), `reference`, or `auto`.
-    Returns y `[batch, time, channels]` in the dtype of `values`, and the state (32 bits a real number at least) or None.
+    Returns y `[batch, time, channels]` in the dtype of `values`, and the state (of float32 at least) or None.
     Raises `ValueError` if sizes do not fit together.
     """
     if values.ndim != 3 or 0 in values.shape:

@@ -9,7 +9,7 @@ BUDGET = 2**22  # numbers transformed at once
 
 
 def long_convolution(inputs: Tensor, filters: Tensor, outputs: int) -> Tensor:
-    batch, time, channels = inputs.shape
+    batch, time, _ = inputs.shape
     if outputs == 1:
         return torch.einsum("bsd,sd->bd", inputs, filters.flip(0))[:, None]
     size = _size(time + outputs - 1)  # what wraps around ends before the outputs begin

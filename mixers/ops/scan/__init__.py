@@ -29,8 +29,8 @@ def linear_scan(
     decay, writes `[batch, time, ...]` of the same shape, real or complex; the absolute values of decays are meant to be
     at most 1, and may be 0. A decay that is the same at every time may be given as an expanded view.
     state `[batch, ...]`: what an earlier call returned.
-    backend: `chunked` (a few dozen steps over many segments at once; any number of derivatives), `reference`, or `auto`.
-    Returns `h [batch, time, ...]` in the dtype of `writes`, and the last of them (float32 at least) or None.
+    backend: `chunked` (some dozen steps over all segments at once; has all derivatives), `reference`, or `auto`.
+    Returns `h [batch, time, ...]` in the dtype of `writes` (complex if the decay is), and the last of them (float32 at least) or None.
     Raises `ValueError` if sizes do not fit together.
     """
     if writes.ndim < 2 or 0 in writes.shape:
@@ -44,7 +44,5 @@ def linear_scan(
     with autocast(writes.device.type, enabled=False):
         start = torch.zeros_like(writes[:, 0], dtype=precision) if state is None else state.to(precision)
         states = run(decay.to(precision), writes.to(precision), start)
-    # a copy: a state must not keep all the others alive
-    return states.to(torch.promote_types(writes.dtype, decay.dtype) if precision.is_complex else writes.dtype), (
-        states[:, -1].clone() if return_state else None
-    )
+    last = states[:, -1].clone() if return_state else None  # a copy: it must not keep all the others alive
+    return states if precision.is_complex else states.to(writes.dtype), last
