@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..mixers.inspection import LayerTrace, memory_trace, record_fwpkm, slot_usage
+from ..mixers.memory.fwpkm_inspection import LayerTrace, memory_trace, record_fwpkm, slot_usage
 from ..models import LanguageModel
 
 N_BYTES = 256

@@ -1,11 +1,13 @@
 """Causal sequence mixers under one contract."""
 
 # Importing a family registers its mixers.
-from . import delta, fwmlp, fwpkm, linear, pkm, softmax, ttt  # noqa: F401
+from . import controls, delta, linear, memory, softmax, state_space  # noqa: F401
 from .contract import CheckReport, CheckResult, ContractError, check_mixer, small_options
 from .interface import Mixer, MixerCard, NotFiniteInputError
+from .options import REQUIRED, Option, option
 from .registry import (
     UnknownMixerError,
+    check_option,
     create_mixer,
     list_mixers,
     mixer_card,
@@ -14,9 +16,10 @@ from .registry import (
     plugin_errors,
     register_mixer,
 )
-from .state import SHARED, GrowableBuffer, MixerState
+from .state import SHARED, GrowableBuffer, MixerState, RecurrentState
 
 __all__ = [
+    "REQUIRED",
     "SHARED",
     "CheckReport",
     "CheckResult",
@@ -26,13 +29,17 @@ __all__ = [
     "MixerCard",
     "MixerState",
     "NotFiniteInputError",
+    "Option",
+    "RecurrentState",
     "UnknownMixerError",
     "check_mixer",
+    "check_option",
     "create_mixer",
     "list_mixers",
     "mixer_card",
     "mixer_class",
     "mixer_options",
+    "option",
     "plugin_errors",
     "register_mixer",
     "small_options",

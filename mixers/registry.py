@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import functools
-import inspect
 import warnings
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from .interface import Mixer, MixerCard
+from .interface import Mixer, MixerCard, own_options
+from .options import Option
 
 ENTRY_POINT_GROUP = "mixerzoo.mixers"
 
@@ -62,24 +62,32 @@ def mixer_card(name: str) -> MixerCard:
     return mixer_class(name).card
 
 
-def mixer_options(name: str) -> dict[str, Any]:
-    """The options of the mixer `name` and their defaults."""
-    parameters = list(inspect.signature(mixer_class(name).__init__).parameters.values())[2:]  # after self, d_model
-    return {p.name: p.default for p in parameters}
+def mixer_options(name: str) -> dict[str, Option]:
+    """The options of the mixer `name`, as it declares them."""
+    return own_options(mixer_class(name))
 
 
-def create_mixer(name: str, d_model: int, **options: Any) -> Mixer:
-    """Build the mixer `name` for inputs `[batch, time, d_model]`.
+def check_option(name: str, option: str, value: Any) -> Any:
+    """`value`, if the mixer `name` has this option and it takes the value.
+
+    Raises `UnknownMixerError`, or `ValueError` that says what was expected or which option was meant.
+    """
+    known = mixer_options(name)
+    if option not in known:
+        close = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"{name} has no option {option!r}; {hint}its options are {', '.join(known)}")
+    return known[option].check(value)
+
+
+def create_mixer(name: str, d_model: int, *, layer: int = 0, n_layers: int = 1, **options: Any) -> Mixer:
+    """Build the mixer `name` for inputs `[batch, time, d_model]`; layer, n_layers: where in a model it stands.
 
     Raises `UnknownMixerError` for an unknown name and `ValueError` for an unknown or unfit option.
     """
-    cls, known = mixer_class(name), mixer_options(name)
-    for option in options:
-        if option not in known:
-            close = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ValueError(f"{name} has no option {option!r}; {hint}its options are {', '.join(known) or 'none'}")
-    return cls(d_model, **options)
+    for option, value in options.items():
+        check_option(name, option, value)
+    return mixer_class(name)(d_model, layer=layer, n_layers=n_layers, **options)
 
 
 def list_mixers(pattern: str = "*", *, family: str | None = None) -> list[str]:

@@ -32,7 +32,12 @@ class StateValue:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        StateValue._types[cls.__name__] = cls
+        StateValue._types[cls.type_name()] = cls
+
+    @classmethod
+    def type_name(cls) -> str:
+        """What files call the type: with its module, so that two packages may use one name."""
+        return f"{cls.__module__}:{cls.__qualname__}"
 
     def map_tensors(self, fn: Callable[[Tensor], Tensor]) -> Any:
         """A copy with `fn(tensor)` in place of every tensor."""
@@ -123,14 +128,9 @@ class GrowableBuffer(StateValue):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MixerState(StateValue):
-    """What a mixer carries from one call to the next; subclasses add their tensors as fields, batch first.
+class SequenceState(StateValue):
+    """What is remembered of `batch` sequences of which `position` tokens were read; tensors batch first."""
 
-    signature: which mixer made it, options included; another mixer refuses it.
-    batch: number of sequences. position: tokens read so far.
-    """
-
-    signature: str
     batch: int
     position: int
 
@@ -183,6 +183,25 @@ class MixerState(StateValue):
             return _unflatten(json.loads(skeleton), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixerState(SequenceState):
+    """What a mixer carries from one call to the next; subclasses add their tensors as fields, batch first.
+
+    signature: which mixer made it, with the options that change what it means; another mixer refuses it.
+    batch: number of sequences. position: tokens read so far. `Mixer.next_state` fills in the three.
+    """
+
+    signature: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecurrentState(MixerState):
+    """Of a linear recurrence: memory `[batch, heads, d_k, d_v]`; conv: last inputs of the short convolution, if any."""
+
+    memory: Tensor
+    conv: Tensor | None
+
+
 def held_tensors(value: Any) -> Iterator[Tensor]:
     """Every tensor that a state keeps alive, spare room of growable buffers included."""
     if isinstance(value, Tensor):
@@ -205,7 +224,7 @@ def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         fields = {
             f.name: _flatten(getattr(value, f.name), f"{path}.{f.name}", tensors) for f in dataclasses.fields(value)
         }
-        return {"type": type(value).__name__, "fields": fields}
+        return {"type": value.type_name(), "fields": fields}
     if isinstance(value, tuple):
         return {"tuple": [_flatten(v, f"{path}.{i}", tensors) for i, v in enumerate(value)]}
     return {"value": value}

@@ -135,19 +135,20 @@ class Backbone(nn.Module):
     def _build_block(self, layout: Layout, i: int, place: LayerSpec) -> Block:
         feed_forward: SwiGLU | Mixer
         if place.feed_forward is not None:
-            feed_forward = self._build_mixer(layout, f"layers.{i}.feed_forward", place.feed_forward)
+            feed_forward = self._build_mixer(layout, i, "feed_forward", place.feed_forward)
         else:
             with _random_stream(self.config.seed, f"layers.{i}.feed_forward"):
                 feed_forward = SwiGLU(self.config.d_model, self.d_ff, self.config.n_layers)
-        mixer = self._build_mixer(layout, f"layers.{i}.mixer", place.mixer)
-        memory = self._build_mixer(layout, f"layers.{i}.memory", place.memory) if place.memory else None
+        mixer = self._build_mixer(layout, i, "mixer", place.mixer)
+        memory = self._build_mixer(layout, i, "memory", place.memory) if place.memory else None
         return Block(self.config.d_model, mixer, feed_forward, memory)
 
-    def _build_mixer(self, layout: Layout, name: str, mixer: MixerSpec) -> Mixer:
+    def _build_mixer(self, layout: Layout, i: int, part: str, mixer: MixerSpec) -> Mixer:
+        name, n_layers = f"layers.{i}.{part}", self.config.n_layers
         options = {**self.config.mixer_defaults.get(mixer.name, {}), **mixer.options}
         try:
             with _random_stream(self.config.seed, name):
-                built = create_mixer(mixer.name, self.config.d_model, **options)
+                built = create_mixer(mixer.name, self.config.d_model, layer=i, n_layers=n_layers, **options)
         except (ValueError, TypeError) as error:
             spec = MixerSpec(mixer.name, options)
             raise layout.error(f"{spec} cannot be built: {error}", mixer.column) from error
@@ -182,7 +183,7 @@ class Backbone(nn.Module):
         if not return_state:
             return x, None
         position = (state.position if state is not None else 0) + tokens.shape[1]
-        return x, ModelState(self.signature, tokens.shape[0], position, tuple(layers))
+        return x, ModelState(tokens.shape[0], position, self.signature, tuple(layers))
 
     def head(self, features: Tensor) -> Tensor:
         """Logits `[..., vocab_size]` of features `[..., d_model]`; the weight is the embedding's."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...mixers import create_mixer
 from ...mixers.ops.dispatch import Op
+from ...mixers.ops.fwpkm import OP as fwpkm_op
 from ...mixers.ops.fwpkm import FwpkmState, fwpkm
-from ...mixers.ops.fwpkm import op as fwpkm_op
 
 
 class FwpkmWork:

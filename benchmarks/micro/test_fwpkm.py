@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from mixerzoo.benchmarks.measures.op_work import FwpkmWork
-from mixerzoo.mixers.ops.fwpkm import op
+from mixerzoo.mixers.ops.fwpkm import OP as op
 from mixerzoo.mixers.ops.fwpkm.primitives import TORCH, Accesses
 
 from .conftest import DEVICE, backends

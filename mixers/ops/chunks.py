@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -13,8 +13,38 @@ Boundary = Literal["carry", "drop"]
 
 
 def described(options: object) -> str:
-    """`name=value, ...`; torch.compile does not follow what `repr` does for a dataclass."""
-    return ", ".join(f"{name}={value!r}" for name, value in vars(options).items())
+    """`name=value, ...` without the chunk size, which may change where a text begins."""
+    # torch.compile does not follow what `repr` does for a dataclass
+    return ", ".join(f"{name}={value!r}" for name, value in vars(options).items() if name != "chunk_size")
+
+
+def check_options(state: FastWeightState, options: FastWeightOptions) -> None:
+    """Raise `ValueError` if the state was made with other options; where a text begins, any chunk size will do."""
+    if state.settings != described(options):
+        raise ValueError(f"the state was made with {state.settings}; it cannot be continued with {described(options)}")
+    if state.position and state.chunk_size != options.chunk_size:
+        raise ValueError(
+            f"the state is within a text read with chunk_size={state.chunk_size}; it cannot be continued with "
+            f"chunk_size={options.chunk_size} before `finish`"
+        )
+
+
+class FastWeightOptions(Protocol):
+    """Options of an op, a dataclass."""
+
+    @property
+    def chunk_size(self) -> int: ...
+
+
+class FastWeightState(Protocol):
+    """What such an op returns: the options it was made with, see `described`, and where in a text it is."""
+
+    @property
+    def settings(self) -> str: ...
+    @property
+    def chunk_size(self) -> int: ...
+    @property
+    def position(self) -> int: ...
 
 
 class Tokens(NamedTuple):

@@ -43,7 +43,8 @@ def needs_triton(device: torch.device) -> str | None:
 class Backend:
     """One implementation of an op.
 
-    name: `reference`, `torch`, `triton`, or the library that an adapter calls (`sdpa`, `fla`, ...).
+    name: `reference`, what the implementation is (`chunked`, `triton`, ...), or the library that it calls (`sdpa`,
+        `fla`, ...).
     target: `module:function`, relative to the op's package; imported on first use, so that
         nothing is chosen by import alone.
     why_not: None if it can run on a device, else the reason, for the error message.

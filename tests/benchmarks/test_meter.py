@@ -8,7 +8,7 @@ import pytest
 import torch
 from mixerzoo.benchmarks.measures import Memory, Speed, meter
 from mixerzoo.benchmarks.measures.meter import measure_memory, quartiles, time_rounds
-from mixerzoo.mixers import Mixer, MixerCard, MixerState, registry
+from mixerzoo.mixers import Mixer, MixerCard, MixerState, option, registry
 from mixerzoo.models import ModelConfig
 from torch import Tensor, nn
 
@@ -28,9 +28,10 @@ class Known(Mixer):
 
     card = MixerCard("known", "test", "costs that are known", "none", None, 2026, "constant")
 
-    def __init__(self, d_model: int, seconds: float = 0.0, temporary_bytes: int = 0) -> None:
-        super().__init__(d_model, seconds=seconds, temporary_bytes=temporary_bytes)
-        self.seconds, self.temporary_bytes = seconds, temporary_bytes
+    seconds: float = option("that it sleeps", default=0.0, least=0)
+    temporary_bytes: int = option("that it allocates for a moment", default=0, least=0)
+
+    def build(self) -> None:
         self.scale = nn.Parameter(torch.ones(1))
 
     def mix(self, x: Tensor, state: KnownState | None, return_state: bool) -> tuple[Tensor, KnownState]:
@@ -38,8 +39,7 @@ class Known(Mixer):
         torch.empty(self.temporary_bytes, dtype=torch.uint8)
         kept = torch.ones(*x.shape[:2], KEPT_BYTES // 4)
         y = x * (self.scale * kept).mean()
-        position = x.shape[1] + (state.position if state else 0)
-        return y, KnownState(self.signature, x.shape[0], position, torch.zeros(x.shape[0], STATE_BYTES // 4))
+        return y, self.next_state(KnownState, x, state, held=torch.zeros(x.shape[0], STATE_BYTES // 4))
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from mixerzoo.mixers import (
     create_mixer,
     list_mixers,
     mixer_class,
+    option,
     small_options,
 )
-from mixerzoo.mixers import contract_checks as checks
+from mixerzoo.mixers.contract import checks
 
 Softmax: Any = mixer_class("softmax_attention")
 
@@ -41,7 +42,7 @@ VARIANTS = [
 @pytest.mark.parametrize("name", list_mixers())
 def test_registered_mixers_keep_the_contract(name: str) -> None:
     report = check_mixer(name, compile_backend="aot_eager")
-    assert [r.number for r in report] == list(range(1, 12))
+    assert [r.number for r in report] == list(range(1, 13))
     assert all(r.status == "passed" or (r.status == "skipped" and r.reason) for r in report), str(report)
 
 
@@ -100,7 +101,7 @@ def skip_reason(mixer: type[Mixer], number: int) -> str:
 
 
 def test_skips_give_their_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert skip_reason(with_card(backends=("reference",)), 10) == "one backend only (reference)"
+    assert skip_reason(with_card(ops=(), backends=("reference",)), 10) == "one backend only (reference)"
     assert "no CUDA" in skip_reason(with_card(compile_note="no CUDA graphs"), 11)
     monkeypatch.setattr(checks.shutil, "which", lambda name: None)
     assert "inductor needs a C++ compiler" in skip_reason(Softmax, 11)
@@ -108,29 +109,25 @@ def test_skips_give_their_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_backends_that_cannot_run_here_are_listed() -> None:
     class Unavailable(Softmax):
-        card = replace(Softmax.card, backends=("elsewhere", "reference"))
+        card = replace(Softmax.card, ops=(), backends=("elsewhere", "reference"))
 
         def mix(self, x: torch.Tensor, state: Any, return_state: bool) -> Any:
-            if self.options["backend"] == "elsewhere":
+            if self.backend == "elsewhere":
                 raise RuntimeError("backend 'elsewhere' cannot run: it is elsewhere")
             return super().mix(x, state, return_state)
-
-        def __init__(self, d_model: int, backend: str = "auto") -> None:
-            super().__init__(d_model, heads=2)
-            self.options["backend"] = backend
 
     assert "elsewhere not compared: backend 'elsewhere' cannot run" in skip_reason(Unavailable, 10)
 
 
 def test_a_card_without_a_reference_fails() -> None:
     with pytest.raises(ContractError, match="no reference"):
-        check_mixer(with_card(backends=("sdpa", "flash_attn")), only=[10])
+        check_mixer(with_card(ops=(), backends=("sdpa", "flash_attn")), only=[10])
 
 
 def test_memory_kept_on_purpose_is_no_failure() -> None:
     class Counting(Softmax):
-        def __init__(self, d_model: int, heads: int = 2) -> None:
-            super().__init__(d_model, heads=heads)
+        def build(self) -> None:
+            super().build()
             self.register_buffer("calls", torch.zeros(()))
 
         def mix(self, x: torch.Tensor, state: Any, return_state: bool) -> Any:
@@ -145,11 +142,16 @@ def test_memory_kept_on_purpose_is_no_failure() -> None:
 
 
 def test_small_options_shrink_only_what_is_larger() -> None:
-    def factory(d_model: int, window: int, chunk_size: int = 512, top_k: int = 2, heads: int | None = None) -> Mixer:
-        raise NotImplementedError
+    class Several(Mixer):
+        window: int = option("no default", small=16)
+        chunk_size: int = option("larger", default=512, small=16)
+        top_k: int = option("smaller already", default=2, small=4)
+        heads: int | None = option("may be large", default=None, small=2)
+        mode: str = option("no small value", default="fast")
 
-    assert small_options(factory) == {"window": 16, "chunk_size": 16}
-    assert small_options(factory, {"chunk_size": 64}) == {"window": 16}
+    assert small_options(Several) == {"window": 16, "chunk_size": 16, "heads": 2}
+    assert small_options(Several, {"chunk_size": 64}) == {"window": 16, "heads": 2}
+    assert small_options(lambda d_model: Several(d_model)) == {}
 
 
 def test_given_options_win() -> None:
@@ -170,9 +172,9 @@ def test_it_works_under_no_grad() -> None:
         assert check_mixer("softmax_attention", only=[2, 6]).passed
 
 
-@pytest.mark.parametrize("only", [[0], [12], [1, 99], []])
+@pytest.mark.parametrize("only", [[0], [13], [1, 99], []])
 def test_unknown_numbers_are_refused(only: list[int]) -> None:
-    with pytest.raises(ValueError, match="from 1 to 11"):
+    with pytest.raises(ValueError, match="from 1 to 12"):
         check_mixer("softmax_attention", only=only)
 
 

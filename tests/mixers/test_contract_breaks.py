@@ -34,17 +34,16 @@ class Average(Mixer):
 
     card = CARD
 
-    def __init__(self, d_model: int, backend: str = "auto") -> None:
-        super().__init__(d_model, backend=backend)
-        self.inward, self.gate, self.outward = (nn.Linear(d_model, d_model) for _ in range(3))
-        self.decay = nn.Parameter(torch.linspace(-1, 3, d_model))
+    def build(self) -> None:
+        self.inward, self.gate, self.outward = (nn.Linear(self.d_model, self.d_model) for _ in range(3))
+        self.decay = nn.Parameter(torch.linspace(-1, 3, self.d_model))
 
     def mix(self, x: Tensor, state: Any, return_state: bool) -> tuple[Tensor, MixerState | None]:
         average = x.new_zeros(x.shape[0], 1, self.d_model) if state is None else state.average
         averages = self.averages(self.inward(x), average.to(x.dtype))
         y = self.outward(averages) * self.gate(x).sigmoid()
         position = x.shape[1] + (0 if state is None else state.position)
-        return y, AverageState(self.signature, x.shape[0], position, averages[:, -1:].clone())
+        return y, AverageState(x.shape[0], position, self.signature, averages[:, -1:].clone())
 
     def averages(self, v: Tensor, average: Tensor) -> Tensor:
         keep = self.decay.sigmoid()
@@ -116,8 +115,8 @@ class MiscountsTokens(Changed):
 
 @broken(1)
 class ReturnsAStateUnasked(Average):
-    def forward(self, x: Tensor, state: Any = None, return_state: bool = False) -> tuple[Tensor, MixerState | None]:
-        return super().forward(x, state, True)
+    def forward(self, x: Tensor, state: Any = None, return_state: bool = False, **more: Any) -> Any:
+        return super().forward(x, state, True, **more)
 
 
 # 2: causal
@@ -193,8 +192,8 @@ class RemembersItsFirstCall(Changed):
 
 @broken(5)
 class CountsCalls(Average):
-    def __init__(self, d_model: int, backend: str = "auto") -> None:
-        super().__init__(d_model, backend)
+    def build(self) -> None:
+        super().build()
         self.register_buffer("calls", torch.zeros((), dtype=torch.long), persistent=False)
 
     def mix(self, x: Tensor, state: Any, return_state: bool) -> tuple[Tensor, MixerState | None]:
@@ -223,8 +222,8 @@ class RewritesTheGivenState(Changed):
 
 @broken(6)
 class HasADeadParameter(Average):
-    def __init__(self, d_model: int, backend: str = "auto") -> None:
-        super().__init__(d_model, backend)
+    def build(self) -> None:
+        super().build()
         self.unused = nn.Parameter(torch.ones(3))
 
 
@@ -246,9 +245,9 @@ class HasAWrongGradient(Changed):
 
 @broken(6, 9, 10)
 class HasAnInfiniteGradient(Changed):
-    def __init__(self, d_model: int, backend: str = "auto") -> None:
-        super().__init__(d_model, backend)
-        self.bias = nn.Parameter(torch.ones(d_model))
+    def build(self) -> None:
+        super().build()
+        self.bias = nn.Parameter(torch.ones(self.d_model))
 
     def change(self, x: Tensor, before: Any, return_state: bool, y: Tensor, after: Any) -> Any:
         return y + (self.bias - self.bias.detach()).abs().sqrt().to(y.dtype), after
@@ -267,7 +266,7 @@ class MisreportingState(AverageState):
 @broken(7)
 class MisreportsItsSize(Changed):
     def change(self, x: Tensor, before: Any, return_state: bool, y: Tensor, after: Any) -> Any:
-        return y, MisreportingState(after.signature, after.batch, after.position, after.average)
+        return y, MisreportingState(after.batch, after.position, after.signature, after.average)
 
 
 @broken(7)
@@ -295,7 +294,7 @@ class KeepsHistory(Changed):
 
     def change(self, x: Tensor, before: Any, return_state: bool, y: Tensor, after: Any) -> Any:
         history = GrowableBuffer.of(x.clone()) if before is None else self.append(before.history, x)
-        return y, HistoryState(after.signature, after.batch, after.position, after.average, history)
+        return y, HistoryState(after.batch, after.position, after.signature, after.average, history)
 
     def append(self, history: GrowableBuffer, x: Tensor) -> GrowableBuffer:
         return history.append(x)
@@ -353,7 +352,7 @@ class UnselectableState(AverageState):
 @broken(7)
 class SelectsTheFirstRows(Changed):
     def change(self, x: Tensor, before: Any, return_state: bool, y: Tensor, after: Any) -> Any:
-        return y, UnselectableState(after.signature, after.batch, after.position, after.average)
+        return y, UnselectableState(after.batch, after.position, after.signature, after.average)
 
 
 @broken(7)
@@ -390,18 +389,18 @@ _counter = itertools.count()
 
 @broken(8)
 class StartsUnseeded(Average):
-    def __init__(self, d_model: int, backend: str = "auto") -> None:
-        super().__init__(d_model, backend)
+    def build(self) -> None:
+        super().build()
         generator = torch.Generator().manual_seed(next(_counter))
         with torch.no_grad():
-            self.decay += 0.1 * torch.randn(d_model, generator=generator)
+            self.decay += 0.1 * torch.randn(self.d_model, generator=generator)
 
 
 @broken(8)
 class KeepsASecretFromItsStateDict(Changed):
-    def __init__(self, d_model: int, backend: str = "auto") -> None:
-        super().__init__(d_model, backend)
-        self.register_buffer("secret", torch.randn(d_model), persistent=False)
+    def build(self) -> None:
+        super().build()
+        self.register_buffer("secret", torch.randn(self.d_model), persistent=False)
 
     def change(self, x: Tensor, before: Any, return_state: bool, y: Tensor, after: Any) -> Any:
         return y + self.secret.to(y.dtype), after

@@ -9,8 +9,8 @@ import pytest
 import torch
 from mixerzoo.benchmarks.worker import classify
 from mixerzoo.mixers import MixerState, NotFiniteInputError, check_mixer, create_mixer, mixer_class
-from mixerzoo.mixers.contract_checks import CHECKS
-from mixerzoo.mixers.fast_weights import standardise
+from mixerzoo.mixers.contract.checks import CHECKS
+from mixerzoo.mixers.memory.fast_weights import standardise
 from mixerzoo.mixers.ops.fwpkm import fwpkm
 from mixerzoo.models import LanguageModel, preset_config
 from torch.utils.checkpoint import checkpoint

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mixerzoo.mixers import create_mixer, inspection
-from mixerzoo.mixers.inspection import (
+from mixerzoo.mixers import create_mixer
+from mixerzoo.mixers.memory import fwpkm_inspection as inspection
+from mixerzoo.mixers.memory.fwpkm_inspection import (
     LayerTrace,
     SlotRead,
     Update,

@@ -4,7 +4,7 @@ import types
 import pytest
 import torch
 from mixerzoo.mixers import create_mixer
-from mixerzoo.mixers.linear import FEATURE_MAPS, elu_features, taylor_features
+from mixerzoo.mixers.linear.linear_attention import FEATURE_MAPS, elu_features, taylor_features
 from mixerzoo.mixers.ops.dispatch import record_backends
 from mixerzoo.mixers.ops.linear import linear_attention
 from torch.nn import functional as F
@@ -152,7 +152,7 @@ def test_backends_are_recorded_and_refused():
 
 def test_the_adapter_hands_fla_its_conventions(monkeypatch):
     naive = pytest.importorskip("fla.ops.linear_attn.naive")
-    from mixerzoo.mixers.ops.linear import external
+    from mixerzoo.mixers.ops.linear import fla
 
     def chunk_linear_attn(q, k, v, scale=None, initial_state=None, output_final_state=False, normalize=True):
         assert q.dtype == k.dtype == v.dtype
@@ -164,10 +164,10 @@ def test_the_adapter_hands_fla_its_conventions(monkeypatch):
     q, k, v = (x.detach().float() for x in qkv(9))
     state = torch.rand(2, 2, 5, 3)
     expected = linear_attention(q, k, v, normaliser=False, state=state, return_state=True)
-    for ours, theirs in zip(external.linear_attention(q, k, v, 64, state, True), expected):
+    for ours, theirs in zip(fla.linear_attention(q, k, v, 64, state, True), expected):
         torch.testing.assert_close(ours, theirs)
     with pytest.raises(ValueError, match="float64"):
-        external.linear_attention(q, k, v.double(), 64, None, False)
+        fla.linear_attention(q, k, v.double(), 64, None, False)
 
 
 def test_elu_features_are_elu_plus_one_with_all_digits():

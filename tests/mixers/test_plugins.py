@@ -14,7 +14,7 @@ GOOD = """
 from dataclasses import dataclass
 
 import torch
-from mixerzoo.mixers import Mixer, MixerCard, MixerState
+from mixerzoo.mixers import Mixer, MixerCard, MixerState, option
 from torch import Tensor, nn
 
 
@@ -29,15 +29,15 @@ class RunningSum(Mixer):
         state_growth="constant",
     )
 
-    def __init__(self, d_model: int, scale: float = 0.1) -> None:
-        super().__init__(d_model, scale=scale)
-        self.gate, self.out = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+    scale: float = option("of the sum", default=0.1)
+
+    def build(self) -> None:
+        self.gate, self.out = nn.Linear(self.d_model, self.d_model), nn.Linear(self.d_model, self.d_model)
 
     def mix(self, x, state, return_state):
         before = 0 if state is None else state.total[:, None]
-        total = before + torch.cumsum(self.options["scale"] * x * self.gate(x).sigmoid(), dim=1)
-        position = x.shape[1] + (0 if state is None else state.position)
-        after = RunningSumState(self.signature, x.shape[0], position, total[:, -1].clone())
+        total = before + torch.cumsum(self.scale * x * self.gate(x).sigmoid(), dim=1)
+        after = self.next_state(RunningSumState, x, state, total=total[:, -1].clone())
         return self.out(total.to(x.dtype)), after
 """
 ENTRY_POINTS = """[mixerzoo.mixers]

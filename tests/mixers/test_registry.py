@@ -13,6 +13,7 @@ from mixerzoo.mixers import (
     mixer_card,
     mixer_class,
     mixer_options,
+    option,
     register_mixer,
     registry,
 )
@@ -36,8 +37,8 @@ def _leave_no_mixer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
 class MyOwnMixer(Mixer):
     card = CARD
 
-    def __init__(self, d_model: int, width: int, sharp: bool = True) -> None:
-        super().__init__(d_model, width=width, sharp=sharp)
+    width: int = option("of something")
+    sharp: bool = option("or not", default=True)
 
 
 def test_the_six_mixers_are_there() -> None:
@@ -53,9 +54,9 @@ def test_registered_mixers_are_listed_created_and_described() -> None:
     assert list_mixers("fwpkm", family="homemade") == []
     assert mixer_class("my_own_mixer") is MyOwnMixer
     assert mixer_card("my_own_mixer") is CARD
-    assert list(mixer_options("my_own_mixer")) == ["width", "sharp"]
+    assert list(mixer_options("my_own_mixer")) == ["width", "sharp", "backend"]
     mixer = create_mixer("my_own_mixer", 8, width=3)
-    assert isinstance(mixer, MyOwnMixer) and mixer.options == {"width": 3, "sharp": True}
+    assert isinstance(mixer, MyOwnMixer) and mixer.options == {"width": 3, "sharp": True, "backend": "auto"}
     assert mixer.signature == "my_own_mixer(d_model=8, sharp=True, width=3)"
 
 
@@ -84,7 +85,7 @@ def test_an_unknown_option_suggests_a_close_one() -> None:
     register_mixer(MyOwnMixer)
     with pytest.raises(ValueError, match="no option 'widht'; did you mean width"):
         create_mixer("my_own_mixer", 8, widht=3)
-    with pytest.raises(ValueError, match="its options are width, sharp"):
+    with pytest.raises(ValueError, match="its options are width, sharp, backend"):
         create_mixer("my_own_mixer", 8, zzz=3)
 
 
@@ -94,7 +95,7 @@ def test_cards_and_options_are_complete(name: str) -> None:
     assert card.name == name and card.family and card.summary and card.paper
     assert 2000 <= card.year <= 2100
     assert "reference" in card.backends
-    assert list(options)[-1] == "backend" and options["backend"] == "auto"
+    assert list(options)[-1] == "backend" and options["backend"].default == "auto"
 
 
 @pytest.mark.parametrize("name", list_mixers())

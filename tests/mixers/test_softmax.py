@@ -179,7 +179,7 @@ def test_backends_are_recorded_and_refused():
 
 
 def test_the_adapter_hands_flash_attn_its_conventions(monkeypatch):
-    from mixerzoo.mixers.ops.attention import external
+    from mixerzoo.mixers.ops.attention import flash_attn
 
     def flash_attn_func(q, k, v, causal, window_size):
         assert causal
@@ -193,9 +193,9 @@ def test_the_adapter_hands_flash_attn_its_conventions(monkeypatch):
     q, k, v = (x.detach().bfloat16() for x in qkv(5, 9))
     for window in (None, 3):
         expected = attention(q, k, v, window=window, backend="reference")
-        assert torch.equal(external.attention(q, k, v, window), expected)
+        assert torch.equal(flash_attn.attention(q, k, v, window), expected)
     with pytest.raises(ValueError, match="float16 or bfloat16"):
-        external.attention(q.float(), k.float(), v.float(), None)
+        flash_attn.attention(q.float(), k.float(), v.float(), None)
 
 
 @pytest.mark.parametrize(("name", "options"), MIXERS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from mixerzoo.mixers import Mixer, MixerCard, MixerState, register_mixer, registry
+from mixerzoo.mixers import Mixer, MixerCard, MixerState, option, register_mixer, registry
 from torch import Tensor, nn
 
 
@@ -20,18 +20,18 @@ class ToySum(Mixer):
 
     card = MixerCard("toy_sum", "toy", "running sum", "none", None, 2026, "constant")
 
-    def __init__(self, d_model: int, scale: float = 1.0, width: int = 8, backend: str = "auto") -> None:
-        super().__init__(d_model, scale=scale, width=width, backend=backend)
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
-        self.down = nn.Linear(d_model, width)
-        self.up = nn.Linear(width, d_model)
+    scale: float = option("of the output", default=1.0)
+    width: int = option("of the space", default=8, least=1)
+
+    def build(self) -> None:
+        self.down = nn.Linear(self.d_model, self.width)
+        self.up = nn.Linear(self.width, self.d_model)
 
     def mix(self, x, state, return_state):
         total = self.down(x).cumsum(1) + (state.total[:, None] if state else 0)
         position = (state.position if state else 0) + x.shape[1]
         y = self.up(total / torch.arange(position - x.shape[1] + 1, position + 1)[:, None])
-        return y * self.options["scale"], ToyState(self.signature, x.shape[0], position, total[:, -1].clone())
+        return y * self.scale, self.next_state(ToyState, x, state, total=total[:, -1].clone())
 
 
 class ToyDouble(ToySum):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from mixerzoo.mixers import list_mixers, mixer_card
-from mixerzoo.mixers.inspection import record_fwpkm
+from mixerzoo.mixers.memory.fwpkm_inspection import record_fwpkm
 from mixerzoo.models import LanguageModel, preset_config
 
 MIXERS = [n for n in list_mixers() if mixer_card(n).role == "mixer" and mixer_card(n).family != "fast-weight memory"]

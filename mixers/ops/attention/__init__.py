@@ -6,14 +6,14 @@ from torch import Tensor
 
 from ..dispatch import Backend, Op, needs_cuda_package
 
-_op = Op(
+OP = Op(
     __name__,
     Backend("sdpa", "sdpa:attention"),
-    Backend("flash_attn", "external:attention", needs_cuda_package("flash_attn"), automatic=False),
+    Backend("flash_attn", "flash_attn:attention", needs_cuda_package("flash_attn"), automatic=False),
     Backend("reference", "reference:attention", automatic=False),
 )
 
-__all__ = ["attention"]
+__all__ = ["OP", "attention"]
 
 
 def attention(
@@ -41,7 +41,7 @@ def attention(
         raise ValueError(f"values must have the shape of keys, {list(keys.shape)}, got {list(values.shape)}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1 (the token itself) or None, got {window}")
-    run = _op.select(backend, queries.device)
+    run = OP.select(backend, queries.device)
     if window is not None:  # the first query sees window - 1 tokens before it; older keys are out of everybody's sight
         reach = min(time + window - 1, keys.shape[1])
         keys, values = keys[:, -reach:], values[:, -reach:]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor, autocast  # not `import torch`: importing the backend torch.py sets that name here
+from torch import Tensor, autocast
 
 from ..dispatch import Backend, Op, needs_cuda_package
 
-_op = Op(
+OP = Op(
     __name__,
-    Backend("torch", "torch:gated_delta_rule"),
-    Backend("fla", "external:gated_delta_rule", needs_cuda_package("fla"), automatic=False),
+    Backend("chunked", "chunked:gated_delta_rule"),
+    Backend("fla", "fla:gated_delta_rule", needs_cuda_package("fla"), automatic=False),
     Backend("reference", "reference:gated_delta_rule", automatic=False),
 )
 
-__all__ = ["gated_delta_rule"]
+__all__ = ["OP", "gated_delta_rule"]
 
 
 def gated_delta_rule(
@@ -45,7 +45,7 @@ def gated_delta_rule(
     """
     _check(queries, keys, values, log_decay, beta, chunk_size, state)
     scale = keys.shape[3] ** -0.5 if scale is None else scale
-    run = _op.select(backend, values.device)
+    run = OP.select(backend, values.device)
     # autocast would turn the products that build the state into low precision
     with autocast(values.device.type, enabled=False):
         return run(queries, keys, values, log_decay, beta, scale, chunk_size, state, return_state)

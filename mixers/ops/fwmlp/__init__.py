@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, autocast, float32, promote_types  # not `import torch`: the backend torch.py has that name
+from torch import Tensor, autocast, float32, promote_types
 
-from ...state import GrowableBuffer, MixerState
-from ..chunks import Chunks, Segment, Tokens, described
+from ...state import GrowableBuffer, SequenceState
+from ..chunks import Chunks, Segment, Tokens, check_options, described
 from ..dispatch import Backend, Op
 
-__all__ = ["FwmlpOptions", "FwmlpOutput", "FwmlpState", "Problem", "Solution", "Weights", "finish", "fwmlp", "op"]
+__all__ = ["OP", "FwmlpOptions", "FwmlpOutput", "FwmlpState", "Problem", "Solution", "Weights", "finish", "fwmlp"]
 
-op = Op(__name__, Backend("torch", "torch:run"), Backend("reference", "reference:run", automatic=False))
+OP = Op(__name__, Backend("chunked", "chunked:run"), Backend("reference", "reference:run", automatic=False))
 
 Weights = tuple[Tensor, ...]
 """up `[d_hidden, d_k]`, its bias `[d_hidden]`, gate and bias of the same shapes, down `[d_v, d_hidden]`, bias `[d_v]`.
@@ -40,13 +40,14 @@ class FwmlpOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class FwmlpState(MixerState):
+class FwmlpState(SequenceState):
     """The fast weights of `batch` sequences, and the tokens that their next rewrite needs.
 
-    settings: the options it was made with. weights: six tensors, batch first; None until the first rewrite.
+    settings, chunk_size: the options it was made with. weights: six tensors, batch first; None until the first rewrite.
     """
 
     settings: str
+    chunk_size: int
     weights: Weights | None
     queries: GrowableBuffer
     targets: GrowableBuffer
@@ -136,7 +137,8 @@ def fwmlp(
     if not return_state:
         return FwmlpOutput(retrieved, None)
     tokens = options.chunks.open_tokens(tokens, end, continued=state is not None)
-    return FwmlpOutput(retrieved, FwmlpState("fwmlp op", len(queries), end, described(options), fast, *tokens))
+    after = FwmlpState(len(queries), end, described(options), chunk_size, fast, *tokens)
+    return FwmlpOutput(retrieved, after)
 
 
 def finish(state: FwmlpState, weights: Sequence[Tensor], *, backend: str = "auto", **options: Any) -> FwmlpState:
@@ -178,8 +180,7 @@ def _check_state(state: FwmlpState, batch: int, weights: Sequence[Tensor], optio
         raise ValueError(f"fwmlp expects an FwmlpState, got {type(state).__name__}")
     if state.batch != batch:
         raise ValueError(f"the state holds {state.batch} sequences but queries has {batch}")
-    if state.settings != described(options):
-        raise ValueError(f"the state was made with {state.settings}; it cannot be continued with {described(options)}")
+    check_options(state, options)
     held = (state.queries.storage.shape[2], state.targets.storage.shape[2])
     sizes = (weights[0].shape[1], len(weights[5]))
     if held != sizes or (state.weights is not None and state.weights[0].shape[1:] != weights[0].shape):
@@ -201,7 +202,7 @@ def _solve(
     fast = before if before is not None else tuple(w.to(queries.dtype)[None] for w in weights)
     rate = options.learning_rate
     problem = Problem(queries, targets, gates, end - queries.shape[1], fast, work, options.lookahead, rate)
-    run = op.select(backend, queries.device)
+    run = OP.select(backend, queries.device)
     with autocast(queries.device.type, enabled=False):
         solution = run(problem)
     rewritten = any(segment.pair_end > segment.start for segment in work)

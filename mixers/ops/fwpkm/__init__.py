@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, autocast, compiler, float32, promote_types
 
-from ..chunks import Boundary, Tokens, described
+from ..chunks import Boundary, Tokens, check_options, described
 from ..dispatch import Backend, Op, needs_triton
 from .problem import (
     FwpkmOptions,
@@ -20,15 +20,14 @@ from .problem import (
     Scope,
     Score,
     Solution,
-    with_chunk_size,
 )
 
-__all__ = ["FwpkmOptions", "FwpkmOutput", "FwpkmState", "finish", "fwpkm", "op"]
+__all__ = ["OP", "FwpkmOptions", "FwpkmOutput", "FwpkmState", "finish", "fwpkm"]
 
-op = Op(
+OP = Op(
     __name__,
     Backend("triton", "triton:run", needs_triton, automatic=False),
-    Backend("torch", "torch:run"),
+    Backend("compact", "compact:run"),
     Backend("reference", "reference:run", automatic=False),
 )
 
@@ -135,10 +134,9 @@ def finish(state: FwpkmState, keys: Tensor, values: Tensor, *, backend: str = "a
     queries, targets, gates = (buffer.values[:, :0] for buffer in state.tokens)
     _check_sizes(queries, targets, gates, keys, values, settings)
     problem = _problem(queries, targets, gates, keys, values, settings, state, finish=True)
-    signature = state.signature
     if problem.segments:
         state = _state_after(problem, _solve(problem, backend), state)
-    return replace(state, signature=signature, position=0, **state.tokens.keep_last(0)._asdict())
+    return replace(state, position=0, **state.tokens.keep_last(0)._asdict())
 
 
 def _check_sizes(
@@ -199,13 +197,11 @@ def _check_state(state: FwpkmState, batch: int, keys: Tensor, values: Tensor, op
     held = (state.queries.storage.shape[2], 2, round(state.n_slots**0.5), state.queries.storage.shape[3] // 2)
     if (*held, state.targets.storage.shape[2]) != sizes:
         raise ValueError(f"the state belongs to keys of shape {list(held)}, got {list(keys.shape)}, or another d_v")
-    held_settings = state.settings if state.position else with_chunk_size(state.settings, options.chunk_size)
-    if held_settings != described(options):
-        raise ValueError(f"the state was made with {state.settings}; it cannot be continued with {described(options)}")
+    check_options(state, options)
 
 
 def _solve(problem: Problem, backend: str) -> Solution:
-    run = op.select(backend, problem.queries.device)
+    run = OP.select(backend, problem.queries.device)
     with autocast(problem.queries.device.type, enabled=False):
         return run(problem)
 
@@ -217,10 +213,10 @@ def _state_after(problem: Problem, solution: Solution, before: FwpkmState | None
     if memory.keys is problem.memory.keys:  # not rewritten in this call
         keys = None if before is None else before.keys
     return FwpkmState(
-        signature="fwpkm op",
         batch=problem.queries.shape[0],
         position=problem.end,
         settings=described(options),
+        chunk_size=options.chunk_size,
         keys=keys,
         log=memory.log,
         **tokens._asdict(),

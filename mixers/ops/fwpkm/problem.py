@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import re
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ...state import SHARED, GrowableBuffer, MixerState
+from ...state import SHARED, GrowableBuffer, SequenceState
 from ..chunks import Boundary, Chunks, Segment, Tokens
 
 Score = Literal["idw", "dot"]
@@ -87,11 +86,6 @@ class FwpkmOptions:
     def longest_step(self) -> float | None:
         """The largest 2-norm of a row's step, decay aside; None if unlimited."""
         return self.clip * self.learning_rate if self.clip is not None and self.learning_rate else None
-
-
-def with_chunk_size(settings: str, chunk_size: int) -> str:
-    """Settings or a signature with another chunk size. Where a text begins, nothing else depends on it."""
-    return re.sub(r"\bchunk_size=\d+", f"chunk_size={chunk_size}", settings)
 
 
 Run = tuple[Tensor, Tensor]
@@ -196,14 +190,15 @@ class Solution:
 
 
 @dataclass(frozen=True, eq=False)
-class FwpkmState(MixerState):
+class FwpkmState(SequenceState):
     """The fast weights of `batch` sequences, as what they wrote over the shared initial memory, and the open chunk.
 
-    settings: the options it was made with. keys: None until the first rewrite. log: see `Memory`.
+    settings, chunk_size: the options it was made with. keys: None until the first rewrite. log: see `Memory`.
     queries, targets, gates: the tokens, batch first, that the next rewrite will need.
     """
 
     settings: str
+    chunk_size: int
     keys: Tensor | None = field(metadata=SHARED)  # these two are not simply batch-first: see pick
     log: tuple[Run, ...] = field(metadata=SHARED)
     queries: GrowableBuffer

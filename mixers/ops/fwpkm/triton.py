@@ -1,4 +1,4 @@
-"""FwPKM's compact backend with kernels of its own for a GPU: `torch.run`, with other primitives.
+"""FwPKM's compact backend with kernels of its own for a GPU: `compact.run`, with other primitives.
 
 Every kernel writes each element of its result from one program, in a fixed order: no atomics, the same bits every time.
 Bytes a kernel moves between the chip and its memory, for `N` tokens of `J = heads * top_k` accesses to rows of
@@ -36,9 +36,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .compact import run as run_with
 from .primitives import Accesses, Kernels
 from .problem import Score
-from .torch import run as run_with
 
 
 def _launch(kernel: Any, grid: tuple[int, int], first: Tensor, /, *rest: Any, **constants: Any) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from torch import Tensor, autocast  # not `import torch`: importing the backend torch.py sets that name here
+from torch import Tensor, autocast
 from torch.nn import functional as F
 
 from ..dispatch import Backend, Op, needs_cuda_package
 
-_op = Op(
+OP = Op(
     __name__,
-    Backend("torch", "torch:linear_attention"),
-    Backend("fla", "external:linear_attention", needs_cuda_package("fla"), automatic=False),
+    Backend("chunked", "chunked:linear_attention"),
+    Backend("fla", "fla:linear_attention", needs_cuda_package("fla"), automatic=False),
     Backend("reference", "reference:linear_attention", automatic=False),
 )
 
-__all__ = ["linear_attention"]
+__all__ = ["OP", "linear_attention"]
 
 EPSILON = 1e-10  # makes 0 / 0 a 0 where all features underflow
 
@@ -41,7 +41,7 @@ def linear_attention(
     chunk_size: tokens computed at once; changes the speed only.
     state `[batch, heads, d_k, d_v]`, with the normaliser `[batch, heads, d_k, d_v + 1]`, z being its last column: what
     an earlier call returned; None is an empty memory.
-    backend: `torch` (parallel over chunks), `fla` (CUDA, flash-linear-attention), `reference`, or `auto` for `torch`.
+    backend: `chunked`, `fla` (CUDA, flash-linear-attention), `reference`, or `auto`.
     Returns the output `[batch, time, heads, d_v]` in the dtype of `values`, and the state (float32 at least) or None.
     Raises `ValueError` if sizes do not fit together.
     """
@@ -58,7 +58,7 @@ def linear_attention(
     if state is not None and state.shape != (batch, heads, d_k, columns):
         expected = f"[batch, heads, d_k, d_v{' + 1' * normaliser}] = {[batch, heads, d_k, columns]}"
         raise ValueError(f"state must be {expected} with normaliser={normaliser}, got {list(state.shape)}")
-    run = _op.select(backend, values.device)
+    run = OP.select(backend, values.device)
     # autocast would turn the products that build the state into low precision
     with autocast(values.device.type, enabled=False):
         if normaliser:  # z accumulates like a value that is always 1

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from torch import Tensor, autocast, float32, promote_types  # not `import torch`: the backend torch.py has that name
+from torch import Tensor, autocast, float32, promote_types
 
 from ..dispatch import Backend, Op
 
-__all__ = ["PkmOutput", "Score", "op", "pkm"]
+__all__ = ["OP", "PkmOutput", "Score", "pkm"]
 
 Score = Literal["dot", "idw"]
 
-op = Op(__name__, Backend("torch", "torch:pkm"), Backend("reference", "reference:pkm", automatic=False))
+OP = Op(__name__, Backend("factored", "factored:pkm"), Backend("reference", "reference:pkm", automatic=False))
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def pkm(
     """
     _check(queries, keys, values, top_k, score)
     dtype = promote_types(promote_types(queries.dtype, keys.dtype), float32)
-    run = op.select(backend, queries.device)
+    run = OP.select(backend, queries.device)
     with autocast(queries.device.type, enabled=False):
         return run(queries.to(dtype), keys.to(dtype), values, top_k=top_k, score=score, sparse_gradient=sparse_gradient)
 

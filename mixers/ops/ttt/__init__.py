@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, autocast  # not `import torch`: importing the backend torch.py sets that name here
+from torch import Tensor, autocast
 
 from ...state import StateValue
 from ..dispatch import Backend, Op
 
-_op = Op(
+OP = Op(
     __name__,
-    Backend("torch", "torch:ttt_linear"),
+    Backend("chunked", "chunked:ttt_linear"),
     Backend("reference", "reference:ttt_linear", automatic=False),
 )
 
-__all__ = ["TTTLinearResult", "TTTLinearState", "ttt_linear"]
+__all__ = ["OP", "TTTLinearResult", "TTTLinearState", "ttt_linear"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def ttt_linear(
     inputs = {"queries": queries, "keys": keys, "values": values, "step_sizes": step_sizes}
     parameters = {"norm_weight": norm_weight, "norm_bias": norm_bias, "W1": W1, "b1": b1}
     _check(inputs, parameters, position_scale, mini_batch_size, state)
-    run = _op.select(backend, values.device)
+    run = OP.select(backend, values.device)
     # autocast would turn the products that build the fast weights into low precision
     with autocast(values.device.type, enabled=False):
         return run(**inputs, **parameters, position_scale=position_scale, state=state, return_state=return_state)

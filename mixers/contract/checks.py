@@ -1,4 +1,4 @@
-"""The checks of the contract, one function each, in the order of their numbers. Check 7 is in `contract_state`."""
+"""The checks of the contract, one function each, in the order of their numbers. Check 7 is in `state`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
-from .contract_state import state_is_a_value
-from .contract_trial import SkipCheck, Trial, contents, gradients, in_calls
-from .interface import Mixer
-from .state import MixerState, held_tensors
+from ..interface import Mixer
+from ..state import MixerState, held_tensors
+from .state import state_is_a_value
+from .trial import SkipCheck, Trial, contents, gradients, in_calls
 
 
 def follows_input(t: Trial) -> None:
@@ -297,6 +297,30 @@ def compiler_lacks(device: torch.device) -> str | None:
     return None
 
 
+def packs_documents(t: Trial) -> None:
+    mixer = t.build()
+    lengths = [t.edge + 1, 1, 2 * t.edge - 1, 2, t.edge, 5]  # about the edges, and several in one group of batched ones
+    x, weight = (t.input(1, sum(lengths)) for _ in range(2))
+    documents = torch.tensor([0, *lengths], device=x.device).cumsum(0)
+    refuses(t, "documents that end too early", lambda: mixer(x, documents=documents[:-1]), sum(lengths))
+    refuses(t, "documents in two rows", lambda: mixer(torch.cat([x, x]), documents=documents), 2)
+    refuses(t, "documents and a state", lambda: mixer(x, None, True, documents=documents), "state")
+    if mixer.keeps_memory:
+        t.notes.append("it keeps memory on purpose: what a document gives depends on those before")
+        return
+
+    def separately(x: Tensor) -> tuple[Tensor, None]:
+        return torch.cat([mixer(document)[0] for document in x.split(lengths, dim=1)], dim=1), None
+
+    def packed(x: Tensor) -> tuple[Tensor, None]:
+        return mixer(x, documents=documents)
+
+    expected, expected_gradients = gradients(separately, mixer.named_parameters(), x, weight)
+    y, found = gradients(packed, mixer.named_parameters(), x, weight)
+    t.same("packed documents", y, expected)
+    t.same_gradients("gradients", found, expected_gradients)
+
+
 CHECKS: dict[int, tuple[str, Callable[[Trial], None]]] = {
     1: ("shape, dtype and device follow the input", follows_input),
     2: ("causal", is_causal),
@@ -309,4 +333,5 @@ CHECKS: dict[int, tuple[str, Callable[[Trial], None]]] = {
     9: ("low precision", is_low_precision_safe),
     10: ("backends agree", backends_agree),
     11: ("torch.compile", compiles),
+    12: ("packed documents", packs_documents),
 }

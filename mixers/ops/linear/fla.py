@@ -11,7 +11,7 @@ def linear_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Its chunks have the size that its kernels are tuned for. Sums in float32, so float64 is refused."""
     if values.dtype == torch.float64:
-        raise ValueError("backend 'fla' of linear attention works in float32 at most, got float64; use 'torch'")
+        raise ValueError("backend 'fla' of linear attention works in float32 at most, got float64; use 'chunked'")
     from fla.ops.linear_attn import chunk_linear_attn
 
     q, k, v = (x.to(values.dtype).contiguous() for x in (queries, keys, values))

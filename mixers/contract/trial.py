@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .interface import Mixer
-from .state import MixerState
+from ..interface import Mixer, own_options
+from ..state import MixerState
 
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
@@ -60,8 +60,8 @@ class Trial:
         self.card = probe.card
         self.generator = torch.Generator().manual_seed(self.seed)
         # The longest piece in which the mixer works; sequences are long enough to cross its edges twice.
-        pieces = [probe.options.get(name) for name in ("chunk_size", "mini_batch_size", "window")]
-        self.edge = max([p for p in pieces if isinstance(p, int) and p > 1], default=16)
+        pieces = [probe.options[name] for name, option in own_options(type(probe)).items() if option.piece]
+        self.edge = max([p for p in pieces if p is not None and p > 1], default=16)
         self.time = max(75, 2 * self.edge + 11)
 
     @property

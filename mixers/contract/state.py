@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .contract_trial import Trial, in_calls, relative_error
-from .interface import Mixer
-from .state import MixerState
+from ..interface import Mixer
+from ..state import MixerState
+from .trial import Trial, in_calls, relative_error
 
 
 @torch.no_grad()
@@ -75,6 +75,8 @@ def check_growth(t: Trial, mixer: Mixer, x: Tensor) -> None:
         )
     elif t.card.state_growth == "linear":
         check_linear(t, prefilled, decoded)
+    elif t.card.state_growth == "logarithmic":
+        check_logarithmic(t, mixer, decoded)
     else:
         check_bounded(t, mixer, prefilled, decoded)
 
@@ -90,6 +92,17 @@ def check_linear(t: Trial, prefilled: dict[int, int], decoded: dict[int, int]) -
     constant = sizes[0] - per_token * times[0]
     worst = max(decoded[time] / max(constant + per_token * time, 1) for time in decoded if time >= 32)
     t.at_most("bytes after decoding, as a multiple of those after prefill", worst, 2.0)
+
+
+def check_logarithmic(t: Trial, mixer: Mixer, decoded: dict[int, int]) -> None:
+    """Each doubling of the position may add as many bytes as the largest one before it did, and no more."""
+    largest = [max(decoded[t] for t in decoded if t < 2**n) for n in range(1, max(decoded).bit_length() + 1)]
+    steps = [b - a for a, b in itertools.pairwise(largest)]
+    first, later = max(steps[: len(steps) // 2]), max(steps[len(steps) // 2 :])
+    t.require(first > 0, f"the card says logarithmic, but over doubling positions the state holds {largest} bytes")
+    t.at_most(
+        "bytes that a later doubling adds, as a multiple of what an earlier one added", later / max(first, 1), 1.0
+    )
 
 
 def check_bounded(t: Trial, mixer: Mixer, prefilled: dict[int, int], decoded: dict[int, int]) -> None:

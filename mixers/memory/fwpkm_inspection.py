@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .fwpkm import FwPKM
-    from .ops.fwpkm import FwpkmOutput, FwpkmState
+    from ..ops.fwpkm import FwpkmOutput
+    from .fwpkm import FwPKM, FwPKMState
 
-    Recorder = Callable[[FwPKM, Tensor, FwpkmState | None, Tensor | None, FwpkmOutput], None]
+    Recorder = Callable[[FwPKM, Tensor, FwPKMState | None, Tensor | None, FwpkmOutput], None]
 
 _recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
 
@@ -164,7 +164,7 @@ def _writers(update: Update, slot: int, row: int | None) -> list[Writer]:
     ]
 
 
-def row_change(before: FwpkmState | None, after: FwpkmState, initial: Tensor) -> Tensor:
+def row_change(before: FwPKMState | None, after: FwPKMState, initial: Tensor) -> Tensor:
     """How far the rows of each memory moved from `before` (None: `initial [n_slots, d_v]`) to `after`: the 2-norm of
     the change, over all rows, `[memories]`."""
     slots, rows = after.slots, after.rows
@@ -199,7 +199,7 @@ class _Recording:
 
     @torch.no_grad()
     def __call__(
-        self, layer: FwPKM, x: Tensor, state: FwpkmState | None, gates: Tensor | None, output: FwpkmOutput
+        self, layer: FwPKM, x: Tensor, state: FwPKMState | None, gates: Tensor | None, output: FwpkmOutput
     ) -> None:
         name = self.names.get(layer)
         if name is None:  # a layer of another model
@@ -223,7 +223,7 @@ class _Recording:
         self.traces[name] = replace(trace, updates=(*trace.updates, *updates))
 
 
-def _replay(layer: FwPKM, x: Tensor, state: FwpkmState | None, trace: LayerTrace, edge: _Edge) -> Iterator[Update]:
+def _replay(layer: FwPKM, x: Tensor, state: FwPKMState | None, trace: LayerTrace, edge: _Edge) -> Iterator[Update]:
     """Read `x`, the last tokens of the trace, again from `state`, up to each rewrite; keeps `edge` up to date."""
     size, lookahead, carry = layer.settings["chunk_size"], trace.lookahead, layer.settings["boundary"] == "carry"
     place = trace.end - x.shape[1]
@@ -248,7 +248,7 @@ def _replay(layer: FwPKM, x: Tensor, state: FwpkmState | None, trace: LayerTrace
     edge.inputs = _last(torch.cat([edge.inputs, x], 1), lookahead)
 
 
-def _read(layer: FwPKM, x: Tensor, state: FwpkmState | None) -> tuple[FwpkmState, FwpkmOutput]:
+def _read(layer: FwPKM, x: Tensor, state: FwPKMState | None) -> tuple[FwPKMState, FwpkmOutput]:
     """The state after `x`, and what the op returned."""
     outputs: list[FwpkmOutput] = []
 

@@ -10,7 +10,6 @@ Exact comparisons run on the CPU in float64; an accelerator, where there is one,
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -19,27 +18,12 @@ from typing import Any, Literal
 
 import torch
 
-from .contract_checks import CHECKS
-from .contract_trial import Measurement, SkipCheck, Trial
-from .interface import Mixer, MixerCard
-from .registry import create_mixer, mixer_class
+from ..interface import Mixer, MixerCard, own_options
+from ..registry import create_mixer, mixer_class
+from .checks import CHECKS
+from .trial import Measurement, SkipCheck, Trial
 
 Status = Literal["passed", "failed", "skipped"]
-
-# Small enough that a sequence of 75 tokens crosses the edges of several chunks.
-_SMALL_OPTIONS: dict[str, int] = {
-    "heads": 2,
-    "kv_heads": 1,
-    "d_head": 16,
-    "window": 16,
-    "chunk_size": 16,
-    "mini_batch_size": 8,
-    "n_subkeys": 8,
-    "d_k": 16,
-    "d_v": 16,
-    "d_hidden": 32,
-    "top_k": 4,
-}
 
 
 class ContractError(AssertionError):
@@ -125,9 +109,9 @@ def check_mixer(
     """Run the mixer contract.
 
     mixer: a registered name, or a callable `factory(d_model, **options) -> Mixer`; a `Mixer` subclass is one.
-    options: for the mixer; the others that it has are made small by `small_options`.
+    options: for the mixer; the others are made small by `small_options`.
     device: where the checks run once more, in bfloat16; None takes the accelerator of this machine, if it has one.
-    only: numbers of the checks to run, 1 to 11; None runs all.
+    only: numbers of the checks to run, 1 to 12; None runs all.
     compile_backend: backend of `torch.compile` in check 11; `aot_eager` is quick and needs no compiler.
     raise_on_failure: raise `ContractError`, with all failures listed, after the last check.
 
@@ -153,18 +137,25 @@ def check_mixer(
 
 
 def small_options(mixer: str | Callable[..., Mixer], given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Small values for the options that a mixer has: for quick checks that still cross chunk edges.
+    """The small values that a mixer declares: for quick checks that still cross the edges of its chunks.
 
-    An option is set if the mixer has it, its default is larger (or it has none), and `given` does not name it.
+    An option is set if its default is larger than its small value (or it has none, or None, which may mean large), and
+    `given` does not name it. A factory that is no `Mixer` subclass declares nothing: its mixer is checked as it is.
     """
-    parameters = inspect.signature(mixer_class(mixer) if isinstance(mixer, str) else mixer).parameters
-    defaults = {name: p.default for name, p in parameters.items() if name not in (given or {})}
+    if isinstance(mixer, str):
+        mixer = mixer_class(mixer)
+    if not (isinstance(mixer, type) and issubclass(mixer, Mixer)):
+        return {}
     return {
-        name: small
-        for name, small in _SMALL_OPTIONS.items()
-        if name in defaults
-        and (defaults[name] is inspect.Parameter.empty or (isinstance(defaults[name], int) and defaults[name] > small))
+        name: option.small
+        for name, option in own_options(mixer).items()
+        if name not in (given or {}) and option.small is not None and _is_larger(option.default, option.small)
     }
+
+
+def _is_larger(default: Any, small: Any) -> bool:
+    numbers = isinstance(default, (int, float)) and isinstance(small, (int, float))
+    return default > small if numbers else default != small
 
 
 def _accelerators(device: torch.device | str | None) -> list[torch.device]:
@@ -179,7 +170,7 @@ def _describe(factory: Callable[..., Mixer], d_model: int, options: dict[str, An
     mixer = factory(d_model, **options)
     if not isinstance(mixer, Mixer) or not isinstance(getattr(mixer, "card", None), MixerCard):
         raise TypeError(f"the factory must return a Mixer whose card is a MixerCard, got {type(mixer).__name__}")
-    return mixer.signature
+    return f"{mixer.card.name}({mixer.extra_repr()})"
 
 
 def _run_check(number: int, trial: Callable[..., Trial], places: list[tuple[torch.device, torch.dtype]]) -> CheckResult:

@@ -1,0 +1,1 @@
+"""Controls: what a comparison shows where nothing, or next to nothing, is mixed."""
