@@ -30,7 +30,8 @@ def linear_scan(
     at most 1, and may be 0. A decay that is the same at every time may be given as an expanded view.
     state `[batch, ...]`: what an earlier call returned.
     backend: `chunked` (some dozen steps over all segments at once; has all derivatives), `reference`, or `auto`.
-    Returns `h [batch, time, ...]` in the dtype of `writes` (complex if the decay is), and the last of them (float32 at least) or None.
+    Returns `h [batch, time, ...]` in the dtype of `writes` (complex if the decay is), and the last of them, of float32
+    at least, or None.
     Raises `ValueError` if sizes do not fit together.
     """
     if writes.ndim < 2 or 0 in writes.shape:

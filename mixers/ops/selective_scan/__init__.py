@@ -31,8 +31,8 @@ def selective_scan(
 
         h_t = exp(step_t A) * h_{t-1} + step_t B_t x_t,  y_t = C_t . h_t
 
-    A is held by zero-order hold, B by its first-order approximation, as in the paper's implementation. The skip `D x`,
-    the gate and the softplus of the step size are left to the caller.
+    A is discretised by zero-order hold, B by its first-order approximation, as in the paper's implementation. The skip
+    `D x`, the gate and the softplus of the step size are left to the caller.
     values, step `[batch, time, channels]`, step >= 0; A `[channels, d_state]`, < 0; B, C `[batch, time, d_state]`.
     state `[batch, d_state, channels]`: what an earlier call returned; None starts from zeros.
     backend: `chunked` (a few tokens of all channels at a time, in parallel; first derivatives only), `reference`, or
