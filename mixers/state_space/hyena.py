@@ -31,14 +31,10 @@ class ImplicitFilter(nn.Module):
 
     def __init__(self, channels: int, length: int, features: int, width: int, frequency: float) -> None:
         super().__init__()
-        self.length, self.bands = length, (features - 1) // 2
+        self.channels, self.length, self.bands = channels, length, (features - 1) // 2
         self.hidden = nn.ModuleList([nn.Linear(features, width), nn.Linear(width, width), nn.Linear(width, width)])
         self.out = nn.Linear(width, channels, bias=False)
         self.frequency = nn.Parameter(torch.full((width,), frequency))
-        self.register_buffer(
-            "decay", -math.log(WINDOW_END) * torch.linspace(1 / SLOWEST, 1 / FASTEST, channels), persistent=False
-        )
-        self.decay: Tensor
 
     def forward(self, begin: int, end: int) -> Tensor:
         weight = self.out.weight
@@ -51,7 +47,8 @@ class ImplicitFilter(nn.Module):
             for layer in self.hidden:
                 h = F.linear(h, layer.weight.to(dtype), layer.bias.to(dtype))
                 h = torch.sin(self.frequency.to(dtype) * h)
-            return F.linear(h, weight.to(dtype)) * torch.exp(-time * self.decay.to(dtype))
+            rates = torch.linspace(1 / SLOWEST, 1 / FASTEST, self.channels, device=weight.device, dtype=dtype)
+            return F.linear(h, weight.to(dtype)) * WINDOW_END ** (time * rates)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
