@@ -14,6 +14,7 @@ from ..linear.gated_slot_attention import SlotState
 from ..ops.slot_attention import OP, slot_attention
 from ..options import option
 from ..registry import register_mixer
+from ..state_space.discretisation import initial_dt_bias
 
 
 @register_mixer
@@ -85,16 +86,14 @@ class Raven(Mixer):
             self.o_norm = RMSNorm(self.heads * d_head)
             self.o_proj = nn.Linear(self.heads * d_head, self.d_model, bias=False)
 
-    @torch.no_grad()
     def _build_decay(self) -> None:
         """As Mamba-2: A uniform in 0..16, and dt_bias such that softplus(dt_bias) is log-uniform in 0.001..0.1."""
         if self.decay == "gla":
             self.decay_proj = nn.Linear(self.d_model, self.kv_heads * self.slots, bias=False)
             return
         self.decay_proj = nn.Linear(self.d_model, self.kv_heads, bias=False)
-        self.A_log = nn.Parameter(torch.empty(self.kv_heads).uniform_(1e-4, 16).log_())
-        dt = 10 ** torch.empty(self.kv_heads).uniform_(-3, -1)
-        self.dt_bias = nn.Parameter(dt + (-torch.expm1(-dt)).log())
+        self.A_log = nn.Parameter(torch.empty(self.kv_heads).uniform_(1e-4, 16).log())
+        self.dt_bias = nn.Parameter(initial_dt_bias(self.kv_heads))
 
     def mix(self, x: Tensor, state: SlotState | None, return_state: bool) -> tuple[Tensor, SlotState | None]:
         q = F.silu(split_heads(self.q_proj(x), self.heads))

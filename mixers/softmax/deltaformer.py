@@ -26,8 +26,8 @@ class DeltaFormer(KeyValueAttention):
     Details follow flash-linear-attention's layer: beta is a projection with bias and no activation (`linear`), with
     which values grow where |beta| stays above 1; `sigmoid` keeps it in 0..1, `one` does without. probe is what that
     reading asks with: the layer's documentation says that keys work better than queries, its code takes the queries;
-    here it is the keys. Each of the kv_heads has a beta and a memory; queries as probes need as many as heads. The other
-    options: see `KeyValueAttention`.
+    here it is the keys. Each of the kv_heads has a beta and a memory; queries as probes need as many as heads. The
+    other options: see `KeyValueAttention`.
     """
 
     card = MixerCard(

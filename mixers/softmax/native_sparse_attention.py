@@ -54,9 +54,9 @@ class NativeSparseAttention(Mixer):
     """NSA (Yuan et al. 2025, arXiv 2502.11089): three attentions with keys and values of their own, summed by gates.
 
     Compression: attention over blocks of `compression_size` tokens, one every `compression_stride` tokens, each of them
-    made one key and one value. Selection: attention over `n_blocks` blocks of `block_size` tokens, the same for all heads of a
-    group: the first, the token's own and the one before it, and those to which the compression attends most. Window:
-    the last `window` tokens. Defaults are the paper's.
+    made one key and one value. Selection: attention over `n_blocks` blocks of `block_size` tokens, the same for all
+    heads of a group: the first, the token's own and the one before it, and those to which the compression attends most.
+    Window: the last `window` tokens. Defaults are the paper's.
 
     Left open by the paper, and chosen here: the MLP that compresses has one hidden layer of d_head and is shared by the
     heads; gates are sigmoids of one projection per head and branch, as in flash-linear-attention; keys are rotated by
