@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_inspect, cli_mixers, cli_train
+from . import cli_inspect, cli_layouts, cli_mixers, cli_train
 
 if TYPE_CHECKING:
     from .plan import Planner
@@ -43,6 +43,7 @@ def build_app() -> typer.Typer:
     app.command("list")(cli_mixers.list_command)
     app.command("show")(cli_mixers.show_command)
     app.command("check")(cli_mixers.check_command)
+    app.command("layouts")(cli_layouts.layouts_command)
     app.command("suites")(suites_command)
     app.command("run")(run_command)
     app.command("train")(cli_train.train_command)

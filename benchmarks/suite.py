@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..mixers import UnknownMixerError, mixer_options
+from ..mixers import UnknownMixerError, check_option, mixer_options
 from ..models import PRESETS, Layout, LayoutError, ModelConfig, count_parameters, parse_layout, preset_config
 from . import measures
 from .yamlfile import SuiteError, YamlFile, suggestion
@@ -139,12 +139,10 @@ class Suite:
         """The suite with every default written out, as YAML can hold it; loading it gives the same cases."""
         first = next(iter(self.layouts.values()))
         model = self.settings.model.config(first, 0).to_dict()
-        used = set().union(*(mixer_names(parse_layout(line)) for line in self.layouts.values()))
         model["mixer_defaults"] = {
             name: options
             for line in self.layouts.values()
             for name, options in self.settings.model.config(line, 0).to_dict()["mixer_defaults"].items()
-            if name in used
         }
         settings = self.settings.model_dump(mode="json")
         kept = {k: v for k, v in model.items() if k not in ("layout", "seed")}
@@ -267,7 +265,7 @@ def _check_measure(file: YamlFile, index: int, entry: MeasureSettings, settings:
 
 
 def _check_models(file: YamlFile, settings: SuiteSettings, layouts: Mapping[str, str]) -> None:
-    """Complain of mixer defaults that no mixer has, and of layouts that no model can be built of."""
+    """Complain of mixer defaults that no mixer has or takes, and of layouts that no model can be built of."""
     for name, options in settings.model.mixer_defaults.items():
         where = ["model", "mixer_defaults", name]
         try:
@@ -275,9 +273,14 @@ def _check_models(file: YamlFile, settings: SuiteSettings, layouts: Mapping[str,
         except UnknownMixerError as error:
             file.complain(where, str(error), key=True)
             continue
-        for option in options:
+        for option, value in options.items():
             if option not in known:
                 file.complain([*where, option], f"{name} has no such option{suggestion(option, known)}", key=True)
+                continue
+            try:
+                check_option(name, option, value)
+            except ValueError as error:
+                file.complain([*where, option], str(error))
     if settings.model.preset not in PRESETS:
         file.complain(["model", "preset"], f"unknown preset{suggestion(settings.model.preset, PRESETS)}")
         return

@@ -3,6 +3,7 @@
 # Importing a family registers its mixers.
 from . import controls, delta, linear, memory, softmax, state_space  # noqa: F401
 from .contract import CheckReport, CheckResult, ContractError, check_mixer, small_options
+from .convert import from_fla, from_huggingface
 from .interface import Mixer, MixerCard, NotFiniteInputError
 from .options import REQUIRED, Option, option
 from .registry import (
@@ -35,6 +36,8 @@ __all__ = [
     "check_mixer",
     "check_option",
     "create_mixer",
+    "from_fla",
+    "from_huggingface",
     "list_mixers",
     "mixer_card",
     "mixer_class",

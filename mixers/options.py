@@ -11,7 +11,7 @@ import functools
 import inspect
 import sys
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -49,9 +49,11 @@ class Option:
 
     @functools.cached_property
     def type(self) -> Any:
-        """The annotation, e.g. `int | None`; read at first use, since it may name what its module defines later."""
-        annotation = inspect.get_annotations(self.owner).get(self.name, Any)
-        return eval(annotation, vars(sys.modules[self.owner.__module__])) if isinstance(annotation, str) else annotation
+        """The annotation, with None where that is the default; read at first use, for it may name what comes later."""
+        kind = inspect.get_annotations(self.owner).get(self.name, Any)
+        if isinstance(kind, str):
+            kind = eval(kind, vars(sys.modules[self.owner.__module__]))
+        return kind | None if self.default is None else kind
 
     @functools.cached_property
     def _adapter(self) -> TypeAdapter[Any]:
@@ -60,7 +62,7 @@ class Option:
         if float in (self.type, *get_args(self.type)):
             limits["allow_inf_nan"] = False
         kind = Annotated[self.type, Field(**limits)] if limits else self.type
-        return TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+        return TypeAdapter(cast(Any, kind), config=ConfigDict(strict=True, arbitrary_types_allowed=True))
 
     @property
     def expects(self) -> str:
@@ -107,7 +109,8 @@ def option(
 ) -> Any:
     """Declare an option in the body of a mixer; its annotation is its type.
 
-    help: its meaning, units included. default: `REQUIRED` if there is none.
+    help: its meaning, units included. default: `REQUIRED` if there is none. None is taken where it is the default; the
+    annotation need not name it if `build` puts a value in its place.
     least, above, most, below: limits of a number, `>=`, `>`, `<=` and `<`.
     small: the value for quick checks, where the default is larger.
     speed_only: it changes how fast, never what is computed, so that states of either value continue one another.

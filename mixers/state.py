@@ -184,14 +184,17 @@ class SequenceState(StateValue):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MixerState(SequenceState):
+class _Signed(StateValue):
+    signature: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixerState(SequenceState, _Signed):
     """What a mixer carries from one call to the next; subclasses add their tensors as fields, batch first.
 
     signature: which mixer made it, with the options that change what it means; another mixer refuses it.
-    batch: number of sequences. position: tokens read so far. `Mixer.next_state` fills in the three.
+    batch: number of sequences. position: tokens read so far. `Mixer.next_state` fills in the three, in this order.
     """
-
-    signature: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

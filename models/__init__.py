@@ -5,9 +5,11 @@ from .config import ModelConfig
 from .counting import count_flops, count_parameters, resolve_d_ff
 from .language_model import LanguageModel
 from .layout import Layout, LayoutError, parse_layout
-from .presets import PAPER_LAYOUTS, PRESETS, preset_config
+from .named_layouts import LAYOUTS, PAPER_LAYOUTS, NamedLayout
+from .presets import PRESETS, preset_config
 
 __all__ = [
+    "LAYOUTS",
     "PAPER_LAYOUTS",
     "PRESETS",
     "LanguageModel",
@@ -15,6 +17,7 @@ __all__ = [
     "LayoutError",
     "ModelConfig",
     "ModelState",
+    "NamedLayout",
     "count_flops",
     "count_parameters",
     "parse_layout",

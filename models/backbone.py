@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..mixers import Mixer, MixerState, create_mixer
+from ..mixers.documents import Documents, document_lengths
 from ..mixers.softmax import SoftmaxAttention
 from .config import ModelConfig
 from .layout import LayerSpec, Layout, MixerSpec, parse_layout
@@ -66,17 +68,19 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(d_model, eps=NORM_EPS)
         self.feed_forward = feed_forward
 
-    def forward(self, x: Tensor, state: BlockState | None, return_state: bool) -> tuple[Tensor, BlockState]:
+    def forward(
+        self, x: Tensor, state: BlockState | None, return_state: bool, documents: Documents | None = None
+    ) -> tuple[Tensor, BlockState]:
         """`x [batch, time, d_model]` -> the same shape, and the states after it (None where there is none)."""
         memory_state, mixer_state, feed_forward_state = state or (None, None, None)
         if self.memory is not None and self.memory_norm is not None:
-            y, memory_state = self.memory(self.memory_norm(x), memory_state, return_state)
+            y, memory_state = self.memory(self.memory_norm(x), memory_state, return_state, documents=documents)
             x = x + y.to(x.dtype)
-        y, mixer_state = self.mixer(self.mixer_norm(x), mixer_state, return_state)
+        y, mixer_state = self.mixer(self.mixer_norm(x), mixer_state, return_state, documents=documents)
         x = x + y.to(x.dtype)
         y = self.feed_forward_norm(x)
         if isinstance(self.feed_forward, Mixer):
-            y, feed_forward_state = self.feed_forward(y, feed_forward_state, return_state)
+            y, feed_forward_state = self.feed_forward(y, feed_forward_state, return_state, documents=documents)
         else:
             y = self.feed_forward(y)
         return x + y.to(x.dtype), (memory_state, mixer_state, feed_forward_state)
@@ -163,10 +167,20 @@ class Backbone(nn.Module):
                     yield module
 
     def features(
-        self, tokens: Tensor, state: ModelState | None = None, return_state: bool = False
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        return_state: bool = False,
+        *,
+        documents: Documents | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """Everything but the output layer: `tokens [batch, time]` -> `[batch, time, d_model]` and the state."""
         self.check_input(tokens, state)
+        shape = tokens.shape
+        if documents is not None:
+            if state is not None or return_state:
+                raise ValueError("documents start fresh and leave no state: give documents or a state, not both")
+            documents, tokens = _document_edges(documents, *shape), tokens.reshape(1, -1)
         # unit scale (Vaswani et al. 2017, 3.4): else what the first layers add drowns the token, the more the wider the
         # model is, and a memory above them cannot find by a token what was written at another place with the same one
         x = self.embedding(tokens) * self.config.d_model**0.5
@@ -175,30 +189,37 @@ class Backbone(nn.Module):
         for i, block in enumerate(self.layers):
             before = state.layers[i] if state is not None else None
             if recompute and not block.keeps_memory:
-                x, block_state = checkpoint(block, x, before, return_state, use_reentrant=False)
+                x, block_state = checkpoint(block, x, before, return_state, documents, use_reentrant=False)
             else:
-                x, block_state = block(x, before, return_state)
+                x, block_state = block(x, before, return_state, documents)
             layers.append(block_state)
-        x = self.norm(x)
+        x = self.norm(x).reshape(*shape, -1)
         if not return_state:
             return x, None
         position = (state.position if state is not None else 0) + tokens.shape[1]
-        return x, ModelState(tokens.shape[0], position, self.signature, tuple(layers))
+        return x, ModelState(self.signature, tokens.shape[0], position, tuple(layers))
 
     def head(self, features: Tensor) -> Tensor:
         """Logits `[..., vocab_size]` of features `[..., d_model]`; the weight is the embedding's."""
         return F.linear(features, self.embedding.weight)
 
     def forward(
-        self, tokens: Tensor, state: ModelState | None = None, return_state: bool = False
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        return_state: bool = False,
+        *,
+        documents: Documents | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """Logits `[batch, time, vocab_size]` of the tokens that follow `tokens [batch, time]` (int64).
 
         state: what an earlier call returned; None starts fresh. return_state: also return the state after `tokens`.
+        documents: cumulative lengths `[n + 1]` from 0 to batch * time of packed documents, over the rows laid end to
+        end; each is read as if it were alone, without a state before or after it. A row always starts a document.
         Raises `ValueError` for a wrong shape or dtype, ids outside the vocabulary (found on the CPU only, where looking
-        costs nothing), or a state of another model or batch size.
+        costs nothing), a state of another model or batch size, or documents that do not fit.
         """
-        x, state = self.features(tokens, state, return_state)
+        x, state = self.features(tokens, state, return_state, documents=documents)
         return self.head(x), state
 
     def extend_context(self, factor: float, trained_length: int) -> None:
@@ -264,6 +285,12 @@ class Backbone(nn.Module):
             raise ValueError(f"a model expects a ModelState or None as state, got {type(state).__name__}")
         if state.signature != self.signature:
             raise ValueError(f"the state was made by {state.signature}; it cannot be continued by {self.signature}")
+
+
+def _document_edges(documents: Documents, batch: int, time: int) -> list[int]:
+    """Cumulative lengths of the documents, cut where a row ends."""
+    ends = itertools.accumulate(document_lengths(documents, batch * time))
+    return sorted({0, *ends, *range(0, batch * time, time)})
 
 
 @contextlib.contextmanager

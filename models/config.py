@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .layout import parse_layout
+from .layout import layout_line, parse_layout
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """A language model: a layout line and the backbone around it.
 
-    layout: which mixer stands at which layer, see `parse_layout`. d_model, n_layers, vocab_size: sizes.
+    layout: which mixer stands at which layer, see `parse_layout`; a name is replaced by its line.
+    d_model, n_layers, vocab_size: sizes.
     d_ff: width of the SwiGLU feed-forwards; None: 8/3 d_model, rounded up to a multiple of 32.
     mixer_defaults: options by mixer name, for every place where it stands; the options in the layout line win.
     seed: of the initial parameters.
@@ -49,9 +50,11 @@ class ModelConfig:
         for name, options in self.mixer_defaults.items():
             if not isinstance(options, Mapping):
                 raise ValueError(f"mixer_defaults[{name!r}] must be a mapping of options, got {options!r}")
-        parse_layout(self.layout)
-        if self.match_layout is not None:
-            parse_layout(self.match_layout)
+        # a saved model must not change with what a name stands for
+        for name in ("layout", "match_layout"):
+            if (line := getattr(self, name)) is not None:
+                object.__setattr__(self, name, layout_line(line))
+                parse_layout(line)
 
     @property
     def base_d_ff(self) -> int:

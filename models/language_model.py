@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,35 +83,69 @@ class LanguageModel(Backbone):
         prompt: Tensor,
         max_new_tokens: int,
         *,
+        lengths: Tensor | Sequence[int] | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[Tensor]:
         """Continue `prompt [batch, time]`; yields `max_new_tokens` tensors `[batch]`, each as soon as it is known.
 
+        lengths: `[batch]`, for prompts of different lengths, padded on the left: the last `lengths[i]` tokens of row i
+        are its prompt, what stands before them is never looked at. Every row is continued as if it were alone, whatever
+        the mixers. Rows of one length are read together, so few different lengths are faster than many.
         temperature: 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature), from the
         `top_k` likeliest if given, with `generator` (on the model's device) or torch's own.
         Raises `ValueError` for bad arguments, at the call and not at the first token.
         """
-        self.check_input(prompt, None)
+        rows = self._group_rows(prompt, lengths)
+        for own, length in rows:
+            self.check_input(prompt[own, prompt.shape[1] - length :], None)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         if not (temperature >= 0 and math.isfinite(temperature)):
             raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {temperature}")
         if top_k is not None and not 1 <= top_k <= self.config.vocab_size:
             raise ValueError(f"top_k must be in 1..{self.config.vocab_size}, got {top_k}")
-        return self._generate(prompt, max_new_tokens, temperature, top_k, generator)
+        groups = [own for own, _ in rows]
+        prompts = [prompt[own, prompt.shape[1] - length :] for own, length in rows]
+        return self._generate(groups, prompts, max_new_tokens, temperature, top_k, generator)
+
+    def _group_rows(self, prompt: Tensor, lengths: Tensor | Sequence[int] | None) -> list[tuple[Tensor, int]]:
+        """The rows of `prompt` by the length of what is to be read of them."""
+        if prompt.ndim != 2 or 0 in prompt.shape:
+            raise ValueError(f"a model expects tokens of shape [batch >= 1, time >= 1], got {list(prompt.shape)}")
+        batch, time = prompt.shape
+        given = torch.full((batch,), time) if lengths is None else torch.as_tensor(lengths).cpu()
+        if given.shape != (batch,) or given.is_floating_point() or given.min() < 1 or given.max() > time:
+            shown = f"{given.dtype} {given.tolist()}"
+            raise ValueError(f"lengths must be [batch = {batch}] whole numbers from 1 to time = {time}, got {shown}")
+        values = given.unique().tolist()
+        shared = [mixer.place for mixer in self.mixers() if not mixer.rows_are_independent]
+        if len(values) > 1 and shared:
+            raise ValueError(f"prompts of different lengths cannot share the memory of {', '.join(shared)}")
+        return [((given == length).nonzero().squeeze(1), length) for length in values]
 
     @torch.no_grad()
     def _generate(
-        self, tokens: Tensor, count: int, temperature: float, top_k: int | None, generator: torch.Generator | None
+        self,
+        groups: list[Tensor],
+        tokens: list[Tensor],
+        count: int,
+        temperature: float,
+        top_k: int | None,
+        generator: torch.Generator | None,
     ) -> Iterator[Tensor]:
-        state = None
+        """Continue groups of rows, each of one length and with a state of its own: a state has one position."""
+        states: list[ModelState | None] = [None] * len(groups)
+        order = torch.cat(groups).argsort()
         for _ in range(count):
-            features, state = self.read(tokens, state)
-            token = sample(self.head(features), temperature, top_k, generator)
+            found = []
+            for i, own in enumerate(tokens):
+                features, states[i] = self.read(own, states[i])
+                found.append(features)
+            token = sample(self.head(torch.cat(found)[order]), temperature, top_k, generator)
             yield token
-            tokens = token[:, None]
+            tokens = [token[rows, None] for rows in groups]
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into `folder`, which is made if need be."""

@@ -2,7 +2,7 @@
 
 Left of `|`: mixers with their options, each repeated `*n` times, tiled over the layers. Right of it: what is inserted
 at which layers, counted from 0: as a residual sublayer before the mixer, or in place of the SwiGLU if the inserted
-mixer's card says that its role is feed-forward.
+mixer's card says that its role is feed-forward. The name of a layout may stand for its whole line, see `LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ast
 import difflib
 import functools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedToken
 from lark.exceptions import VisitError
 
-from ..mixers import UnknownMixerError, mixer_card, mixer_options
+from ..mixers import UnknownMixerError, check_option, list_mixers, mixer_card
+from .named_layouts import LAYOUTS
 
 _GRAMMAR = r"""
 layout: pattern ["|" insertions]
@@ -114,8 +116,8 @@ class Layout:
     def place(self, n_layers: int) -> list[LayerSpec]:
         """What stands at each of `n_layers` layers.
 
-        Raises `LayoutError` for an unknown mixer or option, a layer that does not exist or is taken, or a pattern
-        longer than the model.
+        Raises `LayoutError` for an unknown mixer or option, a value that an option cannot have, a layer that does not
+        exist or is taken, or a pattern longer than the model.
         """
         mixers: list[MixerSpec] = []
         for repeated in self.pattern:
@@ -150,15 +152,15 @@ class Layout:
 
     def _check_mixer(self, mixer: MixerSpec) -> None:
         try:
-            known = mixer_options(mixer.name)
+            mixer_card(mixer.name)
         except UnknownMixerError as error:
-            raise self.error(str(error), mixer.column) from error
-        for option in mixer.options:
-            if option not in known:
-                close = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
-                hint = f"did you mean {close[0]}? " if close else ""
-                message = f"{mixer.name} has no option {option!r}; {hint}its options are {', '.join(known) or 'none'}"
-                raise self.error(message, mixer.option_columns.get(option, mixer.column))
+            alone = str(self) == mixer.name
+            raise self.error(f"{error}{_similar_layouts(mixer.name) if alone else ''}", mixer.column) from error
+        for option, value in mixer.options.items():
+            try:
+                check_option(mixer.name, option, value)
+            except ValueError as error:
+                raise self.error(str(error), mixer.option_columns.get(option, mixer.column)) from None
 
     def error(self, message: str, column: int) -> LayoutError:
         """A `LayoutError` about the character at `column` of this layout's line."""
@@ -175,7 +177,11 @@ class LayerSpec:
 
 
 def parse_layout(line: str) -> Layout:
-    """Parse a layout line. Raises `LayoutError`, which points at the character and says what was expected there."""
+    """Parse a layout line, or that of a name in `LAYOUTS` that no mixer has.
+
+    Raises `LayoutError`, which points at the character and says what was expected there.
+    """
+    line = layout_line(line)
     try:
         return _Build(line).transform(_parser().parse(line))
     except VisitError as error:
@@ -183,12 +189,27 @@ def parse_layout(line: str) -> Layout:
     except UnexpectedCharacters as error:
         column, expected = error.pos_in_stream or 0, error.allowed or set()
         found = repr(line[column])
+        if re.fullmatch(r"\s*[A-Za-z]\w*(-\w+)+\s*", line):  # no line, but the names of the FwPKM paper look like that
+            name = line.strip()
+            hint = _similar_layouts(name) or "; `mixerzoo layouts` lists them"
+            raise LayoutError(f"unknown layout {name!r}{hint}", line, line.index(name)) from None
     except UnexpectedToken as error:
         at_end = error.token.type == "$END"
         found = "the end" if at_end else repr(str(error.token))
         column, expected = len(line) if at_end else _column(error.token), error.accepts or error.expected
     wanted = " or ".join(sorted(_TERMINALS[name] for name in expected))
     raise LayoutError(f"expected {wanted}, found {found}", line, column)
+
+
+def layout_line(line: str) -> str:
+    """The line that `line` stands for if it is a name in `LAYOUTS` and not that of a mixer, else `line` itself."""
+    name = line.strip()
+    return LAYOUTS[name].line if name in LAYOUTS and name not in list_mixers() else line
+
+
+def _similar_layouts(name: str) -> str:
+    close = difflib.get_close_matches(name, LAYOUTS, n=1, cutoff=0.7)
+    return f"; did you mean the layout {close[0]}?" if close else ""
 
 
 def _column(token: Token) -> int:

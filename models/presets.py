@@ -1,4 +1,4 @@
-"""Models by name: sizes with fitting options for every mixer, and the layouts of the FwPKM paper."""
+"""Models by name: sizes with fitting options for every mixer."""
 
 from __future__ import annotations
 
@@ -76,51 +76,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-# The token mixers of the paper's main experiments: Gated DeltaNet, alone and with every fourth layer an attention, and
-# full attention. (Its "pSWA" models have the layouts `fa`: they restrict the attention in training only.)
-_PAPER_MIXERS = {
-    "gdn": "gated_deltanet",
-    "swa_interleave": "gated_deltanet*3, sliding_window_attention",
-    "fa_interleave": "gated_deltanet*3, softmax_attention",
-    "fa": "softmax_attention",
-}
-_PAPER_MEMORIES = {
-    "pkm2_6_10": "pkm@2,6,10",
-    "fwpkm2_6_10": "fwpkm@2,6,10",
-    "pkm6-fwpkm2_10": "pkm@6 + fwpkm@2,10",
-    "fwmlp2_6_10": "fwmlp@2,6,10",
-}
-# appendix D: one thing changed in the FwPKM layers of `swa_interleave-pkm6-fwpkm2_10`
-_PAPER_ABLATIONS = {
-    "h1k32": "top_k=32",
-    "h4k8": "heads=4",
-    "lahd0": "lookahead=0",
-    "no_addr_loss": "key_objective='memory'",
-    "nog": "gate=False",
-    "nowg": "gated_loss=False",
-    "notm": "value_norm='raw'",
-}
-
-PAPER_LAYOUTS: Mapping[str, str] = {
-    **_PAPER_MIXERS,
-    **{
-        f"{mixers}-{memories}": f"{_PAPER_MIXERS[mixers]} | {_PAPER_MEMORIES[memories]}"
-        for mixers in _PAPER_MIXERS
-        for memories in _PAPER_MEMORIES
-    },
-    **{
-        f"swa_interleave-pkm6-fwpkm2_10-{name}": f"{_PAPER_MIXERS['swa_interleave']} | pkm@6 + fwpkm({option})@2,10"
-        for name, option in _PAPER_ABLATIONS.items()
-    },
-    "lact-c512w2048": "lact(chunk_size=512, window=2048)",
-}
-"""Every main, baseline and ablation layout of the FwPKM paper, for `paper-112m`, under the names of the released
-configurations (`cfgs/model_config/` of SakanaAI/fast-weight-product-key-memory, without the prefix `l12-`). The
-last names a mixer that this zoo does not have (`lact`): building it gives the unknown-mixer error."""
-
 
 def preset_config(name: str, layout: str, **changes: Any) -> ModelConfig:
-    """The preset `name` with the layout line `layout`.
+    """The preset `name` with the layout line `layout`, or the layout of that name.
 
     changes: settings of `ModelConfig` that differ from the preset; `mixer_defaults` are merged, option by option.
     Raises `ValueError` for an unknown preset or setting, `LayoutError` for a layout line that does not parse.

@@ -41,7 +41,7 @@ class OpSpeed(Measure):
     modes: tuple[Mode, ...] = Field(default=("forward", "train"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)
     batch: int = Field(default=1, ge=1)
-    backends: tuple[str, ...] = Field(default=("torch",), min_length=1)
+    backends: tuple[str, ...] = Field(default=("compact",), min_length=1)
     rounds: int = Field(default=7, ge=3)
     slow: tuple[str, ...] = ("reference",)
     slow_rounds: int = Field(default=3, ge=1)

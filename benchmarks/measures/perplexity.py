@@ -67,7 +67,8 @@ class Perplexity(Trained):
         """Nats at each position, summed over the documents, float64 `[length]`."""
         totals = torch.zeros(self.length, dtype=torch.float64)
         done = 0
-        for batch in self.task.eval_batches(self.length, self.examples, seed, self.eval_batch):
+        task = self.task.model_copy(update={"packing": None})  # documents that are read to their end stand alone
+        for batch in task.eval_batches(self.length, self.examples, seed, self.eval_batch):
             with autocast(device, self.training.precision):
                 nats = position_nats(model, batch, device, self.chunk_size)
             totals += nats.double().sum(0)

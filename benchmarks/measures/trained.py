@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from ...mixers import mixer_options
+from ...mixers import check_option, mixer_options
 from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
 from ..tasks import IGNORE, AnyTask, NeedleTask, Task
 from ..training import Progress, TrainingSettings, autocast, scored_logits, train_or_load
@@ -56,6 +56,8 @@ class Sweep(BaseModel):
             known = mixer_options(mixer) if mixer else TrainingSettings.model_fields
             if option not in known:
                 raise ValueError(f"{mixer or 'training'} has no setting {option!r} to sweep; it has {', '.join(known)}")
+            for value in values if mixer else ():
+                check_option(mixer, option, value)
         if list(self.rungs) != sorted(set(self.rungs)) or not 0 < self.rungs[0] <= self.rungs[-1] <= 1:
             raise ValueError(f"rungs must be rising shares of the steps in 0..1, got {list(self.rungs)}")
         return self
@@ -225,7 +227,7 @@ def validate(
         scored = sequences.targets != IGNORE
         targets = sequences.targets[scored].to(device)
         with autocast(device, settings.precision):
-            logits = scored_logits(model, sequences.tokens.to(device), scored.to(device))
+            logits = scored_logits(model, sequences.tokens.to(device), scored.to(device), sequences.edges)
         nats += F.cross_entropy(logits, targets, reduction="sum").item()
         right += int((logits.argmax(-1) == targets).sum())
         count += len(targets)

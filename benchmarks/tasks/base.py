@@ -4,7 +4,7 @@ with them, nor with each other."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ class Batch:
     depths: float32, where in the context the answer stood, 0 = its start, 1 = right before the questions, or right
         before this one where they stand among the context.
     distances: int64, how many tokens back from the question the answer was, the last time if there were several.
+    documents: bool, True where a document starts, which no token of another one sees; the first of a row does.
     Positions that are not scored have depth nan and distance 0, and so have those that are scored but whose answer no
     single earlier place holds, as in text or state tracking.
     """
@@ -35,6 +36,19 @@ class Batch:
     targets: Tensor
     depths: Tensor
     distances: Tensor
+    documents: Tensor
+
+    @property
+    def edges(self) -> list[int] | None:
+        """Cumulative lengths of the documents over the rows laid end to end, as models take them; None if each row is
+        one document."""
+        if not self.documents[:, 1:].any():
+            return None
+        return [*self.documents.flatten().nonzero().squeeze(1).tolist(), self.documents.numel()]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with `change(tensor)` in place of every tensor, such as a part of the rows."""
+        return Batch(**{field.name: change(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
     @classmethod
     def of(cls, tokens: np.ndarray) -> Batch:
@@ -45,6 +59,7 @@ class Batch:
             targets=torch.full_like(ids, IGNORE),
             depths=torch.full(ids.shape, torch.nan),
             distances=torch.zeros_like(ids),
+            documents=(torch.arange(ids.shape[1]) == 0).repeat(len(ids), 1),
         )
 
     def ask(self, at: np.ndarray, answers: np.ndarray, depths: np.ndarray, found_at: np.ndarray) -> None:
@@ -99,6 +114,11 @@ class Task(BaseModel):
     def load(self) -> int | None:
         """How many things a sequence asks a model to hold, such as needles; None if the task has no such setting."""
         return None
+
+    @property
+    def packs(self) -> bool:
+        """Whether its batches have several documents in a sequence, see `Batch.documents`."""
+        return False
 
     def with_load(self, load: int) -> Self:
         """The same task with another `load`, and the same ids.

@@ -34,6 +34,25 @@ class Text:
 
         across: let a window run over the ends of documents. Raises `ValueError` if no text is that long.
         """
+        starts = self._starts(rng, count, length, across)
+        return np.lib.stride_tricks.sliding_window_view(self.data, length)[starts]
+
+    def packed(self, rng: np.random.Generator, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """`count` windows `[count, length]` over the ends of documents, and where in them documents start, bool.
+
+        Every start is equally likely, so that short documents count by their length; the first and the last document of
+        a window may be cut. Raises `ValueError` if there is less text than that.
+        """
+        starts = self._starts(rng, count, length, across=True)
+        windows = np.lib.stride_tricks.sliding_window_view(self.data, length)[starts]
+        places = starts[:, None] + np.arange(length)
+        ends = np.cumsum(self.sizes)
+        begins = places == (ends - self.sizes)[np.searchsorted(ends, places, side="right")]
+        begins[:, 0] = True
+        return windows, begins
+
+    def _starts(self, rng: np.random.Generator, count: int, length: int, across: bool) -> np.ndarray:
+        """Where `count` windows start."""
         sizes = self.data.size * np.ones(1, dtype=np.int64) if across else self.sizes
         ends = np.cumsum(np.maximum(sizes - length + 1, 0))  # the windows there are, document by document
         if ends.size == 0 or ends[-1] == 0:
@@ -45,8 +64,7 @@ class Text:
         documents = np.searchsorted(ends, picks, side="right")
         first_windows = ends - np.maximum(sizes - length + 1, 0)
         first_bytes = np.cumsum(sizes) - sizes
-        starts = first_bytes[documents] + picks - first_windows[documents]
-        return np.lib.stride_tricks.sliding_window_view(self.data, length)[starts]
+        return first_bytes[documents] + picks - first_windows[documents]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +20,9 @@ from .settings import Precision
 class Features(Protocol):
     """Everything of a model but its output layer, see `Backbone.features`."""
 
-    def __call__(self, tokens: Tensor) -> tuple[Tensor, ModelState | None]: ...
+    def __call__(
+        self, tokens: Tensor, *, documents: Sequence[int] | None = None
+    ) -> tuple[Tensor, ModelState | None]: ...
 
 
 class Reader(nn.Module):
@@ -34,8 +36,8 @@ class Reader(nn.Module):
         self.model = model
         self.features: Features = features or model.features
 
-    def forward(self, tokens: Tensor, scored: Tensor) -> Tensor:
-        features, _ = self.features(tokens)
+    def forward(self, tokens: Tensor, scored: Tensor, documents: Sequence[int] | None = None) -> Tensor:
+        features, _ = self.features(tokens, documents=documents)
         return self.model.head(features[scored]).float()
 
 
@@ -46,18 +48,20 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def scored_logits(model: LanguageModel, tokens: Tensor, scored: Tensor) -> Tensor:
+def scored_logits(
+    model: LanguageModel, tokens: Tensor, scored: Tensor, documents: Sequence[int] | None = None
+) -> Tensor:
     """float32 logits `[n, vocab_size]` after the positions of `tokens` that the mask `scored [batch, time]` picks.
 
-    The output layer runs at those positions only.
+    The output layer runs at those positions only. documents: see `LanguageModel.forward`.
     """
-    return Reader(model)(tokens, scored)
+    return Reader(model)(tokens, scored, documents)
 
 
 def batch_loss(model: LanguageModel, batch: Batch, device: torch.device) -> Tensor:
     """Mean cross-entropy in nats over the positions of `batch` that are scored."""
     scored = batch.targets != IGNORE
-    logits = scored_logits(model, batch.tokens.to(device), scored.to(device))
+    logits = scored_logits(model, batch.tokens.to(device), scored.to(device), batch.edges)
     return F.cross_entropy(logits, batch.targets[scored].to(device))
 
 
@@ -87,7 +91,7 @@ def accuracy(
 
 def _right(read: Callable[..., Tensor], batch: Batch, device: torch.device) -> Tensor:
     scored = batch.targets != IGNORE
-    logits = read(batch.tokens.to(device), scored.to(device))
+    logits = read(batch.tokens.to(device), scored.to(device), batch.edges)
     if not logits.isfinite().all():
         raise NotFiniteError(f"logits are not finite after reading {batch.tokens.shape[1]} tokens")
     return logits.argmax(-1).cpu() == batch.targets[scored]

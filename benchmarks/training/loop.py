@@ -216,11 +216,11 @@ class _Training:
     def _loss(self, batch: Batch, part: int) -> Tensor:
         """Summed cross-entropy of one of the parts in which this rank reads its rows of `batch`."""
         parts = self._parts(batch)
-        tokens, targets = (self.ranks.rows(t).tensor_split(parts)[part] for t in (batch.tokens, batch.targets))
-        scored = targets != IGNORE
+        own = batch.map(lambda tensor: self.ranks.rows(tensor).tensor_split(parts)[part])
+        scored = own.targets != IGNORE
         with autocast(self.device, self.settings.precision):
-            logits = self.reader(tokens.to(self.device), scored.to(self.device))
-            return F.cross_entropy(logits, targets[scored].to(self.device), reduction="sum")
+            logits = self.reader(own.tokens.to(self.device), scored.to(self.device), own.edges)
+            return F.cross_entropy(logits, own.targets[scored].to(self.device), reduction="sum")
 
     def _complain(self, batch: Batch, loss: float, norm: float) -> NoReturn:
         """Raise `NotFiniteError` that says where in the model it began."""
@@ -339,7 +339,7 @@ def _check_model(model: LanguageModel, task: Task, settings: TrainingSettings, r
     needed = max(each.vocab_size for each in (task, *(mixed.task for mixed in settings.mixture)))
     if needed > model.config.vocab_size:
         raise ValueError(f"the tasks use {needed} token ids, the model has vocab_size {model.config.vocab_size}")
-    shared = [m.place for m in model.mixers() if m.keeps_memory or m.options.get("scope", "sequence") != "sequence"]
+    shared = [mixer.place for mixer in model.mixers() if not mixer.rows_are_independent]
     if shared and (settings.accumulate > 1 or ranks.size > 1):
         raise ValueError(
             f"accumulate: {settings.accumulate} and {ranks.size} processes would change what {', '.join(shared)} "

@@ -137,6 +137,8 @@ class TrainingSettings(Part):
         not installed."""
         check_trackers(self.log_to)
         for each in (task, *(mixed.task for mixed in self.mixture)):
+            if self.compile and each.packs:
+                raise ValueError(f"compile: true is for sequences that all look alike, and {each!r} packs documents")
             for draw in self.draws:
                 _refuse_load(each, draw.load, alone=each is task)
                 check_fits(each, draw.length, draw.load)

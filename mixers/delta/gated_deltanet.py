@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..interface import Mixer, MixerCard
 from ..layers import GatedOutput, ShortConvolution, head_size, split_heads, unit_length
-from ..ops.delta import OP, gated_delta_rule
+from ..ops.recurrence import OP, linear_recurrence
 from ..options import option
 from ..registry import register_mixer
 from ..state import RecurrentState
@@ -35,7 +35,7 @@ class GatedDeltaNet(Mixer):
     )
 
     heads: int = option("number of memories", default=4, least=1, small=2)
-    d_head: int | None = option("length of a memory's keys; None: d_model / heads", default=None, least=1, small=16)
+    d_head: int = option("length of a memory's keys; None: d_model / heads", default=None, least=1, small=16)
     expand_v: float = option("length of a memory's values, in multiples of d_head", default=1.0, above=0)
     conv_size: int = option("tokens that the short convolution sees; 0: none", default=4, least=0)
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
@@ -74,12 +74,12 @@ class GatedDeltaNet(Mixer):
 
         precision = torch.promote_types(x.dtype, torch.float32)
         rate = F.softplus(self.decay_proj(x).to(precision) + self.dt_bias.to(precision))
-        read, memory = gated_delta_rule(
+        read, memory = linear_recurrence(
             unit_length(q.to(precision)),
             unit_length(k.to(precision)),
             v,
-            -self.A_log.to(precision).exp() * rate,
-            self.beta_proj(x).to(precision).sigmoid(),
+            log_decay=-self.A_log.to(precision).exp() * rate,
+            beta=self.beta_proj(x).to(precision).sigmoid(),
             chunk_size=self.chunk_size,
             state=None if state is None else state.memory,
             return_state=return_state,

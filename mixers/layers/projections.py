@@ -21,6 +21,14 @@ def head_size(d_model: int, heads: int, d_head: int | None) -> int:
     return d_model // heads
 
 
+def value_size(d_head: int, expand_v: float) -> int:
+    """expand_v * d_head. Raises `ValueError` if that is no whole number."""
+    d_v = round(expand_v * d_head)
+    if d_v < 1 or d_v != expand_v * d_head:
+        raise ValueError(f"expand_v * d_head must be a whole number of at least 1, got {expand_v * d_head}")
+    return d_v
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """`[batch, time, heads * d_head]` as `[batch, time, heads, d_head]`, a view."""
     return x.unflatten(-1, (heads, -1))

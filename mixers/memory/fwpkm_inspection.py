@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ..ops.fwpkm import FwpkmOutput
+    from ..ops.fwpkm import FwpkmOutput, FwpkmState
     from .fwpkm import FwPKM, FwPKMState
 
     Recorder = Callable[[FwPKM, Tensor, FwPKMState | None, Tensor | None, FwpkmOutput], None]
@@ -164,16 +164,16 @@ def _writers(update: Update, slot: int, row: int | None) -> list[Writer]:
     ]
 
 
-def row_change(before: FwPKMState | None, after: FwPKMState, initial: Tensor) -> Tensor:
+def row_change(before: FwpkmState | None, after: FwpkmState, initial: Tensor) -> Tensor:
     """How far the rows of each memory moved from `before` (None: `initial [n_slots, d_v]`) to `after`: the 2-norm of
     the change, over all rows, `[memories]`."""
-    slots, rows = after.slots, after.rows
-    old = initial.index_select(0, slots % after.n_slots).to(rows.dtype)
+    slots, rows, n_slots = after.slots, after.rows, after.n_slots
+    old = initial.index_select(0, slots % n_slots).to(rows.dtype)
     if before is not None:  # what was written once stays listed
         old = old.index_copy(0, torch.searchsorted(slots, before.slots), before.rows)
     squares = (rows - old).square().sum(-1)
     total = squares.new_zeros(1 if after.shared_memory else after.batch)
-    return total.index_add(0, slots // after.n_slots, squares).sqrt()
+    return total.index_add(0, slots // n_slots, squares).sqrt()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,10 +214,8 @@ class _Recording:
             slots, weights = torch.cat([trace.slots, slots], 1), torch.cat([trace.weights, weights], 1)
             trace = replace(trace, gates=gates, slots=slots, weights=weights)
         else:
-            settings = layer.settings
-            shared = settings["scope"] != "sequence"
-            n_slots, lookahead = len(layer.values), settings["lookahead"]
-            trace = LayerTrace(name, n_slots, lookahead, shared, start, gates, slots, weights)
+            n_slots, shared = len(layer.values), layer.scope != "sequence"
+            trace = LayerTrace(name, n_slots, layer.lookahead, shared, start, gates, slots, weights)
             self._edges[name] = _Edge(x[:, :0].detach(), slots[:, :0], weights[:, :0])
         updates = list(_replay(layer, x.detach(), state, trace, self._edges[name]))
         self.traces[name] = replace(trace, updates=(*trace.updates, *updates))
@@ -225,7 +223,7 @@ class _Recording:
 
 def _replay(layer: FwPKM, x: Tensor, state: FwPKMState | None, trace: LayerTrace, edge: _Edge) -> Iterator[Update]:
     """Read `x`, the last tokens of the trace, again from `state`, up to each rewrite; keeps `edge` up to date."""
-    size, lookahead, carry = layer.settings["chunk_size"], trace.lookahead, layer.settings["boundary"] == "carry"
+    size, lookahead, carry = layer.chunk_size, trace.lookahead, layer.boundary == "carry"
     place = trace.end - x.shape[1]
     while (end := (place // size + 1) * size) <= trace.end:
         piece, x = x[:, : end - place], x[:, end - place :]
@@ -237,7 +235,7 @@ def _replay(layer: FwPKM, x: Tensor, state: FwPKMState | None, trace: LayerTrace
             end=end,
             slots=torch.cat([edge.slots, trace.slots[:, own]], 1),
             weights=torch.cat([edge.weights, trace.weights[:, own]], 1),
-            change=row_change(state, after, layer.values),
+            change=row_change(None if state is None else state.fast, after.fast, layer.values),
         )
         edge.inputs = _last(torch.cat([edge.inputs, piece], 1), lookahead)
         edge.slots, edge.weights = trace.slots[:, :0], trace.weights[:, :0]

@@ -53,7 +53,7 @@ class PKM(Mixer):
     top_k: int = option("slots that a head reads", default=32, least=1, small=4)
     n_subkeys: int = option("sub-keys of each half; the table has n_subkeys^2 slots", default=512, least=1, small=8)
     d_k: int = option("width of a head's query, even", default=512, least=2, small=16)
-    d_v: int | None = option("width of the values; None: d_model; else a linear map follows", default=None, least=1)
+    d_v: int = option("width of the values; None: d_model; else a linear map follows", default=None, least=1)
     score: Score = option("of a query half and a sub-key: inner product, or inverse distance", default="dot")
     query_norm: Literal["rms", "none"] = option("of the queries of all heads together", default="rms")
     gated: bool = option("`(y * silu(x W1)) W2` instead of y", default=False)

@@ -16,6 +16,7 @@ from mixerzoo.benchmarks.progress import BarReporter, TimeLeft, reporter_for
 from mixerzoo.benchmarks.runs import ResultLine, Run
 from mixerzoo.benchmarks.summary import failure_table, summary_tables
 from mixerzoo.mixers import list_mixers, registry
+from mixerzoo.models import LAYOUTS
 from rich.console import Console
 
 
@@ -65,6 +66,16 @@ def test_list_shows_every_mixer_with_its_whole_name(mixerzoo):
     code, out, _ = mixerzoo("list", "*delta*", "--family", "delta")
     assert code == 0 and "gated_deltanet" in out and "ttt_linear" not in out
     assert mixerzoo("list", "nothing*")[0] == 2
+
+
+def test_layouts_shows_names_lines_sources_and_notes(mixerzoo):
+    code, out, _ = mixerzoo("layouts")
+    assert code == 0 and all(re.search(rf"│ {re.escape(name)} +│", out) for name in LAYOUTS)
+    code, out, _ = mixerzoo("layouts", "s*")
+    assert code == 0 and "samba" in out and "swa_interleave" in out and "jamba" not in out
+    for shown in ("mamba, sliding_window_attention", "2406.07522", "window 2048"):
+        assert shown in out
+    assert mixerzoo("layouts", "nothing*")[0] == 2
 
 
 def test_list_shows_broken_plugins(mixerzoo, monkeypatch):
@@ -139,7 +150,7 @@ def test_run_dry_run_resume_and_select(mixerzoo, suite, tmp_path):
     results = {(r.layout, r.measure): r for r in Run(out_folder).results()}
     assert {r.status for r in results.values()} == {"ok"} and len(results) == 5
     speed, text = results["lin", "speed"], results["tay", "perplexity"]
-    assert speed.backends == {"linear": ["torch"]} and speed.metrics["tokens_per_second"]["median"] > 0
+    assert speed.backends == {"recurrence": ["chunked"]} and speed.metrics["tokens_per_second"]["median"] > 0
     assert (
         text.parameters["layout_line"] == text.parameters["model"]["layout"] == "linear_attention(feature_map='taylor')"
     )

@@ -33,7 +33,7 @@ def measure(tmp_path, config=CONFIG, **fields):
 
 
 def test_every_backend_mode_and_length_is_a_row(tmp_path):
-    fields = {"modes": ("forward", "train", "decode"), "backends": ("torch", "reference")}
+    fields = {"modes": ("forward", "train", "decode"), "backends": ("compact", "reference")}
     metrics = measure(tmp_path, **fields)
     assert metrics == json.loads(json.dumps(metrics))
     rows = {(r["backend"], r["mode"], r["tokens"]): r for r in metrics["rows"]}
@@ -42,7 +42,7 @@ def test_every_backend_mode_and_length_is_a_row(tmp_path):
         assert row["rounds"] == len(row["samples"]) == (1 if backend == "reference" else 3)
         assert 0 < row["q1"] <= row["median"] <= row["q3"] and row["peak_bytes"] > 0
         assert row["units"] == 2 * (1 if mode == "decode" else tokens) and row["batch"] == 2
-        assert row["floor_bytes"] == rows["torch", mode, tokens]["floor_bytes"] > 0
+        assert row["floor_bytes"] == rows["compact", mode, tokens]["floor_bytes"] > 0
         rate = metrics["copy_bandwidth"]["median"]
         assert row["floor_seconds"] == pytest.approx(row["floor_bytes"] / rate)
     kinds = [r["kind"] for r in metrics["ratios"]]
@@ -54,12 +54,12 @@ def test_every_backend_mode_and_length_is_a_row(tmp_path):
 
 def test_bars_are_held_by_the_ratios_they_name(tmp_path):
     bars = [
-        {"kind": "faster", "mode": "forward", "backend": "torch", "over": "reference", "value": 1e-9},
-        {"kind": "smaller", "mode": "forward", "backend": "torch", "over": "reference", "value": 1e9},
-        {"kind": "flat", "mode": "forward", "backend": "torch", "value": 1e9},
-        {"kind": "floor", "mode": "forward", "backend": "torch", "value": 1e-9},
+        {"kind": "faster", "mode": "forward", "backend": "compact", "over": "reference", "value": 1e-9},
+        {"kind": "smaller", "mode": "forward", "backend": "compact", "over": "reference", "value": 1e9},
+        {"kind": "flat", "mode": "forward", "backend": "compact", "value": 1e9},
+        {"kind": "floor", "mode": "forward", "backend": "compact", "value": 1e-9},
     ]
-    metrics = measure(tmp_path, modes=("forward",), backends=("torch", "reference"), bars=bars)
+    metrics = measure(tmp_path, modes=("forward",), backends=("compact", "reference"), bars=bars)
     held = {(r["kind"], r["met"]) for r in metrics["ratios"] if r["bar"] is not None}
     assert held == {("faster", True), ("smaller", False), ("flat", True), ("floor", False)}
     assert not [r for r in metrics["ratios"] if r["backend"] == "reference" and r["bar"] is not None]
@@ -71,41 +71,41 @@ def made_up(backend, tokens, seconds, peak, mode="train", **more):
 
 
 def test_ratios_equal_numbers_computed_by_hand():
-    rows = [made_up("torch", 100, 1.0, 50, floor_seconds=0.25), made_up("reference", 100, 30.0, 400)]
-    found = {r["kind"]: r for r in ratios(rows, [Bar(kind="floor", mode="train", backend="torch", value=4)])}
+    rows = [made_up("compact", 100, 1.0, 50, floor_seconds=0.25), made_up("reference", 100, 30.0, 400)]
+    found = {r["kind"]: r for r in ratios(rows, [Bar(kind="floor", mode="train", backend="compact", value=4)])}
     assert set(found) == {"faster", "smaller", "floor"}
     faster = found["faster"]
-    assert (faster["backend"], faster["over"], faster["tokens"]) == ("torch", "reference", 100)
+    assert (faster["backend"], faster["over"], faster["tokens"]) == ("compact", "reference", 100)
     assert (faster["value"], faster["low"], faster["high"]) == pytest.approx((30.0, 27 / 1.2, 36 / 0.9))
     assert found["smaller"]["value"] == found["smaller"]["low"] == 8.0
     assert found["floor"]["value"] == 4.0 and found["floor"]["met"] is True
 
 
 def test_flat_linear_and_fit_look_at_all_lengths():
-    straight = [made_up("torch", n, 0.01 * n, 7 * n + 5) for n in (10, 20, 40)]
+    straight = [made_up("compact", n, 0.01 * n, 7 * n + 5) for n in (10, 20, 40)]
     values = {"flat": 1.15, "linear": 1.05, "fit": 0.05}
-    bars = [Bar(kind=kind, mode="train", backend="torch", value=value) for kind, value in values.items()]
+    bars = [Bar(kind=kind, mode="train", backend="compact", value=value) for kind, value in values.items()]
     found = {r["kind"]: r for r in ratios(straight, bars)}
     assert found["flat"]["value"] == pytest.approx(1.0) and found["fit"]["value"] == pytest.approx(0, abs=1e-12)
     assert found["linear"]["value"] == 1.0  # the constant part weighs most at the least length
     assert found["flat"]["tokens"] is None and all(found[kind]["met"] for kind in values)
-    bent = [made_up("torch", n, 0.01 * n * (1 + n / 40), n * n) for n in (10, 20, 40)]
+    bent = [made_up("compact", n, 0.01 * n * (1 + n / 40), n * n) for n in (10, 20, 40)]
     found = {r["kind"]: r for r in ratios(bent, bars)}
     assert found["flat"]["value"] == pytest.approx(2 / 1.25) and found["linear"]["value"] == 4.0
     assert found["fit"]["value"] > 0.5 and not any(found[kind]["met"] for kind in values)
 
 
 def test_tokens_that_become_cheaper_do_not_grow():
-    rows = [made_up("torch", 20, 0.1, 20), made_up("torch", 10, 0.1, 10), made_up("torch", 40, 0.16, 40)]
+    rows = [made_up("compact", 20, 0.1, 20), made_up("compact", 10, 0.1, 10), made_up("compact", 40, 0.16, 40)]
     found = {r["kind"]: r for r in ratios(rows, [])}
     assert found["growth"]["value"] == pytest.approx(1.0) and found["flat"]["value"] == pytest.approx(2.5)
-    dearer = [made_up("torch", 10, 0.1, 10), made_up("torch", 20, 0.1, 20), made_up("torch", 40, 0.6, 40)]
+    dearer = [made_up("compact", 10, 0.1, 10), made_up("compact", 20, 0.1, 20), made_up("compact", 40, 0.6, 40)]
     found = {r["kind"]: r for r in ratios(dearer, [])}
     assert found["growth"]["value"] == pytest.approx(1.5) and found["flat"]["value"] == pytest.approx(3.0)
 
 
 def test_decoding_has_no_line_of_bytes():
-    rows = [made_up("torch", n, 1.0, n * n, mode="decode") for n in (10, 20, 40)]
+    rows = [made_up("compact", n, 1.0, n * n, mode="decode") for n in (10, 20, 40)]
     assert {r["kind"] for r in ratios(rows, [])} == {"growth", "flat"}
 
 
@@ -120,29 +120,29 @@ def test_counted_bytes_equal_a_count_by_hand(batch, scope):
     keys, token, result = memories * 8 * 8 * 4, batch * (8 + 6 + 1) * 4, batch * 6 * 4
     forward = (sum(touched) + sum(touched[:2])) * 24 + (3 + 2) * keys + 40 * (token + result)
     train = forward + 3 * sum(touched) * 24 + 3 * 3 * keys + 40 * (2 * token + result)
-    assert work.counted_bytes("torch", [("forward", 40), ("train", 40)], 0) == [forward, train]
+    assert work.counted_bytes("compact", [("forward", 40), ("train", 40)], 0) == [forward, train]
     # tokens 16 to 32: 16 read the keys and two rows each, and one rewrite reads and writes keys and touched rows
     decode = 2 * touched[1] * 24 + (16 + 2) * keys + 16 * (batch * 2 * 24 + result + 3 * token)
-    assert work.counted_bytes("torch", [("decode", 16)], 16) == [decode // 16]
+    assert work.counted_bytes("compact", [("decode", 16)], 16) == [decode // 16]
 
 
 def test_keys_that_stay_are_not_counted_as_written():
     moving, still = make_work(), make_work(key_objective="none")
-    counts = [w.counted_bytes("torch", [("forward", 15)], 0)[0] for w in (moving, still)]
+    counts = [w.counted_bytes("compact", [("forward", 15)], 0)[0] for w in (moving, still)]
     assert counts[0] == counts[1]  # no chunk is complete
-    rows = [(2 * w._touched("torch", 32)[0] + w._touched("torch", 32)[1]) * 24 for w in (moving, still)]
-    counts = [w.counted_bytes("torch", [("forward", 32)], 0)[0] for w in (moving, still)]
+    rows = [(2 * w._touched("compact", 32)[0] + w._touched("compact", 32)[1]) * 24 for w in (moving, still)]
+    counts = [w.counted_bytes("compact", [("forward", 32)], 0)[0] for w in (moving, still)]
     assert counts[0] - counts[1] == 2 * 8 * 8 * 4 + rows[0] - rows[1]
 
 
 def test_work_trains_everything_and_decodes_over_rewrites():
     work = make_work(decode_chunks=2, initial_memory="learned")
-    gradients = work.train("torch", 40)
+    gradients = work.train("compact", 40)
     assert len(gradients) == 5 and all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
-    assert len(make_work().train("torch", 40)) == 4  # a random memory is not learned
-    state = work.decode("torch", work.context("torch", 40), 33)
+    assert len(make_work().train("compact", 40)) == 4  # a random memory is not learned
+    state = work.decode("compact", work.context("compact", 40), 33)
     assert state.position == 73
-    whole = work.context("torch", 73)
+    whole = work.context("compact", 73)
     torch.testing.assert_close(state.keys, whole.keys, atol=1e-5, rtol=1e-5)
 
 
@@ -189,15 +189,18 @@ def test_a_layout_without_the_mixer_and_a_backend_that_cannot_run_are_refused(tm
     ("fields", "message"),
     [
         ({"backends": ("cuda",)}, "fwpkm has no backend 'cuda'; it has"),
-        ({"backends": ("torch", "torch")}, "the backends must differ"),
+        ({"backends": ("compact", "compact")}, "the backends must differ"),
         ({"lengths": (8, 8)}, "the lengths must differ"),
         ({"rounds": 2}, "greater than or equal to 3"),
-        ({"bars": [{"kind": "floor", "mode": "decode", "backend": "torch", "value": 4}]}, "not in modes"),
+        ({"bars": [{"kind": "floor", "mode": "decode", "backend": "compact", "value": 4}]}, "not in modes"),
         ({"bars": [{"kind": "floor", "mode": "train", "backend": "reference", "value": 4}]}, "needs a backend, and"),
-        ({"bars": [{"kind": "faster", "mode": "train", "backend": "torch", "value": 4}]}, "in over, one that follows"),
-        ({"bars": [{"kind": "flat", "mode": "train", "backend": "torch", "value": 4}]}, "at least 2 lengths"),
-        ({"bars": [{"kind": "fit", "mode": "train", "backend": "torch", "value": 4}]}, "at least 3 lengths"),
-        ({"bars": [{"kind": "floor", "mode": "train", "backend": "torch", "value": 0}]}, "greater than 0"),
+        (
+            {"bars": [{"kind": "faster", "mode": "train", "backend": "compact", "value": 4}]},
+            "in over, one that follows",
+        ),
+        ({"bars": [{"kind": "flat", "mode": "train", "backend": "compact", "value": 4}]}, "at least 2 lengths"),
+        ({"bars": [{"kind": "fit", "mode": "train", "backend": "compact", "value": 4}]}, "at least 3 lengths"),
+        ({"bars": [{"kind": "floor", "mode": "train", "backend": "compact", "value": 0}]}, "greater than 0"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(fields, message):
@@ -248,7 +251,8 @@ def test_a_suite_for_one_device_refuses_the_other(monkeypatch):
 def test_one_entry_is_one_case():
     text = (
         "name: mine\nmodel: {n_layers: 1}\nlayouts: {a: fwpkm}\n"
-        "measures:\n  - {measure: op_speed, modes: [forward, train], lengths: [16, 32], backends: [torch, reference]}\n"
+        "measures:\n"
+        "  - {measure: op_speed, modes: [forward, train], lengths: [16, 32], backends: [compact, reference]}\n"
     )
     (case,) = Planner(parse_suite(text, "s"), "cpu")({}).cases
     assert case.exclusive and case.sizes == "forward,train 16,32"

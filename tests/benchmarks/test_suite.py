@@ -41,6 +41,27 @@ def test_match_layout_may_be_a_label():
     )
 
 
+def test_a_resolved_suite_keeps_the_options_of_a_mixer_that_is_only_matched():
+    text = changed("  d_model: 32", "  d_model: 32\n  match: params\n  match_layout: gated_deltanet")
+    text = text.replace("linear_attention: {heads: 2}", "gated_deltanet: {heads: 1, d_head: 48}")
+    suite = parse_suite(text, "s")
+    resolved = suite.resolved()
+    assert resolved["model"]["mixer_defaults"]["gated_deltanet"] == {"heads": 1, "d_head": 48}
+    again = parse_suite(yaml.safe_dump(resolved), "resolved")
+    model = Planner(suite, "cpu")({}).cases[0].model
+    assert Planner(again, "cpu")({}).cases[0].model == model
+    assert model["mixer_defaults"]["gated_deltanet"] == {"heads": 1, "d_head": 48}
+
+
+def test_a_layout_may_be_given_by_name():
+    text = changed("linear_attention*2", "fa_interleave").replace("d_model: 32", "d_model: 32\n  n_layers: 4")
+    assert parse_suite(text, "s").layouts["lin"] == "gated_deltanet*3, softmax_attention"
+    twins = text.replace("soft: softmax_attention", "soft: fa_interleave")
+    assert "is the same layout as 'soft'" in problems(twins)[0][1]
+    matched = text.replace("d_model: 32", "d_model: 32\n  match: params\n  match_layout: fa")
+    assert Planner(parse_suite(matched, "s"), "cpu")({}).cases[0].model["match_layout"] == "softmax_attention"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "message"),
     [
@@ -104,3 +125,22 @@ def test_parse_measure_refuses_unknown_names_and_parameters():
 def test_bundled_suites_are_named_after_their_files():
     for name, text in bundled_suites().items():
         assert yaml.safe_load(text)["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("{heads: 2}", "{heads: 0}", 5, "heads must be a whole number of at least 1, got 0"),
+        ("{heads: 2}", "{feature_map: relu}", 5, "feature_map must be one of elu, identity, taylor, got 'relu'"),
+        ("linear_attention*2", "'linear_attention(heads=two)*2'", 8, "heads must be a whole number"),
+    ],
+)
+def test_a_value_that_an_option_cannot_have_is_named_with_its_line(old, new, line, message):
+    ((found, text),) = problems(changed(old, new))
+    assert found == line and message in text
+
+
+def test_a_swept_value_that_an_option_cannot_have_is_refused():
+    swept = changed("    lengths: [64]\n", "    lengths: [64]\n    sweep: {linear_attention.heads: [2, 0]}\n")
+    (problem,) = problems(swept)
+    assert "heads must be a whole number of at least 1, got 0" in problem[1]

@@ -161,3 +161,57 @@ def test_sparse_gradients_are_refused_before_any_work():
     layout = PKM.layout.replace("top_k=2", "top_k=2, sparse_gradient=true")
     with pytest.raises(ValueError, match="AdamW takes no sparse gradients"):
         make_optimizer(LanguageModel(dataclasses.replace(PKM, layout=layout)), 1e-3, 0.1)
+
+
+PACKED = TextTask(packing="documents")
+
+
+def one_by_one(batch):
+    """The documents of a batch as batches of their own, cut where rows end."""
+    for row in range(len(batch.tokens)):
+        own = batch.map(lambda t, row=row: t[row : row + 1])
+        edges = own.edges or [0, own.tokens.shape[1]]
+        yield from (own.map(lambda t, a=a, b=b: t[:, a:b]) for a, b in itertools.pairwise(edges))
+
+
+def packed_batch():
+    """Rows of a few documents each: the library's files are long, so every tenth token starts another one here."""
+    batch = PACKED.train_batch(0, 3, 40, seed=0)
+    batch.documents[:, 7::10] = True
+    batch.targets[:, 6::10] = -100
+    return batch
+
+
+def test_loss_and_gradients_of_packed_documents_are_those_of_each_by_itself():
+    batch, model = packed_batch(), LanguageModel(CONFIG).double()
+    loss = batch_loss(model, batch, CPU)
+    loss.backward()
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    scored = [part for part in one_by_one(batch) if (part.targets != -100).any()]
+    count = sum(int((part.targets != -100).sum()) for part in scored)
+    total = sum(batch_loss(model, part, CPU) * (part.targets != -100).sum() for part in scored) / count
+    total.backward()
+    assert count == 3 * 36 and len(scored) >= 15
+    torch.testing.assert_close(loss, total.float(), rtol=1e-6, atol=0)
+    for grad, p in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(grad, p.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_training_reads_packed_batches_in_parts_as_in_one(monkeypatch):
+    packed, plain = packed_batch(), packed_batch()
+    plain.documents[:, 1:] = False
+
+    def curve(batch, accumulate=1):
+        monkeypatch.setattr(TextTask, "train_batch", lambda *args: batch)
+        settings = TrainingSettings(steps=3, batch=3, length=40, learning_rate=1e-2, accumulate=accumulate)
+        record = train(LanguageModel(CONFIG), PACKED, settings, seed=0, device=CPU)
+        return [loss for _, loss in record["curve"]]
+
+    assert curve(packed, accumulate=3) == pytest.approx(curve(packed), rel=1e-4)
+    assert curve(plain) != pytest.approx(curve(packed), rel=1e-4)  # the documents do reach the model
+
+
+def test_compiling_and_packing_are_refused_together():
+    with pytest.raises(ValueError, match="compile: true is for sequences that all look alike"):
+        TrainingSettings(compile=True).check(PACKED)

@@ -13,9 +13,9 @@ Oracle = Callable[..., float]
 
 @pytest.fixture
 def oracle(record_property: Callable[[str, object], None]) -> Oracle:
-    """`oracle(mixer, source, actual, expected, limit)`: assert that the relative error, in the 2-norm, is at most limit.
+    """`oracle(mixer, source, actual, expected, limit)`: assert that the relative error is at most limit.
 
-    mixer: whose row of the table it belongs to. source: package and function that gave `expected`.
+    In the 2-norm. mixer: whose row of the table it belongs to. source: package and function that gave `expected`.
     """
 
     def compare(mixer: str, source: str, actual: Tensor, expected: Tensor, limit: float = 1e-6) -> float:

@@ -43,7 +43,7 @@ class Average(Mixer):
         averages = self.averages(self.inward(x), average.to(x.dtype))
         y = self.outward(averages) * self.gate(x).sigmoid()
         position = x.shape[1] + (0 if state is None else state.position)
-        return y, AverageState(x.shape[0], position, self.signature, averages[:, -1:].clone())
+        return y, AverageState(self.signature, x.shape[0], position, averages[:, -1:].clone())
 
     def averages(self, v: Tensor, average: Tensor) -> Tensor:
         keep = self.decay.sigmoid()
@@ -266,7 +266,7 @@ class MisreportingState(AverageState):
 @broken(7)
 class MisreportsItsSize(Changed):
     def change(self, x: Tensor, before: Any, return_state: bool, y: Tensor, after: Any) -> Any:
-        return y, MisreportingState(after.batch, after.position, after.signature, after.average)
+        return y, MisreportingState(after.signature, after.batch, after.position, after.average)
 
 
 @broken(7)
@@ -294,7 +294,7 @@ class KeepsHistory(Changed):
 
     def change(self, x: Tensor, before: Any, return_state: bool, y: Tensor, after: Any) -> Any:
         history = GrowableBuffer.of(x.clone()) if before is None else self.append(before.history, x)
-        return y, HistoryState(after.batch, after.position, after.signature, after.average, history)
+        return y, HistoryState(after.signature, after.batch, after.position, after.average, history)
 
     def append(self, history: GrowableBuffer, x: Tensor) -> GrowableBuffer:
         return history.append(x)
@@ -352,7 +352,7 @@ class UnselectableState(AverageState):
 @broken(7)
 class SelectsTheFirstRows(Changed):
     def change(self, x: Tensor, before: Any, return_state: bool, y: Tensor, after: Any) -> Any:
-        return y, UnselectableState(after.batch, after.position, after.signature, after.average)
+        return y, UnselectableState(after.signature, after.batch, after.position, after.average)
 
 
 @broken(7)
@@ -380,6 +380,21 @@ class RestartsAllAsOne(Average):
 class RestartsFromAnything(Average):
     def restart(self, state: Any) -> None:
         return None
+
+
+# 12: packed documents
+
+
+@broken(12)
+class IgnoresDocuments(Average):
+    def forward(self, x: Tensor, state: Any = None, return_state: bool = False, **more: Any) -> Any:
+        return super().forward(x, state, return_state)
+
+
+@broken(12)
+class ForgetsItsGradient(Average):
+    def _mix_documents(self, *arguments: Any) -> Tensor:
+        return super()._mix_documents(*arguments).detach() + 0 * self.decay.sum()
 
 
 # 8: repeatable
@@ -485,7 +500,7 @@ def test_every_check_is_caught_failing() -> None:
 @pytest.mark.parametrize("mixer", [Average, KeepsHistory])
 def test_what_they_are_made_of_is_healthy(mixer: type[Mixer]) -> None:
     report = check_mixer(mixer, d_model=8, compile_backend="aot_eager")
-    assert [r.status for r in report] == ["passed"] * 11, str(report)
+    assert [r.status for r in report] == ["passed"] * 12, str(report)
 
 
 def test_all_failures_are_listed() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixerzoo.mixers.ops.fwpkm import fwpkm, op
+from mixerzoo.mixers.ops.fwpkm import OP, fwpkm
 
 HERE = Path(__file__).parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -42,7 +42,7 @@ def test_the_cases_and_the_released_numbers(device: str) -> None:
 @needs_package
 def test_where_it_may_run(interpret: str, device: str, runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", interpret)
-    backend = op.backends["triton"]
+    backend = OP.backends["triton"]
     assert (backend.why_not(torch.device(device)) is None) == runs
     assert not backend.automatic  # until it has been run on a GPU
 

@@ -196,7 +196,7 @@ def test_gates_are_those_of_the_layer():
     mixer, x = memory(), text()
     with record_fwpkm(mixer) as traces:
         mixer(x)
-    expected = torch.sigmoid(mixer.gate(mixer.gate_norm(x))).squeeze(-1)
+    expected = torch.sigmoid(mixer.gate_proj(mixer.gate_norm(x))).squeeze(-1)
     torch.testing.assert_close(traces[""].gates, expected)
     assert not traces[""].gates.requires_grad and not traces[""].weights.requires_grad
 

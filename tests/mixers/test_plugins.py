@@ -117,5 +117,5 @@ def test_each_broken_plugin_is_warned_of_once(zoo: dict[str, Any]) -> None:
 
 def test_the_zoo_works_on(zoo: dict[str, Any]) -> None:
     assert {"fwpkm", "gated_deltanet", "linear_attention", "ttt_linear"} <= set(zoo["names"])
-    assert zoo["softmax_module"] == "mixerzoo.mixers.softmax"
+    assert zoo["softmax_module"] == "mixerzoo.mixers.softmax.softmax_attention"
     assert zoo["shape"] == [1, 3, 32]

@@ -50,7 +50,7 @@ def test_a_memory_keeps_what_it_was_told_and_starts_at_position_0(scope):
     again = mixer.restart(state)
     assert state.position == 21 and again.position == 0 and again.batch == 2
     assert torch.equal(again.slots, mixer.finish(state).slots) and len(again.slots) > len(state.slots)
-    assert again.queries.length == 0  # no token of the first reading is left over
+    assert again.fast.queries.length == 0  # no token of the first reading is left over
     second, _ = mixer(x, again)
     assert not torch.allclose(first[:, :8], second[:, :8])  # the first chunk is read with a memory of all three
     torch.testing.assert_close(mixer(x, return_state=True)[0], first, rtol=0, atol=0)
@@ -89,7 +89,7 @@ def test_a_memory_recalls_better_at_the_second_reading():
     mixer, x = memory(n_subkeys=16, top_k=1, lookahead=0), text(rows=1, time=24)
     errors, state = [], None
     for _ in range(3):
-        targets = mixer.target(mixer.target_norm(x))
+        targets = mixer.v_proj(mixer.v_norm(x))
         targets = (targets - targets.mean(-1, keepdim=True)) / targets.std(-1, keepdim=True)
         mixed = read_by_itself(mixer, x, state)
         errors.append(float((mixed - targets.detach()).square().mean()))
@@ -101,9 +101,11 @@ def test_a_memory_recalls_better_at_the_second_reading():
 @torch.no_grad()
 def read_by_itself(mixer, x, state):
     """What the memory retrieves, the output projection and the gate undone."""
-    queries = mixer.query(mixer.query_norm(x)).unflatten(-1, (mixer.heads, -1))
+    queries = mixer.q_proj(mixer.q_norm(x)).unflatten(-1, (mixer.heads, -1))
     targets = torch.zeros(*x.shape[:2], 6, dtype=x.dtype)
-    return fwpkm(queries, targets, None, mixer.keys, mixer.values, **mixer.settings, state=state).retrieved
+    return fwpkm(
+        queries, targets, None, mixer.keys, mixer.values, **mixer.settings, state=state and state.fast
+    ).retrieved
 
 
 def test_an_empty_memory_stays_empty():

@@ -70,7 +70,7 @@ def test_states_of_other_models_are_refused_before_any_work(tokens):
     with pytest.raises(ValueError, match="expects a ModelState"):
         model(tokens, state.layers[0][1])
     # the backend changes the speed, never the state
-    LanguageModel(config(mixer_defaults={"toy_sum": {"backend": "torch"}}))(tokens, state)
+    LanguageModel(config(mixer_defaults={"toy_sum": {"backend": "auto"}}))(tokens, state)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +238,9 @@ def test_what_is_wrong_with_saved_files_is_said(tmp_path):
 
 
 def test_a_value_that_a_mixer_refuses_is_shown_in_the_line():
-    with pytest.raises(LayoutError, match="width must be at least 1, got 0") as caught:
+    with pytest.raises(LayoutError, match="width must be a whole number of at least 1, got 0") as caught:
         LanguageModel(config("toy_sum, toy_sum(width=0)"))
-    assert caught.value.column == 9
+    assert caught.value.column == 17
     with pytest.raises(LayoutError, match=r"toy_sum\(widht=3\) cannot be built: .* did you mean width"):
         LanguageModel(config("toy_sum", mixer_defaults={"toy_sum": {"widht": 3}}))
 

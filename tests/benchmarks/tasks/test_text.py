@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from mixerzoo.benchmarks.tasks import TextDataset, TextTask, tokenised
+from mixerzoo.benchmarks.tasks import IGNORE, Batch, TextDataset, TextTask, tokenised
 from mixerzoo.benchmarks.tasks.corpus import held_out, load_corpus
 from mixerzoo.benchmarks.tasks.tokenised import cache_folder, load_encoder, load_tokens
 from pydantic import ValidationError
@@ -256,3 +256,43 @@ def test_the_cache_is_in_the_user_s_cache_directory():
 def test_every_split_gets_a_document(sizes):
     first, second = held_out(sizes)
     assert 1 <= first < second < len(sizes)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_packed_documents_lie_end_to_end_and_nothing_is_predicted_across_an_edge(folder, tokenizer, split):
+    path, _ = tokenizer
+    task = TextTask(text_folder=folder, tokenizer=str(path), packing="documents")
+    text = load_tokens(str(path), None, folder, 2**25).split(split)
+    flat, starts = text.data.tolist(), set((np.cumsum(text.sizes) - text.sizes).tolist())
+    (batch,) = task.eval_batches(60, 4, 0, 4, split) if split != "train" else [task.train_batch(0, 4, 60, seed=0)]
+    for tokens, targets, begins in zip(batch.tokens.tolist(), batch.targets.tolist(), batch.documents.tolist()):
+        places = [i for i in range(len(flat) - 60) if flat[i : i + 60] == tokens]  # texts repeat themselves
+        expected = [
+            (
+                [i == place or i in starts for i in range(place, place + 60)],
+                [IGNORE if i + 1 in starts else flat[i + 1] for i in range(place, place + 60)],
+            )
+            for place in places
+        ]
+        assert (begins, targets) in expected
+    assert batch.documents.sum() > 4 and (batch.targets == IGNORE).any()  # there are edges within rows
+    edges = batch.edges
+    assert edges[0] == 0 and edges[-1] == 240 and {60, 120, 180} < set(edges)
+    assert len(edges) == batch.documents.sum() + 1
+
+
+def test_packing_reads_documents_that_are_shorter_than_a_sequence(folder):
+    task = TextTask(text_folder=folder, packing="documents")
+    longest = load_corpus(folder).train.sizes.max()
+    with pytest.raises(ValueError, match="but the longest is"):
+        TextTask(text_folder=folder).train_batch(0, 1, longest, seed=0)
+    assert task.train_batch(0, 1, longest, seed=0).documents.sum() > 1
+    assert TextTask(text_folder=folder).train_batch(0, 1, 20, seed=0).edges is None
+
+
+def test_batches_with_documents_can_be_joined_and_taken_apart(folder):
+    batch = TextTask(text_folder=folder, packing="documents").train_batch(0, 4, 300, seed=0)
+    halves = [batch.map(lambda t, rows=rows: t[rows]) for rows in (slice(0, 1), slice(1, 4))]
+    joined = Batch.cat(halves)
+    assert torch.equal(joined.documents, batch.documents) and torch.equal(joined.targets, batch.targets)
+    assert halves[0].edges[-1] == 300 and batch.edges == halves[0].edges + [300 + edge for edge in halves[1].edges[1:]]
