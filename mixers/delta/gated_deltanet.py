@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..interface import Mixer, MixerCard
 from ..layers import GatedOutput, ShortConvolution, head_size, split_heads, unit_length
-from ..ops.delta import OP, gated_delta_rule
+from ..ops.recurrence import OP, linear_recurrence
 from ..options import option
 from ..registry import register_mixer
 from ..state import RecurrentState
@@ -74,12 +74,12 @@ class GatedDeltaNet(Mixer):
 
         precision = torch.promote_types(x.dtype, torch.float32)
         rate = F.softplus(self.decay_proj(x).to(precision) + self.dt_bias.to(precision))
-        read, memory = gated_delta_rule(
+        read, memory = linear_recurrence(
             unit_length(q.to(precision)),
             unit_length(k.to(precision)),
             v,
-            -self.A_log.to(precision).exp() * rate,
-            self.beta_proj(x).to(precision).sigmoid(),
+            log_decay=-self.A_log.to(precision).exp() * rate,
+            beta=self.beta_proj(x).to(precision).sigmoid(),
             chunk_size=self.chunk_size,
             state=None if state is None else state.memory,
             return_state=return_state,

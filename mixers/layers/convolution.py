@@ -14,10 +14,11 @@ class ShortConvolution(nn.Module):
 
     `y, conv_state = conv(x, conv_state)` with `x [batch, time, channels]`; conv_state `[batch, size - 1, channels]`
     holds the last inputs and continues the sequence. None starts fresh: zeros stand before the first token, so that it
-    has the same size at every position. `weight [channels, size]`, the newest token last, starts as `nn.Conv1d` would.
+    has the same size at every position. `weight [channels, size]`, the newest token last, and the bias, if asked for,
+    start as `nn.Conv1d`'s would.
     """
 
-    def __init__(self, channels: int, size: int, activation: Literal["silu"] | None = None) -> None:
+    def __init__(self, channels: int, size: int, activation: Literal["silu"] | None = None, bias: bool = False) -> None:
         super().__init__()
         if channels < 1 or size < 1:
             raise ValueError(f"a short convolution needs channels >= 1 and size >= 1, got {channels} and {size}")
@@ -25,10 +26,12 @@ class ShortConvolution(nn.Module):
             raise ValueError(f"activation must be 'silu' or None, got {activation!r}")
         self.channels, self.size, self.activation = channels, size, activation
         self.weight = nn.Parameter(torch.empty(channels, size))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.uniform_(self.weight, -(self.size**-0.5), self.size**-0.5)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(self.size**-0.5), self.size**-0.5)
 
     def forward(self, x: Tensor, conv_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         time, weight = x.shape[1], self.weight.to(x.dtype)
@@ -37,6 +40,8 @@ class ShortConvolution(nn.Module):
         padded = torch.cat([conv_state.to(x.dtype), x], dim=1)
         # A sum of shifted products is faster here than conv1d, which wants time last.
         y = padded[:, :time] * weight[:, 0]
+        if self.bias is not None:
+            y = y + self.bias.to(x.dtype)
         for i in range(1, self.size):
             y = torch.addcmul(y, padded[:, i : i + time], weight[:, i])
         return F.silu(y) if self.activation == "silu" else y, padded[:, time:].clone()

@@ -11,9 +11,12 @@ class HeadNorm(nn.Module):
     """LayerNorm of each head of `x [..., heads, d]` by itself, with a weight for every head and channel.
 
     The same as `nn.GroupNorm(heads, heads * d)` on the heads side by side; returns the dtype of its input.
+    Raises `ValueError` for d below 2.
     """
 
     def __init__(self, heads: int, d: int, eps: float = 1e-5, bias: bool = False) -> None:
+        if d < 2:
+            raise ValueError(f"heads must have at least 2 features: one number less its mean is 0; got {d}")
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(heads, d))

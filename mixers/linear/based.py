@@ -25,8 +25,8 @@ class Based(Mixer):
     """The linear attention of Based (Arora et al. 2024, arXiv 2402.18668, section 4.1).
 
     The weight of a token is 1 + s + s^2 / 2 with s = q . k / sqrt(d_feature), divided by the sum of all weights. Equal
-    products are held once, so that 16 features make 153, not 273. The paper's models, 16 heads at d_model 1024, let it
-    take turns with windows of 64 tokens and gated convolutions: that is the layout's business.
+    products are held once, so that 16 features make 153, not 273. The paper's models let it take turns with small
+    sliding windows and gated convolutions: that is the layout's business.
     """
 
     card = MixerCard(
@@ -43,7 +43,7 @@ class Based(Mixer):
     )
 
     heads: int = option("number of memories", default=4, least=1, small=2)
-    d_head: int | None = option("length of values; None: d_model / heads", default=None, least=1, small=16)
+    d_head: int = option("length of values; None: d_model / heads", default=None, least=1, small=16)
     d_feature: int = option("length of queries and keys before the feature map", default=16, least=1, small=4)
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
 

@@ -37,7 +37,7 @@ class GatedLinearAttention(Mixer):
     )
 
     heads: int = option("number of memories", default=4, least=1, small=2)
-    d_head: int | None = option("length of queries and keys; None: d_model / heads / 2", default=None, least=1, small=8)
+    d_head: int = option("length of queries and keys; None: d_model / heads / 2", default=None, least=1, small=8)
     expand_v: float = option("length of values, in multiples of d_head", default=2.0, above=0)
     gate_rank: int = option("rank of the map from a token to its decays", default=16, least=1, small=4)
     gate_temperature: float = option("the logarithms of the decays are divided by it", default=16.0, above=0)

@@ -39,9 +39,7 @@ class LightningAttention(Mixer):
     )
 
     heads: int = option("number of memories", default=4, least=1, small=2)
-    d_head: int | None = option(
-        "length of queries, keys and values; None: d_model / heads", default=None, least=1, small=16
-    )
+    d_head: int = option("length of queries, keys and values; None: d_model / heads", default=None, least=1, small=16)
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
 
     def build(self) -> None:

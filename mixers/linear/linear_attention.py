@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..interface import Mixer, MixerCard
 from ..layers import RMSNorm, ShortConvolution, head_size, split_heads
-from ..ops.linear import OP, linear_attention
+from ..ops.recurrence import OP, linear_recurrence
 from ..options import option
 from ..registry import register_mixer
 from ..state import RecurrentState
@@ -94,11 +94,12 @@ class LinearAttention(Mixer):
         q, k, v = (split_heads(t, self.heads) for t in qkv.split(self.sizes, dim=-1))
         # features in float32 at least: the sums they go into keep that precision
         precision = torch.promote_types(v.dtype, torch.float32)
-        y, memory = linear_attention(
+        y, memory = linear_recurrence(
             self.features(q.to(precision)),
             self.features(k.to(precision)),
             v,
             normaliser=self.normaliser,
+            scale=1.0,
             chunk_size=self.chunk_size,
             state=None if state is None else state.memory,
             return_state=return_state,

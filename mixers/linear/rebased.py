@@ -17,7 +17,7 @@ from .based import quadratic_features
 
 @register_mixer
 class ReBased(Mixer):
-    """ReBased linear attention (Aksenov et al. 2024, arXiv 2402.10644, section 5).
+    """ReBased linear attention (Aksenov et al. 2024, arXiv 2402.10644).
 
     The weight of a token is (q . k)^2, divided by the sum of all weights, where queries and keys are normalised, scaled
     and shifted by learned numbers. As in the authors' code, one LayerNorm sees the queries of all heads, another the
@@ -37,8 +37,8 @@ class ReBased(Mixer):
     )
 
     heads: int = option("number of memories", default=4, least=1, small=2)
-    d_head: int | None = option("length of values; None: d_model / heads", default=None, least=1, small=16)
-    d_feature: int = option("length of queries and keys before the feature map", default=16, least=1, small=4)
+    d_head: int = option("length of values; None: d_model / heads", default=None, least=1, small=16)
+    d_feature: int = option("length of queries and keys before the feature map", default=16, least=2, small=4)
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
 
     def build(self) -> None:

@@ -38,9 +38,7 @@ class Retention(Mixer):
     )
 
     heads: int = option("number of memories", default=4, least=1, small=2)
-    d_head: int | None = option(
-        "length of queries and keys, even; None: d_model / heads", default=None, least=2, small=16
-    )
+    d_head: int = option("length of queries and keys, even; None: d_model / heads", default=None, least=2, small=16)
     expand_v: float = option("length of values, in multiples of d_head", default=2.0, above=0)
     rope_theta: float = option("base of the rotary frequencies", default=10000.0, above=0)
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
@@ -53,6 +51,7 @@ class Retention(Mixer):
         self.sizes = [self.heads * size for size in (self.d_head, self.d_head, d_v)]
         self.qkv_proj = nn.Linear(self.d_model, sum(self.sizes), bias=False)
         self.output = GatedOutput(self.d_model, self.heads, d_v, gate="silu")
+        assert self.output.g_proj is not None
         for weight in (*self.qkv_proj.weight.split(self.sizes), self.output.g_proj.weight):
             nn.init.xavier_uniform_(weight, gain=2**-2.5)
         nn.init.xavier_uniform_(self.output.o_proj.weight, gain=2**-1)
@@ -60,7 +59,7 @@ class Retention(Mixer):
     def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:
         q, k, v = (split_heads(part, self.heads) for part in self.qkv_proj(x).split(self.sizes, dim=-1))
         position = 0 if state is None else state.position
-        angles = rotary_angles(position, x.shape[1], self.d_head, self.rope_theta, x.device)
+        angles = rotary_angles(position, x.shape[1], q.shape[3], self.rope_theta, x.device)
         read, memory = linear_recurrence(
             apply_rotary(q, angles),
             apply_rotary(k, angles),

@@ -17,7 +17,8 @@ from ..documents import Documents
 from ..interface import MixerCard, NotFiniteInputError
 from ..ops.chunks import Boundary, check_options
 from ..ops.fwpkm import OP, FwpkmOptions, FwpkmState, finish, fwpkm
-from ..ops.fwpkm.problem import KeyGradient, KeyObjective, Nonlinearity, Score
+from ..ops.fwpkm.problem import KeyGradient, KeyObjective, Nonlinearity
+from ..ops.product_keys import Score
 from ..options import option
 from ..registry import register_mixer
 from ..state import MixerState

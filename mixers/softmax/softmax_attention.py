@@ -26,6 +26,9 @@ class SoftmaxAttention(KeyValueAttention):
     attention. `extend_context` turns it on after the training.
     logit_scale: `log` multiplies the logits of a token that sees n tokens by s log(n), s being learned for each head,
     so that attention stays as sharp over a long text ("scalable softmax", Nakanishi 2025, 2501.19399).
+    rotary_fraction: the share of a head's features, the first ones, that turn with the position (GPT-NeoX).
+    sinks: a learned logit per head joins each softmax without a value, as in gpt-oss, so that a head may look at
+    nothing; it starts at 0.
     The rest: see `KeyValueAttention`. Raises `ValueError` for options that do not fit together.
     """
 
@@ -52,9 +55,14 @@ class SoftmaxAttention(KeyValueAttention):
     trained_length: int | None = option("yarn: length of the training in tokens", default=None, least=1)
     logit_scale: Literal["none", "log"] = option("what the logits are multiplied by", default="none")
 
+    rotary_fraction: float = option("share of the features that turn", default=1.0, above=0, most=1)
+    sinks: bool = option("a learned logit per head for looking at nothing", default=False)
+
     def build(self) -> None:
         _check_positions(self.positions, self.factor, self.trained_length)
         super().build()
+        if self.sinks:
+            self.sink_logits = nn.Parameter(torch.zeros(self.heads))
         if self.logit_scale == "log":
             self.log_scale = nn.Parameter(torch.full((self.heads,), LOG_SCALE))
 

@@ -29,7 +29,7 @@ class MLSTMState(MixerState):
 
 @register_mixer
 class MLSTM(Mixer):
-    """The block of mLSTM between its residuals (Beck et al. 2024, arXiv 2405.04517, section 2.3 and figure 11).
+    """The block of mLSTM between its residuals (Beck et al. 2024, arXiv 2405.04517, section 2.3 and appendix A).
 
     The input is widened; half of it becomes queries and keys, behind a short convolution with SiLU, and values, by
     small blocks of weights; the other half gates what is read, by SiLU, after a norm for each head and a learned skip
@@ -89,8 +89,11 @@ class MLSTM(Mixer):
         q, k, v = self.q_proj(blocks).flatten(2), self.k_proj(blocks).flatten(2), self.v_proj(inner_blocks).flatten(2)
         gates = self.gates_proj(torch.cat([q, k, v], dim=-1)).to(torch.promote_types(x.dtype, torch.float32))
         log_input, forget = gates.chunk(2, dim=-1)
+        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
         read, memory = mlstm(
-            *(split_heads(part, self.heads) for part in (q, k, v)),
+            q,
+            k,
+            v,
             log_input,
             F.logsigmoid(forget),
             chunk_size=self.chunk_size,

@@ -29,7 +29,7 @@ class ShiftedState(MixerState):
 
 @register_mixer
 class RWKV6(Mixer):
-    """Time mixing of RWKV-6, "Finch" (Peng et al. 2024, arXiv 2404.05892, section 4).
+    """Time mixing of RWKV-6, "Finch" (Peng et al. 2024, arXiv 2404.05892).
 
     Every key channel decays by exp(-exp(w)) with w from the token; a token's own write counts u for its own read. The
     queries are the paper's receptance. Weights start as in the authors' code (RWKV-LM), which depends on the place of
@@ -49,9 +49,7 @@ class RWKV6(Mixer):
     )
 
     heads: int = option("number of memories", default=4, least=1, small=2)
-    d_head: int | None = option(
-        "length of queries, keys and values; None: d_model / heads", default=None, least=1, small=16
-    )
+    d_head: int = option("length of queries, keys and values; None: d_model / heads", default=None, least=1, small=16)
     shift_rank: int = option("rank of the map to the shares of the token before", default=32, least=1, small=4)
     decay_rank: int = option("rank of the map to the decays", default=64, least=1, small=4)
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)

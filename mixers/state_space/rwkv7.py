@@ -19,7 +19,7 @@ from .rwkv6 import NORM_EPS, ShiftedState
 
 @register_mixer
 class RWKV7(Mixer):
-    """Time mixing of RWKV-7, "Goose" (Peng et al. 2025, arXiv 2503.14456, section 4).
+    """Time mixing of RWKV-7, "Goose" (Peng et al. 2025, arXiv 2503.14456).
 
     A key's direction kappa is erased at the in-context learning rate a, and k written, which a scales in part. Ranks
     and initial weights are those of the authors' code (RWKV-LM, x070), which depend on the place of the layer: outputs
@@ -41,16 +41,14 @@ class RWKV7(Mixer):
     )
 
     heads: int = option("number of memories", default=4, least=1, small=2)
-    d_head: int | None = option(
-        "length of queries, keys and values; None: d_model / heads", default=None, least=1, small=16
-    )
-    decay_rank: int | None = option(
+    d_head: int = option("length of queries, keys and values; None: d_model / heads", default=None, least=1, small=16)
+    decay_rank: int = option(
         "rank of the map to the decays, and of that to the learning rates; None: 2.5 sqrt(d_model) to a multiple of 32",
         default=None,
         least=1,
         small=4,
     )
-    gate_rank: int | None = option(
+    gate_rank: int = option(
         "rank of the map to the output gate; None: 5 sqrt(d_model) to a multiple of 32", default=None, least=1, small=4
     )
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
@@ -74,7 +72,6 @@ class RWKV7(Mixer):
 
     @torch.no_grad()
     def _reset(self) -> None:
-        assert self.d_head is not None
         depth, left = self.layer / max(self.n_layers - 1, 1), 1 - self.layer / self.n_layers
         exponents = torch.tensor([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])[:, None] * left
         self.shift.copy_(1 - (torch.arange(self.d_model) / self.d_model) ** exponents)

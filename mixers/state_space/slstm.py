@@ -30,7 +30,7 @@ class SLSTMState(MixerState):
 
 @register_mixer
 class SLSTM(Mixer):
-    """The cell of sLSTM with its gates and its norm (Beck et al. 2024, arXiv 2405.04517, section 2.2 and figure 10).
+    """The cell of sLSTM with its gates and its norm (Beck et al. 2024, arXiv 2405.04517, section 2.2 and appendix A).
 
     Memory is mixed within heads: the gates see the head's own last output through a matrix. Input and forget gate also
     see a short convolution with SiLU, the cell input and the output gate the token itself. As in the authors' package

@@ -150,7 +150,7 @@ def test_run_dry_run_resume_and_select(mixerzoo, suite, tmp_path):
     results = {(r.layout, r.measure): r for r in Run(out_folder).results()}
     assert {r.status for r in results.values()} == {"ok"} and len(results) == 5
     speed, text = results["lin", "speed"], results["tay", "perplexity"]
-    assert speed.backends == {"linear": ["chunked"]} and speed.metrics["tokens_per_second"]["median"] > 0
+    assert speed.backends == {"recurrence": ["chunked"]} and speed.metrics["tokens_per_second"]["median"] > 0
     assert (
         text.parameters["layout_line"] == text.parameters["model"]["layout"] == "linear_attention(feature_map='taylor')"
     )

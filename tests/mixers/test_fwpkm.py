@@ -264,7 +264,7 @@ def test_finishing_a_text_writes_its_last_chunk():
         done = mixer.finish(state)
         assert len(state.slots) == 0 and len(done.slots) > 0 and done.position == 0
         assert not torch.allclose(mixer(x, done)[0], mixer(x)[0])
-    with pytest.raises(ValueError, match="cannot be continued by"):
+    with pytest.raises(ValueError, match="cannot be continued with chunk_size=4"):
         create_mixer("fwpkm", 8, n_subkeys=4, d_k=4, d_v=6, top_k=2, chunk_size=4).finish(state)
 
 

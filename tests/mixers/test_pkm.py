@@ -124,7 +124,7 @@ def test_backend_is_recorded():
     [
         ({"top_k": 6}, r"top_k must be in 1\.\.n_subkeys, got 6 and n_subkeys 5"),
         ({"top_k": 0}, r"top_k must be in 1\.\.n_subkeys, got 0"),
-        ({"score": "cosine"}, "score must be one of dot, idw, got 'cosine'"),
+        ({"score": "cosine"}, "score must be one of idw, dot, got 'cosine'"),
         ({"backend": "cuda"}, "has no backend 'cuda'"),
     ],
 )
@@ -191,7 +191,7 @@ def test_its_values_are_a_group_of_their_own():
         ({"d_k": 7}, "needs an even d_k"),
         ({"d_v": 0}, "d_v must be a whole number of at least 1, or None, got 0"),
         ({"top_k": 6}, r"top_k must be in 1\.\.n_subkeys, got 6 and n_subkeys 5"),
-        ({"score": "cosine"}, "score must be one of dot, idw"),
+        ({"score": "cosine"}, "score must be one of idw, dot"),
         ({"query_norm": "batch"}, "query_norm must be one of rms, none, got 'batch'"),
         ({"value_learning_rate_scale": 0.0}, "value_learning_rate_scale must be a finite number above 0"),
     ],

@@ -1,14 +1,23 @@
-"""Causal softmax attention, over everything before a token or over a sliding window."""
+"""Causal softmax attention over everything before a token or a sliding window, with sinks and with forgetting."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..dispatch import Backend, Op, needs_cuda_package
 
+
+def _needs_no_gradient_on_cpu(device: torch.device) -> str | None:
+    if device.type == "cpu" and torch.is_grad_enabled():
+        return "FlexAttention has no gradients on a CPU; call it under torch.no_grad()"
+    return None
+
+
 OP = Op(
     __name__,
     Backend("sdpa", "sdpa:attention"),
+    Backend("flex", "flex:attention", _needs_no_gradient_on_cpu, automatic=False),
     Backend("flash_attn", "flash_attn:attention", needs_cuda_package("flash_attn"), automatic=False),
     Backend("reference", "reference:attention", automatic=False),
 )
@@ -17,18 +26,55 @@ __all__ = ["OP", "attention"]
 
 
 def attention(
-    queries: Tensor, keys: Tensor, values: Tensor, *, window: int | None = None, backend: str = "auto"
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    log_forget: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017, arXiv 1706.03762, eq. 1), causal.
 
-    queries `[batch, time, heads, d_head]`; keys, values `[batch, key_time, kv_heads, d_head]` with key_time >= time:
-    the queries stand at the last `time` positions, and the keys before them are those of a cache. Query head h reads
-    key head `h // (heads / kv_heads)` (grouped queries, Ainslie et al. 2023, arXiv 2305.13245).
+    queries `[batch, time, heads, d_head]`; keys `[batch, key_time, kv_heads, d_head]`, values `[batch, key_time,
+    kv_heads, d_value]` with key_time >= time: the queries stand at the last `time` positions, and the keys before them
+    are those of a cache. Query head h reads key head `h // (heads / kv_heads)` (grouped queries, Ainslie et al. 2023,
+    arXiv 2305.13245).
     window: a token sees itself and the `window - 1` tokens before it; None: everything before it.
-    backend: `sdpa` (PyTorch's; with a window its cost is linear in time), `flash_attn` (CUDA, float16 or bfloat16),
-    `reference`, or `auto`, which is `sdpa`: `flash_attn` is used where it is asked for.
-    Returns `[batch, time, heads, d_head]`. Raises `ValueError` if sizes do not fit together.
+    sinks `[heads]`: a logit per head that joins each softmax without a value, so that a head may look at nothing
+    (gpt-oss; the observation is that of Xiao et al. 2023, arXiv 2309.17453).
+    log_forget `[batch, key_time, heads]`, at most 0: the logit of a pair of tokens is raised by the sum of log_forget
+    over the tokens after the key, up to the query (Lin et al. 2025, arXiv 2503.02130, eq. 4).
+    scale: what products of queries and keys are multiplied by; None: `d_head ** -0.5`.
+    backend: `sdpa` (PyTorch's; with a window its cost is linear in time), `flex` (FlexAttention; on a CPU without
+    gradients), `flash_attn` (CUDA, float16 or bfloat16, without sinks and log_forget), `reference`, or `auto`, which is
+    `sdpa`: the others are used where they are asked for.
+    Returns `[batch, time, heads, d_value]`. Raises `ValueError` if sizes do not fit together.
     """
+    check_sizes(queries, keys, values)
+    batch, time, heads, d_head = queries.shape
+    key_time = keys.shape[1]
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1 (the token itself) or None, got {window}")
+    if sinks is not None and sinks.shape != (heads,):
+        raise ValueError(f"sinks must be [heads = {heads}], got {list(sinks.shape)}")
+    if log_forget is not None and log_forget.shape != (batch, key_time, heads):
+        expected = f"[batch = {batch}, key_time = {key_time}, heads = {heads}]"
+        raise ValueError(f"log_forget must be {expected}, got {list(log_forget.shape)}")
+    run = OP.select(backend, queries.device)
+    if window is not None:  # the first query sees window - 1 tokens before it; older keys are out of everybody's sight
+        reach = min(time + window - 1, key_time)
+        keys, values = keys[:, -reach:], values[:, -reach:]
+        log_forget = None if log_forget is None else log_forget[:, -reach:]
+        window = None if window >= reach else window
+    return run(queries, keys, values, window, sinks, log_forget, d_head**-0.5 if scale is None else scale)
+
+
+def check_sizes(queries: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Raise `ValueError` unless they are `[batch, time, heads, d_head]`, `[batch, key_time, kv_heads, d_head]` and
+    `[batch, key_time, kv_heads, d_value]`, key_time at least time, heads a multiple of kv_heads."""
     if queries.ndim != 4 or 0 in queries.shape:
         raise ValueError(f"queries must be [batch, time, heads, d_head], none of them 0, got {list(queries.shape)}")
     batch, time, heads, d_head = queries.shape
@@ -37,13 +83,6 @@ def attention(
         raise ValueError(f"keys must be {expected}, got {list(keys.shape)}")
     if keys.shape[2] == 0 or heads % keys.shape[2]:
         raise ValueError(f"the {heads} query heads must be a multiple of the {keys.shape[2]} key heads")
-    if values.shape != keys.shape:
-        raise ValueError(f"values must have the shape of keys, {list(keys.shape)}, got {list(values.shape)}")
-    if window is not None and window < 1:
-        raise ValueError(f"window must be at least 1 (the token itself) or None, got {window}")
-    run = OP.select(backend, queries.device)
-    if window is not None:  # the first query sees window - 1 tokens before it; older keys are out of everybody's sight
-        reach = min(time + window - 1, keys.shape[1])
-        keys, values = keys[:, -reach:], values[:, -reach:]
-        window = None if window >= reach else window
-    return run(queries, keys, values, window)
+    if values.ndim != 4 or values.shape[:3] != keys.shape[:3] or not values.shape[3]:
+        expected = f"[{', '.join(map(str, keys.shape[:3]))}, d_value]"
+        raise ValueError(f"values must be {expected}, as many as keys, got {list(values.shape)}")

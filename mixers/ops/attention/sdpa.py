@@ -1,9 +1,14 @@
-"""Attention through PyTorch's `scaled_dot_product_attention`, which picks the kernel for the device."""
+"""Attention through PyTorch's `scaled_dot_product_attention`, which picks the kernel for the device.
+
+Its kernels know neither sinks nor forgetting, so both become features: a sink is one more key, all zeros but for a last
+feature that only it has; a sum of logits that depends on the query plus one that depends on the key is a product.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.amp import autocast
 from torch.nn import functional as F
 
 MASK_ELEMENTS = 2**24  # queries that continue a cache go in blocks whose mask has at most this many elements
@@ -11,53 +16,175 @@ MOST_ROWS, FEWEST_ROWS = 512, 16  # and this many queries
 SMALLEST_BLOCK = 32  # for windows: smaller blocks would waste more on overhead than they save
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
-    time, key_time = queries.shape[1], keys.shape[1]
+def attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    window: int | None,
+    sinks: Tensor | None,
+    log_forget: Tensor | None,
+    scale: float,
+) -> Tensor:
+    time, d_value = queries.shape[1], values.shape[-1]
     if time == 1:
-        return _masked(queries, keys, values, None)
+        bias = None if log_forget is None else _one_row_of_bias(log_forget, keys.shape[2])
+        return _one(queries, keys, values, bias, sinks, scale)
+    if log_forget is not None:
+        return _forgetting(queries, keys, values, window, sinks, log_forget, scale)
+    queries, keys, values = _of_equal_width(queries, keys, values)
+    return _many(queries, keys, values, window, sinks, scale)[..., :d_value]
+
+
+def _many(
+    queries: Tensor, keys: Tensor, values: Tensor, window: int | None, sinks: Tensor | None, scale: float
+) -> Tensor:
+    time, key_time = queries.shape[1], keys.shape[1]
     if window is None and time == key_time:
-        return _causal(queries, keys, values)
-    if window is None and queries.device.type == "cpu" and not _needs_gradient(queries, keys, values):
-        return _joined(queries, keys, values)
+        return _causal(queries, keys, values, sinks, scale)
+    if window is None and _returns_normaliser(queries, keys, values):
+        return _joined(queries, keys, values, sinks, scale)
     if window is None or time <= _block_size(window):
-        return _continued(queries, keys, values, window)
-    return _banded(queries, keys, values, window)
+        return _continued(queries, keys, values, window, sinks, scale)
+    return _banded(queries, keys, values, window, sinks, scale)
 
 
-def _causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    y = F.scaled_dot_product_attention(
-        queries.transpose(1, 2),
-        keys.transpose(1, 2),
-        values.transpose(1, 2),
-        is_causal=True,
-        enable_gqa=queries.shape[2] != keys.shape[2],
+def _one(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, sinks: Tensor | None, scale: float
+) -> Tensor:
+    """Decoding, which copies no cache: wider values than keys go piece by piece."""
+    d_head = keys.shape[-1]
+    if values.shape[-1] <= d_head:
+        padded = F.pad(values, (0, d_head - values.shape[-1])) if values.shape[-1] < d_head else values
+        return _masked(queries, keys, padded, bias, sinks, scale)[..., : values.shape[-1]]
+    pieces = [_one(queries, keys, piece, bias, sinks, scale) for piece in values.split(d_head, dim=-1)]
+    return torch.cat(pieces, dim=-1)
+
+
+def _one_row_of_bias(log_forget: Tensor, kv_heads: int) -> Tensor:
+    """What forgetting adds to the logits of the last token, `[batch, kv_heads, groups, key_time]`."""
+    after = log_forget[:, 1:].flip(1).cumsum(1).flip(1)
+    return F.pad(after, (0, 0, 0, 1)).transpose(1, 2).unflatten(1, (kv_heads, -1))
+
+
+def _forgetting(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    window: int | None,
+    sinks: Tensor | None,
+    log_forget: Tensor,
+    scale: float,
+) -> Tensor:
+    """The sums of log_forget up to the query less those up to the key, as the first four features of both.
+
+    Sums grow with the text and differences decide, so each sum is two numbers: a rounded one and the rest. The rounded
+    ones cancel exactly where keys are near enough to matter.
+    """
+    dtype, time, d_value = queries.dtype, queries.shape[1], values.shape[-1]
+    precision = torch.promote_types(dtype, torch.float32)
+    groups = queries.shape[2] // keys.shape[2]
+    with autocast(queries.device.type, enabled=False):
+        queries, keys, values = (x.to(precision) for x in (queries, keys, values))
+        keys, values = (x.repeat_interleave(groups, dim=2) if groups > 1 else x for x in (keys, values))
+        total = log_forget.double().cumsum(1)
+        total = total - total[:, -time].detach().unsqueeze(1)
+        rounded = total.detach().to(precision)
+        rest = (total - rounded).to(precision)
+        one = torch.ones_like(rest)
+        of_queries = torch.stack([rounded, one, rest, one], dim=-1)[:, -time:]
+        of_keys = torch.stack([one, -rounded, one, -rest], dim=-1)
+        queries = torch.cat([of_queries, queries * scale], dim=-1)
+        keys = torch.cat([of_keys, keys], dim=-1)
+        y = _many(*_of_equal_width(queries, keys, values), window, sinks, 1.0)
+    return y[..., :d_value].to(dtype)
+
+
+def _of_equal_width(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Padded with zeros: fast kernels want keys and values of one size."""
+    width = max(keys.shape[-1], values.shape[-1])
+    queries, keys, values = (
+        x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (queries, keys, values)
     )
-    return y.transpose(1, 2)
+    return queries, keys, values
 
 
-def _masked(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """The query heads of a group go in as rows: the keys are neither repeated nor copied, and any kernel takes them."""
+def _causal(queries: Tensor, keys: Tensor, values: Tensor, sinks: Tensor | None, scale: float) -> Tensor:
+    grouped = queries.shape[2] != keys.shape[2]
+    queries, keys, values = (x.transpose(1, 2) for x in (queries, keys, values))
+    if sinks is not None:
+        queries, keys, values = _with_sink(queries, keys, values, sinks[:, None].expand(-1, queries.shape[2]), scale)
+        queries = F.pad(queries, (0, 0, 1, 0))  # a query for the sink's place, so that the diagonal fits
+    y = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=scale, enable_gqa=grouped)
+    return (y if sinks is None else y[:, :, 1:, :-1]).transpose(1, 2)
+
+
+def _masked(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float
+) -> Tensor:
+    """The query heads of a group go in as rows: the keys are neither repeated nor copied, and any kernel takes them.
+
+    mask: None, bool `[time, key_time]`, or for one query what to add, `[batch, kv_heads, groups, key_time]`.
+    """
     kv_heads = keys.shape[2]
     groups = queries.shape[2] // kv_heads
-    rows = queries.unflatten(2, (kv_heads, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    mask = None if mask is None else mask.repeat(groups, 1)
-    y = F.scaled_dot_product_attention(rows, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask)
+    rows = _as_rows(queries, kv_heads)
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    if mask is not None:
+        mask = mask.repeat(groups, 1) if mask.dtype == torch.bool else mask.to(rows.dtype)
+    if sinks is None:
+        y = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)
+    else:
+        y = _masked_with_sink(rows, keys, values, mask, _as_rows(_repeated(sinks, queries), kv_heads)[..., 0], scale)
     return y.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
-def _continued(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+def _masked_with_sink(
+    rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sinks: Tensor, scale: float
+) -> Tensor:
+    if mask is None and _returns_normaliser(rows, keys, values, sinks):  # the cache is not copied
+        y, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(rows, keys, values, scale=scale)
+        return y * (log_sum - sinks).sigmoid().unsqueeze(-1).to(y.dtype)
+    rows, keys, values = _with_sink(rows, keys, values, sinks, scale)
+    if mask is not None:
+        mask = F.pad(mask, (1, 0), value=mask.dtype == torch.bool)
+    return F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)[..., :-1]
+
+
+def _with_sink(
+    queries: Tensor, keys: Tensor, values: Tensor, sinks: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A key before all others whose logits are `sinks [batch or none, heads, time]`; `[batch, heads, time, d_head]`."""
+    logits = (sinks / scale).to(queries.dtype).expand(queries.shape[:3]).unsqueeze(-1)
+    sink = F.pad(keys.new_ones(1, 1, 1, 1), (keys.shape[-1], 0)).expand(*keys.shape[:2], 1, -1)
+    keys = torch.cat([sink, F.pad(keys, (0, 1))], dim=2)
+    return torch.cat([queries, logits], dim=-1), keys, F.pad(values, (0, 1, 1, 0))
+
+
+def _repeated(sinks: Tensor, queries: Tensor) -> Tensor:
+    """`[batch, time, heads, 1]`"""
+    return sinks[:, None].expand(*queries.shape[:3], 1)
+
+
+def _as_rows(queries: Tensor, kv_heads: int) -> Tensor:
+    """`[batch, time, heads, d_head]` as `[batch, kv_heads, groups * time, d_head]`."""
+    return queries.unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+
+
+def _continued(
+    queries: Tensor, keys: Tensor, values: Tensor, window: int | None, sinks: Tensor | None, scale: float
+) -> Tensor:
     """Queries after a cache, all keys in sight of a block of them at once."""
     blocks, start = [], keys.shape[1] - queries.shape[1]
     rows = min(MOST_ROWS, max(FEWEST_ROWS, MASK_ELEMENTS // keys.shape[1]))
     for block in queries.split(rows, dim=1):
         end = start + block.shape[1]
         mask = _visible(block.shape[1], end, window, keys.device)
-        blocks.append(_masked(block, keys[:, :end], values[:, :end], mask))
+        blocks.append(_masked(block, keys[:, :end], values[:, :end], mask, sinks, scale))
         start = end
     return torch.cat(blocks, dim=1)
 
 
-def _joined(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _joined(queries: Tensor, keys: Tensor, values: Tensor, sinks: Tensor | None, scale: float) -> Tensor:
     """Queries after a cache without any mask: over the cache, causally over their own keys, and then both together.
 
     Two softmaxes over parts of the keys make one over all: weighted by their normalisers, whose logarithms PyTorch's
@@ -65,31 +192,38 @@ def _joined(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """
     past, (kv_heads, groups) = keys.shape[1] - queries.shape[1], (keys.shape[2], queries.shape[2] // keys.shape[2])
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    rows = queries.unflatten(2, (kv_heads, groups)).permute(0, 2, 3, 1, 4)
-    cached, cached_log = attend(rows.flatten(2, 3), keys[:, :past].transpose(1, 2), values[:, :past].transpose(1, 2))
+    old_keys, old_values = (x[:, :past].transpose(1, 2) for x in (keys, values))
+    cached, cached_log = attend(_as_rows(queries, kv_heads), old_keys, old_values, scale=scale)
     own_keys, own_values = (x[:, past:].repeat_interleave(groups, dim=2).transpose(1, 2) for x in (keys, values))
-    own, own_log = attend(queries.transpose(1, 2), own_keys, own_values, is_causal=True)
+    own, own_log = attend(queries.transpose(1, 2), own_keys, own_values, is_causal=True, scale=scale)
     cached, cached_log = (x.unflatten(2, (groups, -1)).flatten(1, 2) for x in (cached, cached_log))
     share = (cached_log - own_log).sigmoid().unsqueeze(-1)
-    return torch.lerp(own.to(share.dtype), cached.to(share.dtype), share).to(queries.dtype).transpose(1, 2)
+    y = torch.lerp(own.to(share.dtype), cached.to(share.dtype), share)
+    if sinks is not None:
+        log_sum = torch.logaddexp(cached_log, own_log)
+        y = y * (log_sum - sinks[:, None]).sigmoid().unsqueeze(-1)
+    return y.to(queries.dtype).transpose(1, 2)
 
 
-def _needs_gradient(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+def _returns_normaliser(*tensors: Tensor) -> bool:
+    """Whether the kernel that returns the logarithm of the normaliser, without its gradient, can be used."""
+    return tensors[0].device.type == "cpu" and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
-def _banded(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
+def _banded(queries: Tensor, keys: Tensor, values: Tensor, window: int, sinks: Tensor | None, scale: float) -> Tensor:
     """Linear in time: each block of `size >= window` queries sees its own block of keys and the one before."""
     size, (batch, time) = _block_size(window), queries.shape[:2]
     past = keys.shape[1] - time  # at most window - 1, so that the first block has less before it than the others
-    first = _continued(queries[:, :size], keys[:, : past + size], values[:, : past + size], window)
+    first_keys, first_values = keys[:, : past + size], values[:, : past + size]
+    first = _continued(queries[:, :size], first_keys, first_values, window, sinks, scale)
 
     n_blocks = -(-(time - size) // size)
     padding = (0, 0, 0, 0, 0, n_blocks * size - (time - size))
     blocks = F.pad(queries[:, size:], padding).unflatten(1, (n_blocks, size)).flatten(0, 1)
     key_blocks, value_blocks = (F.pad(x[:, past:], padding).unflatten(1, (n_blocks + 1, size)) for x in (keys, values))
     key_pairs, value_pairs = (torch.cat([x[:, :-1], x[:, 1:]], dim=2).flatten(0, 1) for x in (key_blocks, value_blocks))
-    rest = _masked(blocks, key_pairs, value_pairs, _visible(size, 2 * size, window, keys.device))
+    visible = _visible(size, 2 * size, window, keys.device)
+    rest = _masked(blocks, key_pairs, value_pairs, visible, sinks, scale)
     return torch.cat([first, rest.unflatten(0, (batch, n_blocks)).flatten(1, 2)[:, : time - size]], dim=1)
 
 

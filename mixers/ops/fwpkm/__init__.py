@@ -9,6 +9,7 @@ from torch import Tensor, autocast, compiler, float32, promote_types
 
 from ..chunks import Boundary, Tokens, check_options, described
 from ..dispatch import Backend, Op, needs_triton
+from ..product_keys import Score
 from .problem import (
     FwpkmOptions,
     FwpkmState,
@@ -18,7 +19,6 @@ from .problem import (
     Nonlinearity,
     Problem,
     Scope,
-    Score,
     Solution,
 )
 

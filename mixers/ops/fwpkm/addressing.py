@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..product_keys import Score, slots_of
 from .primitives import Accesses, Kernels
-from .problem import FwpkmOptions, Score
+from .problem import FwpkmOptions
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def address(halves: Tensor, keys: Tensor, options: FwpkmOptions, kernels: Kernel
     """Address `halves [memories, heads, 2, n, d_k/2]` with `keys [memories, heads, 2, n_subkeys, d_k/2]`."""
     k, n_subkeys = options.top_k, keys.shape[3]
     scores, index, total, pairs, codes = _Scores.apply(halves, keys, k, options.score, kernels)
-    slots = index[:, :, 0].gather(-1, pairs // k) * n_subkeys + index[:, :, 1].gather(-1, pairs % k)
+    slots = slots_of(index[:, :, 0], index[:, :, 1], pairs, n_subkeys)
     weights = _weigh(_by_token(total, options), options)
     return Addresses(halves, scores, codes, total, pairs, slots.transpose(1, 2).flatten(2), weights)
 
@@ -89,15 +90,21 @@ class _Scores(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_best: Tensor | None, _: Any, d_total: Tensor | None, *__: Any) -> tuple[Any, ...]:
         halves, keys, best, pairs = ctx.saved_tensors
-        push = torch.zeros_like(best) if d_best is None else d_best
+        grad_scores = torch.zeros_like(best) if d_best is None else d_best
         if d_total is not None:
-            push = push + _onto_halves(d_total, pairs)
+            grad_scores = grad_scores + _onto_halves(d_total, pairs)
         if ctx.score == "idw":
-            push = _per_distance(push, best)
-        d_halves = ctx.kernels.read(keys.flatten(0, 3), ctx.codes.ids, push.flatten(0, -2)).view(halves.shape)
+            grad_scores = _per_distance(grad_scores, best)
+        d_halves = ctx.kernels.read(keys.flatten(0, 3), ctx.codes.ids, grad_scores.flatten(0, -2)).view(halves.shape)
         if ctx.score == "idw":
-            d_halves -= push.sum(-1, keepdim=True) * halves
-        return d_halves, _pull(push, halves, keys, ctx.codes, ctx.score, ctx.kernels)[0], None, None, None
+            d_halves -= grad_scores.sum(-1, keepdim=True) * halves
+        return (
+            d_halves,
+            _grad_keys(grad_scores, halves, keys, ctx.codes, ctx.score, ctx.kernels)[0],
+            None,
+            None,
+            None,
+        )
 
 
 def _onto_halves(d_total: Tensor, pairs: Tensor) -> Tensor:
@@ -108,24 +115,24 @@ def _onto_halves(d_total: Tensor, pairs: Tensor) -> Tensor:
     return (chosen * d_total[:, :, None, :, :, None]).sum(-2)
 
 
-def _per_distance(push: Tensor, scores: Tensor) -> Tensor:
+def _per_distance(grad_scores: Tensor, scores: Tensor) -> Tensor:
     """IDW: d score / d query = -2 (query - key) / (1e-3 + ||query - key||^2), and the score has that distance."""
-    return 2 * push * scores.exp()
+    return 2 * grad_scores * scores.exp()
 
 
-def _pull(
-    push: Tensor, halves: Tensor, keys: Tensor, codes: Accesses, score: Score, kernels: Kernels
+def _grad_keys(
+    grad_scores: Tensor, halves: Tensor, keys: Tensor, codes: Accesses, score: Score, kernels: Kernels
 ) -> tuple[Tensor, Tensor | None]:
-    """`sum of push * (query - key)` over the accesses of each sub-key, or of `push * query` if the score is `dot`.
+    """The sum over the accesses of each sub-key of `grad_scores * (query - key)`, for `dot` of `grad_scores * query`.
 
-    Also, for `idw`, the sums of push alone, `[sub-keys, 1]`.
+    Also, for `idw`, the sums of grad_scores alone, `[sub-keys, 1]`.
     """
-    pulled = kernels.spread(codes, halves.reshape(-1, halves.shape[-1]), push.flatten(0, -2))
+    grad_keys = kernels.spread(codes, halves.reshape(-1, halves.shape[-1]), grad_scores.flatten(0, -2))
     total = None
     if score == "idw":
-        total = _sums(codes, push, kernels)
-        pulled -= total * keys.flatten(0, 3)
-    return pulled.view(keys.shape), total
+        total = _sums(codes, grad_scores, kernels)
+        grad_keys -= total * keys.flatten(0, 3)
+    return grad_keys.view(keys.shape), total
 
 
 def _sums(codes: Accesses, weights: Tensor, kernels: Kernels) -> Tensor:
@@ -156,14 +163,14 @@ class _EntropyGradient(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_push: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_grad_scores: Tensor) -> tuple[Any, ...]:
         share, use, slope = ctx.saved_tensors
-        d_push = d_push / ctx.count
-        mean = (d_push * share).sum(-1, keepdim=True)
+        d_grad_scores = d_grad_scores / ctx.count
+        mean = (d_grad_scores * share).sum(-1, keepdim=True)
         centred = slope - (share * slope).sum(-1, keepdim=True)
-        d_use = _EntropyGradient._by_codebook(ctx.codes, share * (d_push - mean), ctx.kernels)
+        d_use = _EntropyGradient._by_codebook(ctx.codes, share * (d_grad_scores - mean), ctx.kernels)
         d_use = d_use * (1 / use + 1e-8 / use**2) / ctx.count
-        d_share = d_push * centred - slope * mean + _EntropyGradient._by_access(d_use, ctx.codes, share)
+        d_share = d_grad_scores * centred - slope * mean + _EntropyGradient._by_access(d_use, ctx.codes, share)
         return share * (d_share - (share * d_share).sum(-1, keepdim=True)), None, None, None, None
 
     @staticmethod
@@ -187,34 +194,34 @@ def recall_gradient(found: Addresses, slope: Tensor, options: FwpkmOptions) -> T
     return _onto_halves(slope.unflatten(-1, (heads, k)).transpose(1, 2), found.pairs)
 
 
-def key_gradient(push: Tensor, found: Addresses, keys: Tensor, score: Score, kernels: Kernels) -> Tensor:
+def key_gradient(grad_scores: Tensor, found: Addresses, keys: Tensor, score: Score, kernels: Kernels) -> Tensor:
     """Carry a gradient with respect to the sub-scores on to the keys; differentiable."""
     if score == "idw":
-        push = _per_distance(push, found.scores)
-    return _KeyGradient.apply(push, found.halves, keys, found.codes, score, kernels)
+        grad_scores = _per_distance(grad_scores, found.scores)
+    return _KeyGradient.apply(grad_scores, found.halves, keys, found.codes, score, kernels)
 
 
 class _KeyGradient(torch.autograd.Function):
-    """`_pull` with its gradient."""
+    """`_grad_keys` with its gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, push: Tensor, halves: Tensor, keys: Tensor, codes: Accesses, score: Score, kernels: Kernels
+        ctx: Any, grad_scores: Tensor, halves: Tensor, keys: Tensor, codes: Accesses, score: Score, kernels: Kernels
     ) -> Tensor:
-        gradient, total = _pull(push, halves, keys, codes, score, kernels)
-        ctx.save_for_backward(push, halves, keys, total)
+        gradient, total = _grad_keys(grad_scores, halves, keys, codes, score, kernels)
+        ctx.save_for_backward(grad_scores, halves, keys, total)
         ctx.codes, ctx.kernels = codes, kernels
         return gradient
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_gradient: Tensor) -> tuple[Any, ...]:
-        push, halves, keys, total = ctx.saved_tensors
+        grad_scores, halves, keys, total = ctx.saved_tensors
         ids, rows = ctx.codes.ids, d_gradient.flatten(0, 3).contiguous()
-        d_push = ctx.kernels.gather_dot(rows, ids, halves.reshape(len(ids), -1))
-        d_halves = ctx.kernels.read(rows, ids, push.flatten(0, -2)).view(halves.shape)
+        d_grad_scores = ctx.kernels.gather_dot(rows, ids, halves.reshape(len(ids), -1))
+        d_halves = ctx.kernels.read(rows, ids, grad_scores.flatten(0, -2)).view(halves.shape)
         d_keys = None
         if total is not None:
-            d_push = d_push - (rows * keys.flatten(0, 3)).sum(-1)[ids]
+            d_grad_scores = d_grad_scores - (rows * keys.flatten(0, 3)).sum(-1)[ids]
             d_keys = (-total * rows).view(keys.shape)
-        return d_push.view(push.shape), d_halves, d_keys, None, None, None
+        return d_grad_scores.view(grad_scores.shape), d_halves, d_keys, None, None, None

@@ -110,15 +110,15 @@ def _key_step(
 ) -> tuple[Tensor, Memory]:
     """The gradient of the chunk's key objective; the memory after the chunk, if the objective looks at values."""
     options, (_, batch, time, _) = problem.options, window.rows.shape
-    push = torch.zeros_like(found.scores)
+    grad_scores = torch.zeros_like(found.scores)
     if options.keys_follow_address_loss:
         accesses = window.segment.access_end - window.segment.start
         counted = (torch.arange(time, device=keys.device) < accesses).repeat(batch)
-        push = push + options.address_weight * entropy_gradient(found, counted, accesses * batch, kernels)
+        grad_scores = grad_scores + options.address_weight * entropy_gradient(found, counted, accesses * batch, kernels)
     if options.keys_follow_memory_loss:
         slope, memory = _rehearse(problem, memory, window, kernels)
-        push = push + recall_gradient(found, slope, options)
-    return key_gradient(push, found, keys, options.score, kernels), memory
+        grad_scores = grad_scores + recall_gradient(found, slope, options)
+    return key_gradient(grad_scores, found, keys, options.score, kernels), memory
 
 
 @torch.no_grad()

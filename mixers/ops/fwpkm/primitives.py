@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .problem import Score
+from ..product_keys import Score, best_subkeys, best_sums
 
 _SUM = 0  # mode of an embedding bag
 
@@ -79,20 +79,10 @@ class Kernels:
 
 
 def _address(halves: Tensor, keys: Tensor, top_k: int, score: Score) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    books, sizes = keys.flatten(0, 2), keys.shape[:3]
-    tokens = halves.flatten(0, 2)
-    if score == "idw":
-        norms = books.square().sum(-1)[:, None]
-        unfinished = torch.baddbmm(norms, tokens, books.mT, alpha=-2)  # the token's own norm changes no order
-        nearest, index = unfinished.topk(top_k, dim=-1, largest=False)
-        nearest = nearest + tokens.square().sum(-1, keepdim=True)
-        best = -torch.log(1e-3 + nearest.clamp(min=0))
-    else:
-        best, index = (tokens @ books.mT).topk(top_k, dim=-1)
+    sizes = keys.shape[:3]
+    best, index = best_subkeys(halves.flatten(0, 2), keys.flatten(0, 2), top_k, score)
     best, index = best.unflatten(0, sizes), index.unflatten(0, sizes)
-    sums = best[:, :, 0, :, :, None] + best[:, :, 1, :, None, :]
-    total, pairs = sums.flatten(-2).topk(top_k, dim=-1)
-    return best, index, total, pairs
+    return best, index, *best_sums(best[:, :, 0], best[:, :, 1], top_k)
 
 
 def _read(table: Tensor, ids: Tensor, weights: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...state import SHARED, GrowableBuffer, SequenceState
 from ..chunks import Boundary, Chunks, Segment, Tokens
+from ..product_keys import Score
 
-Score = Literal["idw", "dot"]
 KeyObjective = Literal["address", "memory", "both", "none"]
 Scope = Literal["sequence", "batch"]
 Nonlinearity = Literal["softmax", "silu", "relu"]

@@ -83,8 +83,8 @@ def _run_memory(
         new_table = _step_values(table, scale[:, None] * gradient, touched, options)
         # the released code lets no gradient through the residual and the rows of this loss, only through the addresses
         recall = (weight[:, :pairs, ..., None] * table.detach()[slot[:, :pairs]]).sum((2, 3))
-        pull = (gates[:, first : first + pairs, None] * error).detach() * recall
-        keys = _step_keys(keys, scores[:, :accesses], pull, options)
+        recall_loss = (gates[:, first : first + pairs, None] * error).detach() * recall
+        keys = _step_keys(keys, scores[:, :accesses], recall_loss, options)
         table, written = new_table, written | touched[:, 0]
     if not retrieved:
         empty = queries.new_empty((batch, 0, heads, options.top_k))
@@ -127,14 +127,14 @@ def _step_values(table: Tensor, gradient: Tensor, touched: Tensor, options: Fwpk
     return table * (1 - decay) - options.learning_rate * gradient
 
 
-def _step_keys(keys: Tensor, scores: Tensor, pull: Tensor, options: FwpkmOptions) -> Tensor:
-    """One gradient step: `pull` has the gradient of the memory loss, codebook use that of minus the entropies."""
+def _step_keys(keys: Tensor, scores: Tensor, recall_loss: Tensor, options: FwpkmOptions) -> Tensor:
+    """One gradient step: `recall_loss` has the gradient of the memory loss, codebook use that of the entropies."""
     loss = keys.new_zeros(())
     if options.keys_follow_address_loss and scores.numel():
         use = codebook_use(scores, options.top_k)
         loss = loss + options.address_weight * (use * torch.log(use + 1e-8)).sum()
-    if options.keys_follow_memory_loss and pull.numel():
-        loss = loss + pull.mean()
+    if options.keys_follow_memory_loss and recall_loss.numel():
+        loss = loss + recall_loss.mean()
     if not loss.requires_grad:
         return keys
     exact = options.key_gradient == "exact"

@@ -36,9 +36,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..product_keys import Score
 from .compact import run as run_with
 from .primitives import Accesses, Kernels
-from .problem import Score
 
 
 def _launch(kernel: Any, grid: tuple[int, int], first: Tensor, /, *rest: Any, **constants: Any) -> None:

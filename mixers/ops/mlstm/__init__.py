@@ -34,7 +34,7 @@ def mlstm(
 ) -> tuple[Tensor, State | None]:
     """Read a matrix memory per head with each query, right after the token's own write.
 
-    Beck et al. 2024 (arXiv 2405.04517, eq. 19 to 27 and appendix A.2), with i = exp(log_input), f = exp(log_forget):
+    Beck et al. 2024 (arXiv 2405.04517, section 2.3 and appendix A), with i = exp(log_input) and f = exp(log_forget):
 
         C_t = f_t C_{t-1} + i_t k_t v_t^T,  n_t = f_t n_{t-1} + i_t k_t,  o_t = C_t^T q_t / max(|n_t . q_t|, 1)
 

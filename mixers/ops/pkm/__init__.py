@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor, autocast, float32, promote_types
 
 from ..dispatch import Backend, Op
+from ..product_keys import Score
 
 __all__ = ["OP", "PkmOutput", "Score", "pkm"]
-
-Score = Literal["dot", "idw"]
 
 OP = Op(__name__, Backend("factored", "factored:pkm"), Backend("reference", "reference:pkm", automatic=False))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, autocast
 from torch.nn import functional as F
 
@@ -75,6 +74,5 @@ def linear_recurrence(
     with autocast(values.device.type, enabled=False):
         output, state = run(inputs, scale, chunk_size, state, return_state)
         if normaliser:
-            output = output.to(torch.promote_types(output.dtype, torch.float32))
             output = output[..., :-1] / (output[..., -1:] + EPSILON)
     return output.to(values.dtype), state

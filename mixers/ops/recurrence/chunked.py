@@ -57,7 +57,7 @@ def _piece(inputs: Inputs, scale: float, chunk: int, memory: Tensor | None) -> t
         output, memory = _erasing(queries, keys, values, decay, given, chunk, memory)
     # [chunks, batch * heads, group, chunk, d_v] -> [batch, time, heads * group, d_v]
     output = output.unflatten(1, (batch, heads)).permute(1, 0, 4, 2, 3, 5).flatten(1, 2)[:, :time].flatten(2, 3)
-    return output.to(inputs.values.dtype), memory
+    return output, memory
 
 
 def _plain(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def linear_recurrence(
             f"query heads for {inputs.heads} memories; use 'chunked'"
         )
     module, name, arguments = kernel(inputs)
-    function = getattr(__import__(module, fromlist=[name]), name)
+    function = getattr(importlib.import_module(module), name)
     output, state = function(
         **arguments,
         scale=scale,

@@ -19,8 +19,7 @@ def linear_recurrence(
     for t in range(time):
         read, memory = step(given, t, memory)
         outputs.append(read * scale)
-    output = torch.stack(outputs, dim=1).to(inputs.values.dtype)
-    return output, memory if return_state else None
+    return torch.stack(outputs, dim=1), memory if return_state else None
 
 
 def step(given: Inputs, t: int, memory: Tensor) -> tuple[Tensor, Tensor]:

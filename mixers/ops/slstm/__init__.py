@@ -22,7 +22,7 @@ def slstm(
     return_state: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, State | None]:
-    """Beck et al. 2024 (arXiv 2405.04517, eq. 8 to 18), with the sigmoid as forget gate. Per head:
+    """Beck et al. 2024 (arXiv 2405.04517, section 2.2), with the sigmoid as forget gate. Per head:
 
         (i, f, z, o)_t = gates_t + recurrent^T h_{t-1}
         c_t = sigma(f) c_{t-1} + exp(i) tanh(z),  n_t = sigma(f) n_{t-1} + exp(i),  h_t = sigma(o) c_t / n_t

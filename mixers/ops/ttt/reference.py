@@ -1,72 +1,62 @@
-"""TTT-Linear as its equations state it: one token after the other."""
+"""Test-time training as its equations state it: one token after the other, gradients by automatic differentiation."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from . import TTTLinearResult, TTTLinearState
+from ..inner_model import GELU_TANH, Layers, apply, converted, repeated, zeros
+from . import TTTState
 
 EPSILON = 1e-6
 
 
-def ttt_linear(
+def ttt(
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
     step_sizes: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
-    W1: Tensor,
-    b1: Tensor,
+    weights: Layers,
     position_scale: Tensor,
-    state: TTTLinearState | None,
-    return_state: bool,
-) -> TTTLinearResult:
+    state: TTTState | None,
+) -> tuple[Tensor, TTTState]:
     dtype = torch.promote_types(values.dtype, torch.float32)
-    batch, mini_batch_size = len(values), len(position_scale)
-    weight, bias, scale = norm_weight.to(dtype), norm_bias.to(dtype), position_scale.to(dtype)
-    q, k, v, steps = (x.to(dtype) for x in (queries, keys, values, step_sizes))
-    state = start(W1, b1, batch, dtype) if state is None else state.map_tensors(lambda x: x.to(dtype))
-    W, b, grad_W, grad_b, position = (
-        state.W1,
-        state.b1.squeeze(2),
-        state.grad_W1,
-        state.grad_b1.squeeze(2),
-        state.position,
-    )
+    scale = position_scale.to(dtype)
+    norm = norm_weight.to(dtype)[:, None], norm_bias.to(dtype)[:, None]  # [heads, 1, d_head]
+    # [time, batch, heads, 1, features]
+    sequences = (queries, keys, values, step_sizes[..., None])
+    tokens = zip(*(x.to(dtype).transpose(0, 1).unsqueeze(3) for x in sequences))
+    state = start(weights, len(values), dtype) if state is None else state
+    fast, gathered, position = converted(state.weights, dtype), converted(state.gathered, dtype), state.position
     outputs = []
-    for t in range(values.shape[1]):
-        i = position % mini_batch_size
-        z = torch.einsum("bhk,bhkv->bhv", k[:, t], W) + b
-        grad = steps[:, t, :, None] * reconstruction_gradient(z, v[:, t] - k[:, t], weight, bias)
-        grad_W, grad_b = grad_W + torch.einsum("bhk,bhv->bhkv", k[:, t], grad), grad_b + grad
-        W_i, b_i = W - scale[i] * grad_W, b - scale[i] * grad_b
-        z = torch.einsum("bhk,bhkv->bhv", q[:, t], W_i) + b_i
-        outputs.append(q[:, t] + normalise(z)[0] * weight + bias)
+    for q, k, v, step in tokens:
+        gradients = torch.func.grad(_loss)(fast, k, v, norm)
+        gathered = _moved(gathered, gradients, step)
+        now = _moved(fast, gathered, -scale[position % len(scale)])
+        outputs.append((q + _normalised(apply(now, q, GELU_TANH), norm)).squeeze(2))
         position += 1
-        if position % mini_batch_size == 0:
-            W, b, grad_W, grad_b = W_i, b_i, torch.zeros_like(grad_W), torch.zeros_like(grad_b)
-    final = TTTLinearState(W, b.unsqueeze(2), grad_W, grad_b.unsqueeze(2), position) if return_state else None
-    return TTTLinearResult(torch.stack(outputs, dim=1).to(values.dtype), final)
+        if position % len(scale) == 0:
+            fast, gathered = now, zeros(now)
+    return torch.stack(outputs, dim=1), TTTState(fast, gathered, position)
 
 
-def start(W1: Tensor, b1: Tensor, batch: int, dtype: torch.dtype) -> TTTLinearState:
-    """The state before the first token: memory of its own, so that training W1 later does not change it."""
-    W, b = W1.to(dtype).repeat(batch, 1, 1, 1), b1.to(dtype).repeat(batch, 1, 1, 1)
-    return TTTLinearState(W, b, torch.zeros_like(W), torch.zeros_like(b), 0)
+def start(weights: Layers, batch: int, dtype: torch.dtype) -> TTTState:
+    """The state before the first token."""
+    fast = repeated(weights, batch, dtype)
+    return TTTState(fast, zeros(fast), 0)
 
 
-def normalise(z: Tensor) -> tuple[Tensor, Tensor]:
-    """LayerNorm without weight and bias over the last dimension; also returns 1 / standard deviation."""
-    centred = z - z.mean(-1, keepdim=True)
-    inverse = (centred.square().mean(-1, keepdim=True) + EPSILON).rsqrt()
-    return centred * inverse, inverse
+def _loss(weights: Layers, k: Tensor, v: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
+    """Each sequence and head has weights of its own, so the gradient of the sum is that of each."""
+    return (_normalised(apply(weights, k, GELU_TANH), norm) - (v - k)).square().sum() / 2
 
 
-def reconstruction_gradient(z: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Gradient at z of `1/2 ||LayerNorm(z) * weight + bias - target||^2`, in closed form and differentiable."""
-    normal, inverse = normalise(z)
-    outer = (normal * weight + bias - target) * weight
-    centred = outer - outer.mean(-1, keepdim=True)
-    return (centred - normal * (outer * normal).mean(-1, keepdim=True)) * inverse
+def _normalised(z: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
+    return F.layer_norm(z, z.shape[-1:], eps=EPSILON) * norm[0] + norm[1]
+
+
+def _moved(layers: Layers, by: Layers, factor: Tensor) -> Layers:
+    return tuple(tuple(w + factor * g for w, g in zip(*pair)) for pair in zip(layers, by))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from mixerzoo.mixers.contract.trial import relative_error
 from mixerzoo.mixers.ops.mlstm import mlstm
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,10 +31,6 @@ def problem(time: int = 37, dtype: torch.dtype = torch.float64) -> dict[str, Ten
 
 def cut(given: dict[str, Tensor], start: int, end: int) -> dict[str, Tensor]:
     return {name: x[:, start:end] for name, x in given.items()}
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("chunk_size", [1, 8, 64])
@@ -70,7 +67,7 @@ def test_gates_of_any_size_stay_finite() -> None:
 
 
 def test_the_definition_without_a_maximum() -> None:
-    """Dense, as eq. 19 to 27 have it before they are stabilised, where the numbers stay within range."""
+    """Dense and not stabilised, where the numbers stay within range."""
     q, k, v, i, f = problem(time=12).values()
     total = f.cumsum(1).transpose(1, 2)
     gates = total[..., :, None] - total[..., None, :] + i.transpose(1, 2)[..., None, :]
@@ -81,7 +78,7 @@ def test_the_definition_without_a_maximum() -> None:
     assert relative_error(mlstm(q, k, v, i, f)[0], expected) <= 1e-4
 
 
-def test_the_xlstm_package_agrees() -> None:
+def test_the_xlstm_package_agrees(oracle: Any) -> None:
     from xlstm.blocks.mlstm.backends import parallel_stabilized_simple, recurrent_step_stabilized_simple
 
     q, k, v, i, f = problem().values()
@@ -91,7 +88,7 @@ def test_the_xlstm_package_agrees() -> None:
     i_head, raw = (x.detach().transpose(1, 2)[..., None] for x in (i, raw))
     output, state = mlstm(*problem().values(), return_state=True)
     expected = parallel_stabilized_simple(q, k, v, i_head, raw)[..., :D_V].transpose(1, 2)
-    assert relative_error(output, expected) <= 1e-9
+    oracle("mlstm", "xlstm parallel_stabilized_simple", output, expected, limit=1e-9)
     c, n, m = q.new_zeros(2, HEADS, D_K, D_K), q.new_zeros(2, HEADS, D_K, 1), q.new_full((2, HEADS, 1, 1), -1e9)
     for t in range(q.shape[2]):
         token = [x[:, :, t : t + 1].clone() for x in (q, k, v, i_head, raw)]
@@ -99,10 +96,11 @@ def test_the_xlstm_package_agrees() -> None:
     assert state is not None
     # theirs scales the keys, ours the queries
     held = torch.cat([c[..., :D_V], n], dim=-1) * math.sqrt(D_K)
-    assert relative_error(state[0], held) <= 1e-9 and relative_error(state[1], m.flatten(1)) <= 1e-12
+    oracle("mlstm", "xlstm recurrent_step_stabilized_simple", state[0], held, limit=1e-9)
+    assert relative_error(state[1], m.flatten(1)) <= 1e-12
 
 
-def test_transformers_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_agrees(oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its plain functions exist where it finds no xlstm package."""
     monkeypatch.setattr("transformers.utils.is_xlstm_available", lambda: False)
     theirs = importlib.import_module("transformers.models.xlstm.modeling_xlstm")
@@ -113,7 +111,8 @@ def test_transformers_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     # its memory starts with the maximum 0 by default, which EPSILON makes a difference for
     initial["m_initial"] = q.new_full((2, HEADS, 1), -1e9)
     expected = theirs.mlstm_chunkwise_native_autograd(q, k, v, i, raw, chunk_size=8, **initial)
-    assert relative_error(mlstm(**given)[0], expected.transpose(1, 2)) <= 1e-9
+    source = "transformers mlstm_chunkwise_native_autograd"
+    oracle("mlstm", source, mlstm(**given)[0], expected.transpose(1, 2), limit=1e-9)
 
 
 def test_sizes_are_checked() -> None:

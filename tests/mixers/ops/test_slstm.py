@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from mixerzoo.mixers.contract.trial import relative_error
 from mixerzoo.mixers.ops.slstm import slstm
 from torch import Tensor
 
@@ -17,11 +20,7 @@ def problem(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     return gates.to(dtype), recurrent.to(dtype)
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return ((actual - expected).norm() / expected.norm()).item()
-
-
-def test_the_xlstm_package_agrees() -> None:
+def test_the_xlstm_package_agrees(oracle: Any) -> None:
     from xlstm.blocks.slstm.src.vanilla import slstm_forward
     from xlstm.blocks.slstm.src.vanilla.slstm import slstm_forward_pointwise
 
@@ -33,7 +32,7 @@ def test_the_xlstm_package_agrees() -> None:
     start, bias = torch.zeros(4, 2, HEADS * D, dtype=torch.float64), torch.zeros(4 * HEADS * D, dtype=torch.float64)
     states, last, _ = slstm_forward(x, start, recurrent.flatten(2).mT, bias, slstm_forward_pointwise)
     expected = states[0, 1:].transpose(0, 1).unflatten(2, (HEADS, D))
-    assert relative_error(output, expected) <= 1e-12
+    oracle("slstm", "xlstm slstm_forward", output, expected, limit=1e-12)
     assert state is not None
     for ours, theirs in zip(state, last):
         assert relative_error(ours, theirs.unflatten(1, (HEADS, D))) <= 1e-12

@@ -1,0 +1,39 @@
+"""The definition, token by token: memories are added up as a binary counter carries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def log_linear_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    log_decay: Tensor,
+    level_scales: Tensor,
+    position: int,
+    chunk_size: int,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    top = level_scales.shape[3] - 2  # the last memory, of all that no other one holds
+    memories, outputs = list(state.unbind(1)), []
+    for i in range(values.shape[1]):
+        t, decay = position + i, log_decay[:, i, :, None, None].exp()
+        memories = [decay * memory for memory in memories]
+        new = keys[:, i, :, :, None] * values[:, i, :, None]
+        y = sum(
+            scales[..., None] * torch.einsum("bhd,bhde->bhe", queries[:, i], memory)
+            for scales, memory in zip(level_scales[:, i].unbind(-1), [new, *memories])
+        )
+        outputs.append(y)
+        digit = 0
+        while digit < top and t >> digit & 1:
+            new = new + memories[digit]
+            memories[digit] = torch.zeros_like(new)
+            digit += 1
+        if digit == len(memories):
+            memories.append(new)
+        else:
+            memories[digit] = memories[digit] + new
+    return torch.stack(outputs, dim=1), torch.stack(memories, dim=1)
