@@ -45,7 +45,7 @@ class MixtureOfMemories(Mixer):
     )
 
     heads: int = option("heads of a memory", default=4, least=1, small=2)
-    d_head: int | None = option("length of a head's keys; None: d_model / heads", default=None, least=1, small=16)
+    d_head: int = option("length of a head's keys; None: d_model / heads", default=None, least=1, small=16)
     expand_v: float = option("length of a head's values, in multiples of d_head", default=1.0, above=0)
     memories: int = option("memories to choose from", default=4, least=1, small=3)
     top_k: int = option("memories that a token is routed to", default=2, least=1)

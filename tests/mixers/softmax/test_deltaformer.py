@@ -1,4 +1,4 @@
-"""DeltaFormer against the layer of flash-linear-attention, with copied weights, and its blocks against the definition."""
+"""DeltaFormer against the layer of flash-linear-attention, with copied weights; its blocks against the definition."""
 
 from __future__ import annotations
 

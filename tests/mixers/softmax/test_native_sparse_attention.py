@@ -1,4 +1,4 @@
-"""Native sparse attention: its branches against flash-linear-attention's naive functions, its ops against references."""
+"""Native sparse attention: its branches against flash-linear-attention's naive functions, ops against references."""
 
 from __future__ import annotations
 
