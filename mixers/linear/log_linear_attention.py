@@ -16,14 +16,15 @@ from ..state import RecurrentState
 
 @register_mixer
 class LogLinearAttention(Mixer):
-    """Log-linear Mamba-2 (Guo, Yang, Goel, Xing, Dao, Kim 2025, arXiv 2506.04761, section 3.4).
+    """Log-linear Mamba-2 (Guo, Yang, Goel, Xing, Dao, Kim 2025, arXiv 2506.04761).
 
     The projections, gates and skip of Mamba-2, one memory per level of a Fenwick tree, and for every token, head and
-    level a weight `softplus(L * (W x))` with L learned, with which that level is read. With all weights 1 it is Mamba-2.
+    level a weight `softplus(L * (W x))` with L learned, with which that level is read: with weights 1 it is Mamba-2.
+    The form of the weights, the defaults and the convolution without bias are those of flash-linear-attention's layer.
 
-    levels: the paper fixes their number by the longest text. Here the last one takes in everything older, so that a text
-    may be of any length; the state grows up to `2 ** (levels - 2)` tokens. The state's memory is
-    `[batch, memories, heads, d_state, d_head]`.
+    levels: that layer fixes their number by the longest text, 15 for 16,384 tokens. Here the last one takes in all that
+    is older, so that a text may be of any length; the state grows up to `2 ** (levels - 2)` tokens. The state's memory
+    is `[batch, memories, heads, d_state, d_head]`.
     """
 
     card = MixerCard(

@@ -54,7 +54,7 @@ class KeyValueMixer(Mixer):
     def mix(self, x: Tensor, state: AttentionState | None, return_state: bool) -> tuple[Tensor, AttentionState | None]:
         position = 0 if state is None else state.position
         q, k, v, conv = self._project(x, None if state is None else state.conv)
-        q, k = self.place(q, k, position)
+        q, k = self.positioned(q, k, position)
         if state is None:
             keys, values = GrowableBuffer.of(k), GrowableBuffer.of(v)
         else:
@@ -65,7 +65,7 @@ class KeyValueMixer(Mixer):
         keys, values = (self.remember(buffer, fresh=state is None) for buffer in (keys, values))
         return y, self.next_state(AttentionState, x, state, keys=keys, values=values, conv=conv)
 
-    def place(self, q: Tensor, k: Tensor, position: int) -> tuple[Tensor, Tensor]:
+    def positioned(self, q: Tensor, k: Tensor, position: int) -> tuple[Tensor, Tensor]:
         """Queries and keys at their positions, `position` being that of the first."""
         return q, k
 
@@ -113,10 +113,17 @@ class KeyValueAttention(KeyValueMixer):
         self.sink_logits: nn.Parameter | None = None
         self.rotary_size = rotary_size(self.d_head, self.positions, self.rotary_fraction)
 
-    def place(self, q: Tensor, k: Tensor, position: int) -> tuple[Tensor, Tensor]:
+    def positioned(self, q: Tensor, k: Tensor, position: int) -> tuple[Tensor, Tensor]:
         if self.positions != "nope":
-            stretch = {"factor": self.factor, "trained_length": self.trained_length}
-            angles = rotary_angles(position, q.shape[1], self.rotary_size, self.rope_theta, q.device, **stretch)
+            angles = rotary_angles(
+                position,
+                q.shape[1],
+                self.rotary_size,
+                self.rope_theta,
+                q.device,
+                factor=self.factor,
+                trained_length=self.trained_length,
+            )
             q, k = rotate(torch.cat([q, k], dim=2), angles).split([self.heads, self.kv_heads], 2)
         return self._scaled(q, position), k
 

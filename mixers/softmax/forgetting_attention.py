@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..interface import Mixer, MixerCard
-from ..layers import GatedOutput, RMSNorm, head_size, split_heads
+from ..layers import GateActivation, GatedOutput, RMSNorm, head_size, split_heads
 from ..ops.attention import OP, attention
 from ..options import option
 from ..registry import register_mixer
@@ -71,7 +71,7 @@ class ForgettingAttention(Mixer):
         self.shift_proj = nn.Linear(self.d_model, 2 * kv_heads, bias=False) if self.token_shift else None
         self.q_norm = RMSNorm(d_head) if self.qk_norm else None
         self.k_norm = RMSNorm(d_head) if self.qk_norm else None
-        gate = "sigmoid" if self.output_gate else None
+        gate: GateActivation | None = "sigmoid" if self.output_gate else None
         self.out = GatedOutput(self.d_model, self.heads, d_head, gate=gate, norm=self.output_norm)
 
     def mix(

@@ -53,8 +53,8 @@ class Compression(nn.Module):
 class NativeSparseAttention(Mixer):
     """NSA (Yuan et al. 2025, arXiv 2502.11089): three attentions with keys and values of their own, summed by gates.
 
-    Compression: attention over blocks of `compression_size` tokens, one every `compression_stride` tokens, each made one
-    key and one value. Selection: attention over `n_blocks` blocks of `block_size` tokens, the same for all heads of a
+    Compression: attention over blocks of `compression_size` tokens, one every `compression_stride` tokens, each of them
+    made one key and one value. Selection: attention over `n_blocks` blocks of `block_size` tokens, the same for all heads of a
     group: the first, the token's own and the one before it, and those to which the compression attends most. Window:
     the last `window` tokens. Defaults are the paper's.
 
@@ -132,7 +132,7 @@ class NativeSparseAttention(Mixer):
         return y, self.next_state(NativeSparseState, x, state, **parts, open_tokens=open_tokens)
 
     def _compress(self, new: Tensor, position: int, open_tokens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The compressed keys and values that `new [batch, time, 2 * kv_heads, d_head]` completes, and what stays open."""
+        """Compressed keys and values that `new [batch, time, 2 * kv_heads, d_head]` completes, and what stays open."""
         size, stride = self.compression_size, self.compression_stride
         if open_tokens is None:
             open_tokens = new.new_zeros(new.shape[0], size - 1, *new.shape[2:])

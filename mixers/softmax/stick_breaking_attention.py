@@ -30,6 +30,7 @@ class StickBreakingAttention(KeyValueMixer):
         state_growth="linear",
         recurrence="o_t = sum_{s < t} sigmoid(z_ts) prod_{s < r < t} (1 - sigmoid(z_tr)) v_s,  z_ts = q_t . k_s / √d",
         complexity="O(T^2)",
+        limits="on a CPU its time depends on the data: keys after the end of all sticks are skipped",
         ops=(OP,),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -72,4 +72,4 @@ def _compiled() -> Callable[..., Any]:
 
 def _kernel(device: torch.device) -> Callable[..., Any]:
     """Without the compiler FlexAttention computes all scores, which is all that a CPU without one can do."""
-    return flex_attention if device.type == "cpu" or torch.compiler.is_compiling() else _compiled()
+    return cast(Any, flex_attention) if device.type == "cpu" or torch.compiler.is_compiling() else _compiled()

@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from . import PathCache
 from .cache import Tokens, gather, keep
 
+PIECE = 1024  # keys that are rewritten, or forgotten, at once
+
 
 def path_attention(
     queries: Tensor,
@@ -46,7 +48,8 @@ def _chunks(queries: Tensor, tokens: Tokens, chunk_size: int) -> tuple[Tensor, T
     overlap = directions @ keys.transpose(-1, -2)  # of direction l and key j
     values = tokens.values.values.to(queries.dtype).transpose(1, 2)
     total = None if tokens.log_forget is None else _total(tokens.log_forget.values, queries)
-    seen, ys = tokens.anchored.transpose(1, 2), []
+    seen = _Seen(tokens.anchored.transpose(1, 2), length - length % chunk_size)
+    ys = []
     for c, start in enumerate(range(edge, length, chunk_size)):
         first, end = max(start, past), min(start + chunk_size, length)
         w, b, inv = directions[:, :, c], beta[:, :, c], inverse[:, :, c]
@@ -54,13 +57,38 @@ def _chunks(queries: Tensor, tokens: Tokens, chunk_size: int) -> tuple[Tensor, T
         crossed = _reflected(block, w, b, inv, first - start)
         local = _within(block, crossed, keys[:, :, c], overlap[:, :, c], first - start)[..., : end - start]
         block = block - _shared(crossed, w)
-        bias = None if total is None else total[..., first:end, None] - total[..., None, :end]
-        ys.append(_attend(block, seen, local, values[:, :, :end], bias))
+        bias = None if total is None else (total[..., first:end], total[..., :end])
+        ys.append(_attend(block, seen.keys, local, values[:, :, :end], bias))
         if end == start + chunk_size:
             through = (overlap[:, :, c].tril(-1).transpose(-1, -2) @ inv.transpose(-1, -2) * b.transpose(-1, -2)) @ w
             whole = _identity(w) - w.transpose(-1, -2) @ (inv.transpose(-1, -2) @ (b * w))
-            seen = torch.cat([seen @ whole, keys[:, :, c] - through], dim=2)
-    return torch.cat(ys, dim=3), seen
+            seen.rewrite(whole, keys[:, :, c] - through)
+    return torch.cat(ys, dim=3), seen.keys
+
+
+class _Seen:
+    """Keys of complete chunks, `[batch, kv_heads, length, d_head]`, with room for `most` of them.
+
+    Without gradients they are rewritten in place, piece by piece: ever longer copies would leave holes in memory.
+    """
+
+    def __init__(self, keys: Tensor, most: int) -> None:
+        self.keys, self.most = keys, most
+        self.storage: Tensor | None = None
+
+    def rewrite(self, whole: Tensor, new: Tensor) -> None:
+        """Take all keys through the product of a chunk `[batch, kv_heads, d_head, d_head]`, and add that chunk's."""
+        if torch.is_grad_enabled():
+            self.keys = torch.cat([self.keys @ whole, new], dim=2)
+            return
+        length = self.keys.shape[2]
+        if self.storage is None:
+            self.storage = self.keys.new_empty(*self.keys.shape[:2], self.most, self.keys.shape[3])
+        for start in range(0, length, PIECE):
+            piece = slice(start, min(start + PIECE, length))
+            self.storage[:, :, piece] = self.keys[:, :, piece] @ whole
+        self.storage[:, :, length : length + new.shape[2]] = new
+        self.keys = self.storage[:, :, : length + new.shape[2]]
 
 
 def _in_chunks(x: Tensor, size: int) -> Tensor:
@@ -99,27 +127,53 @@ def _within(queries: Tensor, crossed: Tensor, keys: Tensor, overlap: Tensor, fir
     return logits.masked_fill(hidden, float("-inf"))
 
 
-def _attend(queries: Tensor, seen: Tensor, local: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+def _attend(queries: Tensor, seen: Tensor, local: Tensor, values: Tensor, bias: tuple[Tensor, Tensor] | None) -> Tensor:
+    """bias: sums of log_forget up to each query and up to each key, `[batch, kv_heads, groups, rows or keys]`."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # compute weights again in the backward pass
         y: Tensor = checkpoint(
             _softmax, queries, seen, local, values, bias, use_reentrant=False, preserve_rng_state=False
         )
         return y
+    fused = queries.device.type == "cpu" and queries.shape[-1] == values.shape[-1] and seen.shape[2] > 0
+    if fused and not torch.is_grad_enabled():
+        return _joined(queries, seen, local, values, bias)
     return _softmax(queries, seen, local, values, bias)
 
 
-def _softmax(queries: Tensor, seen: Tensor, local: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+def _softmax(
+    queries: Tensor, seen: Tensor, local: Tensor, values: Tensor, bias: tuple[Tensor, Tensor] | None
+) -> Tensor:
     logits = torch.cat([_shared(queries, seen.transpose(-1, -2)), local], dim=-1)
     if bias is not None:
-        logits = logits + bias.to(logits.dtype)
+        logits = logits + _difference(*bias, logits)
     return _shared(logits.softmax(-1), values)
+
+
+def _joined(queries: Tensor, seen: Tensor, local: Tensor, values: Tensor, bias: tuple[Tensor, Tensor] | None) -> Tensor:
+    """The same by PyTorch's kernel for the CPU over the keys of earlier chunks, which writes no logits down and returns
+    the logarithm of the normaliser, by which parts of a softmax are joined."""
+    rows, length = queries.flatten(2, 3), seen.shape[2]
+    own = slice(length, values.shape[2])
+    if bias is not None:
+        local = local + _difference(bias[0], bias[1][..., own], local)
+    logits = local.flatten(2, 3)
+    y, log_sum = logits.softmax(-1) @ values[:, :, own], logits.logsumexp(-1)
+    size = length if bias is None else PIECE
+    for start in range(0, length, size):
+        part = slice(start, min(start + size, length))
+        mask = None if bias is None else _difference(bias[0], bias[1][..., part], logits).flatten(2, 3)
+        more, more_log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            rows, seen[:, :, part], values[:, :, part], attn_mask=mask, scale=1.0
+        )
+        y = torch.lerp(y, more, (more_log - log_sum).sigmoid().unsqueeze(-1).to(y.dtype))
+        log_sum = torch.logaddexp(log_sum, more_log)
+    return y.unflatten(2, queries.shape[2:4])
+
+
+def _difference(to_queries: Tensor, to_keys: Tensor, like: Tensor) -> Tensor:
+    return (to_queries.unsqueeze(-1) - to_keys.unsqueeze(-2)).to(like.dtype)
 
 
 def _shared(rows: Tensor, matrix: Tensor) -> Tensor:
     """The product of `rows [batch, kv_heads, groups, time, x]` and a matrix `[batch, kv_heads, x, y]` of all groups."""
-    flat = rows.flatten(2, 3)
-    if rows.shape[3] == 1 and len(rows) > 1 and not torch.is_grad_enabled():
-        y = torch.stack([torch.bmm(a, b) for a, b in zip(flat, matrix)])  # decoding: a joint product copies the cache
-    else:
-        y = flat @ matrix
-    return y.unflatten(2, rows.shape[2:4])
+    return (rows.flatten(2, 3) @ matrix).unflatten(2, rows.shape[2:4])

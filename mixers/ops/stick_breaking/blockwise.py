@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.amp import autocast
 from torch.nn import functional as F
 
-ROWS = 64  # queries of a block: its logits stay in the cache of a CPU
+ROWS, TILE = 64, 256  # queries of a block, and keys that it reads at once: their logits stay in the cache of a CPU
 
 
 def stick_breaking(
@@ -41,48 +41,69 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, current: bool) -> tuple[Tensor, Tensor]:
-        ctx.current = current
-        ctx.save_for_backward(queries, keys, values)
         y = queries.new_empty(*queries.shape[:3], values.shape[2])
         rest = queries.new_empty(queries.shape[:3])
-        for start, end, key_start in _blocks(queries, keys):
+        ctx.current, ctx.read = current, []
+        for start, end, key_start in _blocks(queries):
             block = queries[:, :, start:end]
-            hidden = _hidden(end - start, current, keys.device)
-            weights, left = _weights(_block_logits(block, keys[:, key_start:]), hidden)
-            y[:, :, start:end] = (weights.flatten(1, 2) @ values[:, key_start:]).view_as(y[:, :, start:end])
-            rest[:, :, start:end] = left
+            read = _read(block, keys[:, key_start:], values[:, key_start:], current)
+            y[:, :, start:end], rest[:, :, start:end] = read[:2]
+            ctx.read.append(key_start + read[2])
+        ctx.save_for_backward(queries, keys, values)
         return y, rest
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor, grad_rest: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
         queries, keys, values = ctx.saved_tensors
         grad_queries, grad_keys, grad_values = (torch.zeros_like(x) for x in (queries, keys, values))
-        for start, end, key_start in _blocks(queries, keys):
+        for (start, end, key_start), key_end in zip(_blocks(queries), ctx.read):
             block, upstream = queries[:, :, start:end], grad_y[:, :, start:end].flatten(1, 2)
+            near = slice(key_start, key_end)
             hidden = _hidden(end - start, ctx.current, keys.device)
-            logits = _block_logits(block, keys[:, key_start:])
+            logits = _logits(block, keys[:, near])
             taken = logits.sigmoid()
             taken[..., : end - start].masked_fill_(hidden, 0)
-            weights, left = _weights(logits, hidden)
+            weights, spent = _weights(logits, hidden)
             # of the logarithms of the weights; a key lowers those of all older keys, and what is left
-            grad_log = weights * (upstream @ values[:, key_start:].transpose(1, 2)).view_as(weights)
+            grad_log = weights * (upstream @ values[:, near].transpose(1, 2)).view_as(weights)
             older = grad_log.flip(-1).cumsum(-1).flip(-1)
-            older += (left * grad_rest[:, :, start:end]).unsqueeze(-1)
+            older += spent.neg().exp() * grad_rest[:, :, start:end].unsqueeze(-1)
             grad_logits = (grad_log - taken * older).flatten(1, 2)
-            grad_queries[:, :, start:end] = (grad_logits @ keys[:, key_start:]).view_as(block)
-            grad_keys[:, key_start:] += grad_logits.transpose(1, 2) @ block.flatten(1, 2)
-            grad_values[:, key_start:] += weights.flatten(1, 2).transpose(1, 2) @ upstream
+            grad_queries[:, :, start:end] = (grad_logits @ keys[:, near]).view_as(block)
+            grad_keys[:, near] += grad_logits.transpose(1, 2) @ block.flatten(1, 2)
+            grad_values[:, near] += weights.flatten(1, 2).transpose(1, 2) @ upstream
         return grad_queries, grad_keys, grad_values, None
 
 
-def _blocks(queries: Tensor, keys: Tensor) -> list[tuple[int, int, int]]:
+def _blocks(queries: Tensor) -> list[tuple[int, int, int]]:
     """Of each block of queries: where it starts, where it ends, and where its keys start, newest first."""
     time = queries.shape[2]
     ends = [min(start + ROWS, time) for start in range(0, time, ROWS)]
     return [(start, end, time - end) for start, end in zip(range(0, time, ROWS), ends)]
 
 
-def _block_logits(queries: Tensor, keys: Tensor) -> Tensor:
+def _read(queries: Tensor, keys: Tensor, values: Tensor, current: bool) -> tuple[Tensor, Tensor, int]:
+    """What a block of queries `[n, groups, rows, d_head]` reads, what is left `[n, groups, rows]`, and how many keys it
+    took: where nothing is left of any stick, the weights of older keys are all 0."""
+    y = queries.new_zeros(*queries.shape[:3], values.shape[2])
+    spent, hidden = queries.new_zeros(*queries.shape[:3], 1), _hidden(queries.shape[2], current, keys.device)
+    read = 0
+    for key, value in zip(keys.split(TILE, 1), values.split(TILE, 1)):
+        weights, spent = _weights(_logits(queries, key), hidden if read == 0 else None, spent)
+        y += (weights.flatten(1, 2) @ value).view_as(y)
+        read += key.shape[1]
+        if _is_exhausted(spent):
+            break
+    return y, spent.squeeze(-1).neg().exp(), read
+
+
+def _is_exhausted(spent: Tensor) -> bool:
+    if spent.device.type != "cpu" or torch.compiler.is_compiling():  # there, looking costs more than it saves
+        return False
+    return spent.min().item() > -math.log(torch.finfo(spent.dtype).tiny)
+
+
+def _logits(queries: Tensor, keys: Tensor) -> Tensor:
     """Of a block of queries `[n, groups, rows, d_head]`: `[n, groups, rows, keys]`."""
     return (queries.flatten(1, 2) @ keys.transpose(1, 2)).unflatten(1, queries.shape[1:3])
 
@@ -92,18 +113,23 @@ def _hidden(rows: int, current: bool, device: torch.device) -> Tensor:
     return torch.ones(rows, rows, dtype=torch.bool, device=device).triu(1 if current else 0).flip(1)
 
 
-def _weights(logits: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights `[..., rows, keys]` in the place of the logits, keys newest first, and what is left, `[..., rows]`."""
-    rows = len(hidden)
+def _weights(logits: Tensor, hidden: Tensor | None, spent: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Weights `[..., rows, keys]` in the place of the logits, keys newest first.
+
+    spent: what newer keys took, as -log of what they left, `[..., rows, 1]`; it is also returned with these keys'.
+    """
     # -log(1 - sigmoid(logits)); beyond the threshold softplus is the identity to rounding
-    spent = F.softplus(logits, threshold=40)
-    spent[..., :rows].masked_fill_(hidden, 0)
-    spent = spent.cumsum_(-1)
-    left = spent[..., -1].neg().exp()
+    taken = F.softplus(logits, threshold=40)
+    if hidden is not None:
+        taken[..., : len(hidden)].masked_fill_(hidden, 0)
+    taken = taken.cumsum_(-1)
+    if spent is not None:
+        taken += spent
     smallest = math.log(torch.finfo(logits.dtype).tiny) + 8  # a CPU is slow with numbers that nearly vanish
-    weights = logits.sub_(spent).clamp_(min=smallest).exp_()
-    weights[..., :rows].masked_fill_(hidden, 0)
-    return weights, left
+    weights = logits.sub_(taken).clamp_(min=smallest).exp_()
+    if hidden is not None:
+        weights[..., : len(hidden)].masked_fill_(hidden, 0)
+    return weights, taken[..., -1:].clone()
 
 
 def _decoded(queries: Tensor, keys: Tensor, values: Tensor, current: bool) -> tuple[Tensor, Tensor]:
@@ -115,7 +141,7 @@ def _decoded(queries: Tensor, keys: Tensor, values: Tensor, current: bool) -> tu
     ys, rests = [], []
     for query, key, value in zip(queries, keys, values):
         logits = torch.bmm(query, key.permute(1, 2, 0)).flip(-1)
-        weights, rest = _weights(logits.unsqueeze(-2), hidden)
+        weights, spent = _weights(logits.unsqueeze(-2), hidden)
         ys.append(torch.bmm(weights.squeeze(-2).flip(-1), value.transpose(0, 1)))
-        rests.append(rest)
+        rests.append(spent.squeeze(-1).neg().exp())
     return torch.cat(ys).unsqueeze(2), torch.cat(rests)

@@ -49,9 +49,12 @@ def test_chunks_agree_with_the_definition_and_its_gradients(time, kv_heads, forg
 
 @pytest.mark.parametrize("cuts", [[1] * 40, [7, 1, 8, 24], [8, 16, 16], [39, 1], [3, 37]])
 @pytest.mark.parametrize("backends", [("chunked", "chunked"), ("reference", "chunked"), ("chunked", "reference")])
-@pytest.mark.parametrize("grad", [False, True])
-def test_a_state_continues_whichever_backend_made_it(cuts, backends, grad):
-    tensors = inputs(40, forgetting=grad)
+@pytest.mark.parametrize(("grad", "forgetting", "d_value"), [(True, True, 5), (False, True, 6), (False, False, 6)])
+def test_a_state_continues_whichever_backend_made_it(cuts, backends, grad, forgetting, d_value, monkeypatch):
+    from mixerzoo.mixers.ops.path_attention import chunked
+
+    monkeypatch.setattr(chunked, "PIECE", 5)
+    tensors = inputs(40, forgetting=forgetting, d_value=d_value)
     with torch.set_grad_enabled(grad):
         whole, _ = path_attention(**tensors, backend="reference")
         ys, state, start = [], None, 0

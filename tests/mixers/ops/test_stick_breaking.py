@@ -46,6 +46,20 @@ def test_it_is_that_of_fla(oracle, attend_current):
     oracle("stick_breaking_attention", "fla-core naive_stickbreaking_attn, with the rest", y, with_rest, limit=1e-12)
 
 
+@pytest.mark.parametrize("likes", [-8.0, 0.0, 3.0])  # no stick is used up, or after many keys, or after a few
+def test_keys_beyond_the_end_of_all_sticks_are_not_missed(likes):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1300, 1, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    q[..., 0], k[..., 0] = 1.0, 2 * likes
+    results = []
+    for backend in ("blockwise", "reference"):
+        tensors = [x.clone().requires_grad_() for x in (q, k, v)]
+        y = stick_breaking(*tensors, remainder=True, backend=backend)
+        results.append((y, *torch.autograd.grad(y.square().sum(), tensors)))
+    for ours, expected in zip(*results):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+
+
 def test_large_logits_stay_exact():
     q, k, v = (100 * x.detach() for x in inputs(70, 70))
     expected = stick_breaking(q, k, v, remainder=True, backend="reference")

@@ -54,10 +54,10 @@ def test_reading_takes_no_matrix_of_all_pairs(name):
 def test_only_a_fraction_of_the_features_turns():
     mixer, _ = double_mixer("softmax_attention", rotary_fraction=0.5)
     q, k = torch.randn(2, 1, 5, 2, 8, dtype=torch.float64)
-    turned, _ = mixer.place(q, k, position=3)
+    turned, _ = mixer.positioned(q, k, position=3)
     assert torch.equal(turned[..., 4:], q[..., 4:]) and not torch.allclose(turned[..., :4], q[..., :4])
     small, _ = double_mixer("softmax_attention", d_head=4)
-    torch.testing.assert_close(turned[..., :4], small.place(q[..., :4], k[..., :4], 3)[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(turned[..., :4], small.positioned(q[..., :4], k[..., :4], 3)[0], rtol=0, atol=1e-12)
 
 
 def test_a_sink_takes_what_attention_leaves():
