@@ -67,8 +67,7 @@ class Mamba2(Mixer):
         keys = self.groups * self.d_state
         self.sizes = [self.d_inner, self.d_inner + 2 * keys, self.heads]
         self.in_proj = nn.Linear(self.d_model, sum(self.sizes), bias=False)  # gate; x, B and C; dt
-        self.conv = ShortConvolution(self.d_inner + 2 * keys, self.conv_size)
-        self.conv_bias = nn.Parameter(torch.empty(self.conv.channels).uniform_(-1, 1) * self.conv_size**-0.5)
+        self.conv = ShortConvolution(self.d_inner + 2 * keys, self.conv_size, "silu", bias=True)
         self.dt_bias = nn.Parameter(initial_dt_bias(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(self.heads))
@@ -78,7 +77,6 @@ class Mamba2(Mixer):
     def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:
         gate, mixed, dt = self.in_proj(x).split(self.sizes, dim=-1)
         mixed, conv = self.conv(mixed, None if state is None else state.conv)
-        mixed = F.silu(mixed + self.conv_bias.to(mixed.dtype))
         keys = self.groups * self.d_state
         inputs, b, c = mixed.split([self.d_inner, keys, keys], dim=-1)
 
