@@ -198,7 +198,7 @@ def _mamba2(layer: Any) -> Mixer:
     weights = {
         "in_proj.weight": layer.in_proj.weight,
         "conv.weight": layer.conv1d.weight.squeeze(1),
-        "conv_bias": layer.conv1d.bias,
+        "conv.bias": layer.conv1d.bias,
         "dt_bias": layer.dt_bias,
         "A_log": layer.A_log,
         "D": layer.D,

@@ -7,6 +7,7 @@ from .hgrn2 import HGRN2
 from .lightning_attention import LightningAttention
 from .linear_attention import LinearAttention
 from .log_linear_attention import LogLinearAttention
+from .mixture_of_memories import MixtureOfMemories
 from .rebased import ReBased
 from .retention import Retention
 
@@ -18,6 +19,7 @@ __all__ = [
     "LightningAttention",
     "LinearAttention",
     "LogLinearAttention",
+    "MixtureOfMemories",
     "ReBased",
     "Retention",
 ]

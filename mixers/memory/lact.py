@@ -151,11 +151,13 @@ class LaCT(Mixer):
         qk = F.silu(qk * self.qk_scale.to(precision) + self.qk_shift.to(precision))
         qk = unit_length(split_heads(qk, 2 * self.memory_heads)).flatten(2)
         q, k = apply_rotary(split_heads(qk, 2 * self.heads), angles).flatten(2).chunk(2, dim=-1)
-        steps = self.step_proj(x).to(precision) + math.log(math.expm1(BASE_STEP))
+        steps = F.softplus(self.step_proj(x).to(precision) + math.log(math.expm1(BASE_STEP)))
+        if self.muon:  # which heeds their ratios only; in this unit, gradients fit float16
+            steps = steps / BASE_STEP
         momentum = None if self.momentum_proj is None else self.momentum_proj(x).to(precision).sigmoid()
         read, fast = lact(
             *(split_heads(part, self.memory_heads) for part in (q, k, F.silu(v))),
-            F.softplus(steps).unflatten(-1, (self.memory_heads, 3)),
+            steps.unflatten(-1, (self.memory_heads, 3)),
             weights=self.initial_weights(),
             momentum=momentum,
             muon=self.muon,

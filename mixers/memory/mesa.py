@@ -56,7 +56,7 @@ class Mesa(Mixer):
     ridge_floor: float = option("smallest ridge", default=0.25, above=0, below=1)
     conv_size: int = option("tokens that the convolution over q and k sees; 0: none", default=4, least=0)
     output_gate: bool = option("gate what is read by SiLU(W x)", default=False)
-    chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
+    chunk_size: int = option("tokens computed at once", default=32, least=1, small=16, speed_only=True, piece=True)
 
     def build(self) -> None:
         self.d_head = d_head = head_size(self.d_model, self.heads, self.d_head)

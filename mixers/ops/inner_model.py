@@ -104,7 +104,7 @@ def read(
         z = (torch.addcmul(steps, steps, similarity) if bias else steps * similarity) @ write.gradients
         for layers, coefficient in sources:
             seen = linear(layers[i], x)
-            z = z + (seen if coefficient is None else coefficient * seen)
+            z = z + seen if coefficient is None else torch.addcmul(z, coefficient, seen)
         x = z
     return x
 
@@ -117,7 +117,9 @@ def moved(sources: Sequence[Source], steps: Tensor, written: Sequence[Write]) ->
         change = (outer(inputs, stepped), stepped.sum(-2, keepdim=True))
         layer = list(change[: len(sources[0].layers[i])])
         for layers, coefficient in sources:
-            layer = [c + (w if coefficient is None else coefficient * w) for c, w in zip(layer, layers[i])]
+            layer = [
+                c + w if coefficient is None else torch.addcmul(c, coefficient, w) for c, w in zip(layer, layers[i])
+            ]
         after.append(tuple(layer))
     return tuple(after)
 

@@ -23,11 +23,11 @@ class DeltaFormer(KeyValueAttention):
     A value u that joins the memory is the token's value less beta times what attention reads from the memory so far;
     the output is softmax attention over u. The state is that of attention, u in the place of the values.
 
-    probe: what that reading asks with. The paper allows any vector; the layer in flash-linear-attention says that keys
-    work better than queries, while its code takes the queries. beta: `linear` is a projection of the input with bias and
-    no activation, as there, which a long text can drive apart where |beta| exceeds 1; `sigmoid` keeps it in 0..1, and
-    `one` is the rule of the paper without a gate. kv_heads: each has a beta and a memory; queries as probes need as
-    many as heads. The other options: see `KeyValueAttention`.
+    Details follow flash-linear-attention's layer: beta is a projection with bias and no activation (`linear`), with
+    which values grow where |beta| stays above 1; `sigmoid` keeps it in 0..1, `one` does without. probe is what that
+    reading asks with: the layer's documentation says that keys work better than queries, its code takes the queries;
+    here it is the keys. Each of the kv_heads has a beta and a memory; queries as probes need as many as heads. The
+    other options: see `KeyValueAttention`.
     """
 
     card = MixerCard(
@@ -38,7 +38,8 @@ class DeltaFormer(KeyValueAttention):
         arxiv="2505.19488",
         year=2025,
         state_growth="linear",
-        recurrence="u_t = v_t - beta_t sum_{s < t} softmax_s(k_t . k_s) u_s,  o_t = sum_{s <= t} softmax_s(q_t . k_s) u_s",
+        recurrence="u_t = v_t - beta_t sum_{s < t} softmax_s(k_t . k_s) u_s,  "
+        "o_t = sum_{s <= t} softmax_s(q_t . k_s) u_s",
         complexity="O(T^2)",
         limits="two attentions in the place of one, of which the first solves a triangular system block after block",
         ops=(OP,),
@@ -55,17 +56,18 @@ class DeltaFormer(KeyValueAttention):
 
     def mix(self, x: Tensor, state: AttentionState | None, return_state: bool) -> tuple[Tensor, AttentionState | None]:
         position = 0 if state is None else state.position
-        q, k, v, conv = self._project(x, position, None if state is None else state.conv)
+        q, k, v, conv = self._project(x, None if state is None else state.conv)
+        q, k = self.positioned(q, k, position)
         keys = GrowableBuffer.of(k) if state is None else state.keys.append(k)
         seen = keys.values.to(q.dtype)
         past = None if state is None else state.values.values
         u = new_values(k if self.probe == "keys" else q, seen, v, self._beta(x), past=past, backend=self.backend)
         values = GrowableBuffer.of(u) if state is None else state.values.append(u)
         backend = "reference" if self.backend == "reference" else "auto"
-        y = self.o_proj(attention(q, seen, values.values.to(q.dtype), backend=backend).flatten(2))
+        y = self.output(attention(q, seen, values.values.to(q.dtype), backend=backend), x)
         if not return_state:
             return y, None
-        keys, values = (self._remember(buffer, fresh=state is None) for buffer in (keys, values))
+        keys, values = (self.remember(buffer, fresh=state is None) for buffer in (keys, values))
         return y, self.next_state(AttentionState, x, state, keys=keys, values=values, conv=conv)
 
     def _beta(self, x: Tensor) -> Tensor:

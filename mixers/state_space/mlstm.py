@@ -34,7 +34,7 @@ class MLSTM(Mixer):
     The input is widened; half of it becomes queries and keys, behind a short convolution with SiLU, and values, by
     small blocks of weights; the other half gates what is read, by SiLU, after a norm for each head and a learned skip
     from the convolution. As in the authors' package (xlstm), the forget gate is a sigmoid, and the weights of both
-    gates start at 0. The convolution has no bias here.
+    gates start at 0.
     """
 
     card = MixerCard(
@@ -64,7 +64,7 @@ class MLSTM(Mixer):
                 f"got {self.expand * self.d_model}"
             )
         self.in_proj = nn.Linear(self.d_model, 2 * width, bias=False)
-        self.conv = ShortConvolution(width, self.conv_size, "silu")
+        self.conv = ShortConvolution(width, self.conv_size, "silu", bias=True)
         self.q_proj, self.k_proj, self.v_proj = (
             BlockLinear(width // self.block_size, self.block_size) for _ in range(3)
         )

@@ -35,7 +35,7 @@ class SLSTM(Mixer):
     Memory is mixed within heads: the gates see the head's own last output through a matrix. Input and forget gate also
     see a short convolution with SiLU, the cell input and the output gate the token itself. As in the authors' package
     (xlstm), the forget gate is a sigmoid, the recurrent weights start at 0, the forget gates by depth, and no
-    projection follows the norm: the feed-forward after it mixes the heads. The convolution has no bias here.
+    projection follows the norm: the feed-forward after it mixes the heads.
     """
 
     card = MixerCard(
@@ -57,7 +57,7 @@ class SLSTM(Mixer):
 
     def build(self) -> None:
         d_head = head_size(self.d_model, self.heads, None)
-        self.conv = ShortConvolution(self.d_model, self.conv_size, "silu") if self.conv_size else None
+        self.conv = ShortConvolution(self.d_model, self.conv_size, "silu", bias=True) if self.conv_size else None
         self.i_proj, self.f_proj, self.z_proj, self.o_proj = (BlockLinear(self.heads, d_head) for _ in range(4))
         self.recurrent = nn.Parameter(torch.zeros(self.heads, d_head, 4, d_head))
         self.bias = nn.Parameter(torch.zeros(self.heads, 4, d_head))

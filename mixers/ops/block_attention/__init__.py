@@ -21,7 +21,7 @@ def block_attention(
     queries: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, *, block_size: int, backend: str = "auto"
 ) -> Tensor:
     """One softmax over all tokens of the selected blocks up to the query's own position (as in MoBA, arXiv 2502.13189,
-    eq. 2, and the selection branch of NSA, arXiv 2502.11089, eq. 12).
+    and in the selection branch of NSA, arXiv 2502.11089).
 
     queries `[batch, time, heads, d_k]`, at the last `time` positions; keys `[batch, key_time, kv_heads, d_k]`, values
     `[batch, key_time, kv_heads, d_v]`, from the first token on. Block i holds the tokens from `i * block_size` on.

@@ -11,7 +11,7 @@ SCORES = 2**24  # computed at once at most
 @torch.no_grad()
 def nearest_blocks(queries: Tensor, summaries: Tensor, *, position: int, block_size: int, top_k: int) -> Tensor:
     """The token's own block, and of those that ended before it the `top_k - 1` with the largest `q . summary`
-    (MoBA, Lu et al. 2025, arXiv 2502.13189, eqs. 5 and 6: summaries are means of keys).
+    (MoBA, Lu et al. 2025, arXiv 2502.13189: summaries are means of keys).
 
     queries `[batch, time, heads, d_k]` from absolute `position` on; summaries `[batch, n_blocks, kv_heads, d_k]` of
     complete blocks; what a token is not past is left out. Returns integers `[batch, time, heads, top_k]`, or fewer if

@@ -20,8 +20,7 @@ __all__ = ["OP", "Blocks", "compressed_attention"]
 def compressed_attention(
     queries: Tensor, keys: Tensor, values: Tensor, *, blocks: Blocks, position: int, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Attention over compressed keys, and the blocks it finds important (NSA, Yuan et al. 2025, arXiv 2502.11089,
-    eqs. 7 to 10).
+    """Attention over compressed keys, and the blocks it finds important (NSA, Yuan et al. 2025, arXiv 2502.11089).
 
     queries `[batch, time, heads, d_k]` from absolute `position` on; keys `[batch, n, kv_heads, d_k]`, values
     `[batch, n, kv_heads, d_v]`: number i stands for the tokens `i * stride` to `i * stride + size - 1`, and is seen by

@@ -47,10 +47,9 @@ def visible(blocks: Blocks, positions: Tensor, n: int) -> Tensor:
 
 
 def importance(weights: Tensor, blocks: Blocks) -> Tensor:
-    """What attention `weights [..., n]` to compressed tokens say of blocks, `[..., blocks]` (eq. 9).
+    """What attention `weights [..., n]` to compressed tokens say of blocks, `[..., blocks]`.
 
-    A weight counts for a block once for each stride that the two have in common; that is how we read eq. 9, whose
-    indices as printed would give a block the weights of the tokens before it.
+    A weight counts for a block once for each stride of tokens that the two have in common.
     """
     spread, strides = blocks.size // blocks.stride, blocks.block_size // blocks.stride
     fill = -(weights.shape[-1] + spread - 1) % strides  # up to whole blocks
@@ -59,8 +58,10 @@ def importance(weights: Tensor, blocks: Blocks) -> Tensor:
 
 
 def select(scores: Tensor, blocks: Blocks, positions: Tensor, end: int) -> Tensor:
-    """The blocks to read, `[..., time, at most count]`, from `scores [..., time, any number of blocks]`; end: the last of
-    the positions, plus 1."""
+    """The blocks to read, `[..., time, at most count]`, from `scores [..., time, any number of blocks]`.
+
+    end: the last of the positions, plus 1.
+    """
     own = positions[:, None] // blocks.block_size
     n_blocks = -(-end // blocks.block_size)
     scores = F.pad(scores, (0, max(0, n_blocks - scores.shape[-1])))[..., :n_blocks]

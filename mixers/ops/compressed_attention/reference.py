@@ -18,7 +18,7 @@ def compressed_attention(
     scores = torch.einsum("bthd,bshd->bhts", queries, keys) / queries.shape[3] ** 0.5
     weights = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(hidden, 0)
     with torch.no_grad():
-        shared = weights.unflatten(1, (kv_heads, -1)).sum(dim=2)  # eq. 10
+        shared = weights.unflatten(1, (kv_heads, -1)).sum(dim=2)  # the heads of a group select together
         found = torch.zeros(*shared.shape[:-1], (position + time - 1) // blocks.block_size + 1).to(shared)
         for block in range(found.shape[-1]):
             for i in range(n):

@@ -14,7 +14,7 @@ def new_values(probes: Tensor, keys: Tensor, values: Tensor, beta: Tensor, past:
     """With softmax weights A of a block's tokens to the past, L to one another (strictly lower triangular), both of one
     softmax: (I + beta L) U = V - beta A U_past.
     """
-    batch, time, heads, d_k = probes.shape
+    batch, _, heads, d_k = probes.shape
     size = max(SHORTEST, min(BLOCK, SCORES // (batch * heads * keys.shape[1])))
     probes, keys, values, past = (x.transpose(1, 2) for x in (probes * d_k**-0.5, keys, values, past))
     beta, start = beta.transpose(1, 2).unsqueeze(-1), past.shape[2]

@@ -35,7 +35,7 @@ def log_linear_attention(
     return_state: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """Read the past in O(log time) pieces, each with a weight of its own (Guo et al. 2025, arXiv 2506.04761, eq. 4).
+    """Read the past in O(log time) pieces, each with a weight of its own (Guo et al. 2025, arXiv 2506.04761).
 
     Token t is level 0 of itself. For every binary digit b of t that is set, level b + 1 holds the 2**b tokens whose
     numbers agree with t above that digit and have a 0 in it: the longer ago, the more tokens share a memory. With
@@ -47,7 +47,7 @@ def log_linear_attention(
     `2 ** (levels - 2)` tokens on, the state grows no more.
 
     queries, keys `[batch, time, k_heads, d_k]`; values `[batch, time, heads, d_v]`, heads a multiple of k_heads.
-    log_decay `[batch, time, heads]`, finite, at most 0. level_scales `[batch, time, heads, levels]`, at least two levels.
+    log_decay `[batch, time, heads]`, finite, at most 0. level_scales `[batch, time, heads, levels]`, 2 levels or more.
     position: of the first token. scale: of the queries; None means `d_k ** -0.5`. chunk_size: tokens computed at once,
     rounded down to a power of 2; changes the speed only.
     state `[batch, memories_held(position, levels), heads, d_k, d_v]`, None at position 0: memory b is that of digit b.

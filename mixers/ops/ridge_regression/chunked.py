@@ -19,6 +19,9 @@ from .reference import start
 from .solvers import NORM_FLOOR, ExactGradient, chebyshev, chebyshev_rates, conjugate_gradient
 
 
+BLOCK = 2**17  # features of the tokens that are solved for together on a CPU
+
+
 class _Chunks(NamedTuple):
     """What makes the H_t of the tokens of all chunks, `batch * heads * chunks` in front.
 
@@ -33,9 +36,9 @@ class _Chunks(NamedTuple):
     weights: Tensor
 
     def product(self, x: Tensor, added: Tensor, sign: float = 1.0) -> Tensor:
-        """`added + sign * H_t x_t`."""
-        old = torch.baddbmm(added, self.decay * x, self.gram, alpha=sign)
-        return torch.baddbmm(old, torch.bmm(x, self.transposed) * self.weights, self.keys, alpha=sign)
+        """`added + sign * H_t x_t`, in the memory of `added`."""
+        added.baddbmm_(self.decay * x, self.gram, alpha=sign)
+        return added.baddbmm_(torch.bmm(x, self.transposed) * self.weights, self.keys, alpha=sign)
 
     def norm(self) -> Tensor:
         """`[..., tokens, 1]`: the Frobenius norm of every H_t."""
@@ -75,7 +78,7 @@ def ridge_regression(
     gram, memory = before.split([d_k, v.shape[-1]], dim=-1)
     weights = _weights(g, beta)
     held = _Chunks(k, k.mT.contiguous(), gram.contiguous(), g.exp(), weights)
-    x = _solve(q, held, _diagonal(ridge, held, batch), solver, steps)
+    x = _solve_in_blocks(q, held, _diagonal(ridge, held, batch), solver, steps)
     if mix is not None:
         x = torch.lerp(q, x, chunks(mix[..., None]))
     read = torch.baddbmm(torch.bmm(held.decay * x, memory), torch.bmm(x, held.transposed) * weights, v)
@@ -109,6 +112,14 @@ def _diagonal(ridge: Tensor | float, held: _Chunks, batch: int) -> Tensor:
         return ridge * held.norm()
     n_chunks = len(held.keys) // (batch * len(ridge))
     return ridge.to(held.keys.dtype)[None, :, None, None].expand(batch, -1, n_chunks, 1, -1).flatten(0, 2)
+
+
+def _solve_in_blocks(q: Tensor, held: _Chunks, diagonal: Tensor, solver: Solver, steps: int) -> Tensor:
+    """All steps for some chunks, then for others: on a CPU, as many as stay in its cache."""
+    whole = q.device.type != "cpu" or torch.compiler.is_compiling()
+    size = len(q) if whole else max(1, BLOCK // q[0].numel())
+    parts = zip(*(x.split(size) for x in (q, diagonal, *held)))
+    return torch.cat([_solve(q, _Chunks(*part), diagonal, solver, steps) for q, diagonal, *part in parts])
 
 
 def _solve(q: Tensor, held: _Chunks, diagonal: Tensor, solver: Solver, steps: int) -> Tensor:

@@ -47,7 +47,7 @@ def chebyshev(descend: Product, first: Tensor, quarter_rate: Tensor, steps: int)
     omega = torch.full_like(quarter_rate, 2.0)
     for _ in range(steps):
         omega = 1 / (1 - quarter_rate * omega)
-        before, x = x, torch.lerp(before, descend(x), omega)
+        before, x = x, torch.addcmul(before, omega, descend(x) - before)
     return x
 
 

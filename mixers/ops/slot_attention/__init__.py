@@ -32,7 +32,7 @@ def slot_attention(
     backend: str = "auto",
 ) -> tuple[Tensor, SlotState | None]:
     """Read slots by a softmax over them, after every token has been written to each as far as `writes` says
-    (Zhang et al. 2024, arXiv 2409.07146, eqs. 8 and 9; Raven, eq. 18, is the same with sparse writes). Per head:
+    (Zhang et al. 2024, arXiv 2409.07146; eq. 18 of the Raven paper is the same with sparse writes). Per head:
 
         K_t = D_t K_{t-1} + w_t k_t^T,   V_t = D_t V_{t-1} + w_t v_t^T,   o_t = V_t^T softmax(scale * K_t q_t)
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 @pytest.fixture
 def plain(monkeypatch):
-    """`plain(module, name=function, ...)` replaces functions of a module of fla's layers. Norms are replaced already."""
+    """`plain(module, name=function, ...)` replaces functions in a module of `fla.layers`; norms are done already."""
     from fla.modules import FusedRMSNormGated, GroupNorm, RMSNorm, RotaryEmbedding
     from fla.modules.norm.layernorm import group_norm_ref, rms_norm_ref
     from fla.modules.rotary import ops as rotary
@@ -205,7 +205,7 @@ def test_rwkv7(oracle, plain):
 
 @pytest.mark.parametrize("options", [{}, {"n_groups": 2, "norm_eps": 1e-3}])
 def test_mamba2(oracle, options):
-    """fla's layer has no way round its kernels: its weights are compared in transformers' layer, which has its names."""
+    """fla's layer has no way round its kernels: its weights go into the layer of transformers, which has its names."""
     from fla.layers import Mamba2
     from transformers import Mamba2Config
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer

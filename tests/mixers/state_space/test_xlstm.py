@@ -19,9 +19,9 @@ def test_the_mlstm_layer_of_its_authors(oracle: Any) -> None:
         for gate in (cell.igate, cell.fgate):
             torch.nn.init.normal_(gate.weight, std=0.5)
         torch.nn.init.normal_(cell.outnorm.weight)
-        theirs.conv1d.conv.bias.zero_()  # ours has none
         mixer.in_proj.load_state_dict(theirs.proj_up.state_dict())
         mixer.conv.weight.copy_(theirs.conv1d.conv.weight[:, 0])
+        mixer.conv.bias.copy_(theirs.conv1d.conv.bias)
         for name in ("q_proj", "k_proj", "v_proj"):
             getattr(mixer, name).load_state_dict(getattr(theirs, name).state_dict())
         mixer.gates_proj.weight.copy_(torch.cat([cell.igate.weight, cell.fgate.weight]))
@@ -47,8 +47,8 @@ def test_the_slstm_layer_of_its_authors(oracle: Any) -> None:
     with torch.no_grad():
         torch.nn.init.normal_(cell._recurrent_kernel_, std=0.3)
         torch.nn.init.normal_(theirs.group_norm.weight)
-        theirs.conv1d.conv.bias.zero_()  # ours has none
         mixer.conv.weight.copy_(theirs.conv1d.conv.weight[:, 0])
+        mixer.conv.bias.copy_(theirs.conv1d.conv.bias)
         # theirs names two projections the wrong way round, and gives them to the cell in the right order
         mixer.i_proj.load_state_dict(theirs.fgate.state_dict())
         mixer.f_proj.load_state_dict(theirs.igate.state_dict())
