@@ -53,7 +53,8 @@ class KeyValueMixer(Mixer):
 
     def mix(self, x: Tensor, state: AttentionState | None, return_state: bool) -> tuple[Tensor, AttentionState | None]:
         position = 0 if state is None else state.position
-        q, k, v, conv = self._project(x, position, None if state is None else state.conv)
+        q, k, v, conv = self._project(x, None if state is None else state.conv)
+        q, k = self.positioned(q, k, position)
         if state is None:
             keys, values = GrowableBuffer.of(k), GrowableBuffer.of(v)
         else:
@@ -61,7 +62,7 @@ class KeyValueMixer(Mixer):
         y = self.output(self.read(q, keys.values.to(q.dtype), values.values.to(q.dtype)), x)
         if not return_state:
             return y, None
-        keys, values = (self._remember(buffer, fresh=state is None) for buffer in (keys, values))
+        keys, values = (self.remember(buffer, fresh=state is None) for buffer in (keys, values))
         return y, self.next_state(AttentionState, x, state, keys=keys, values=values, conv=conv)
 
     def positioned(self, q: Tensor, k: Tensor, position: int) -> tuple[Tensor, Tensor]:
@@ -76,7 +77,7 @@ class KeyValueMixer(Mixer):
         """`[batch, time, d_model]` from what was read and the input."""
         return self.o_proj(read.flatten(2))
 
-    def _project(self, x: Tensor, position: int, conv: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _project(self, x: Tensor, conv: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys and values `[batch, time, heads or kv_heads, d_head]`, and the state of the convolution."""
         qkv = self.qkv_proj(x)
         if self.conv is not None:
@@ -84,9 +85,9 @@ class KeyValueMixer(Mixer):
         q, k, v = split_heads(qkv, self.heads + 2 * self.kv_heads).split([self.heads, self.kv_heads, self.kv_heads], 2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        return *self.positioned(q, k, position), v, conv
+        return q, k, v, conv
 
-    def _remember(self, buffer: GrowableBuffer, fresh: bool) -> GrowableBuffer:
+    def remember(self, buffer: GrowableBuffer, fresh: bool) -> GrowableBuffer:
         """What later tokens see."""
         return own_buffer(buffer) if fresh else buffer
 
@@ -144,8 +145,8 @@ class KeyValueAttention(KeyValueMixer):
         """How many tokens a token sees, itself included; None: all before it."""
         return self.window
 
-    def _remember(self, buffer: GrowableBuffer, fresh: bool) -> GrowableBuffer:
-        return super()._remember(buffer if self.window is None else buffer.keep_last(self.window - 1), fresh)
+    def remember(self, buffer: GrowableBuffer, fresh: bool) -> GrowableBuffer:
+        return super().remember(buffer if self.window is None else buffer.keep_last(self.window - 1), fresh)
 
 
 def key_value_heads(heads: int, kv_heads: int | None) -> int:
