@@ -14,6 +14,7 @@ from ..layers import RMSNorm, head_size, split_heads
 from ..ops.slot_attention import OP, slot_attention
 from ..options import option
 from ..registry import register_mixer
+from ..softmax.base import key_value_heads
 from ..state import MixerState
 
 
@@ -47,17 +48,15 @@ class GatedSlotAttention(Mixer):
     )
 
     heads: int = option("query heads", default=4, least=1, small=2)
-    kv_heads: int | None = option("heads with slots, a divisor of heads; None: heads", default=None, least=1)
-    d_head: int | None = option("size of a head; None: d_model / heads", default=None, least=1, small=16)
+    kv_heads: int = option("heads with slots, a divisor of heads; None: heads", default=None, least=1)
+    d_head: int = option("size of a head; None: d_model / heads", default=None, least=1, small=16)
     slots: int = option("slots of a head", default=64, least=1, small=8)
     feature_map: Literal["silu", "relu", "identity"] = option("of queries and keys", default="silu")
     damping: float = option("the root that is taken of gates: how slowly slots forget", default=8.0, above=0)
     chunk_size: int = option("tokens computed at once", default=32, least=1, small=16, speed_only=True, piece=True)
 
     def build(self) -> None:
-        self.kv_heads = kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        if self.heads % kv_heads:
-            raise ValueError(f"heads must be a multiple of kv_heads, got {self.heads} and {kv_heads}")
+        self.kv_heads = kv_heads = key_value_heads(self.heads, self.kv_heads)
         self.d_head = d_head = head_size(self.d_model, self.heads, self.d_head)
         self.features = {"silu": F.silu, "relu": F.relu, "identity": nn.Identity()}[self.feature_map]
         self.q_proj = nn.Linear(self.d_model, self.heads * d_head, bias=False)

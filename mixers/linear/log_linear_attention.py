@@ -7,11 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..interface import Mixer, MixerCard
-from ..layers import RMSNorm, ShortConvolution, split_heads
+from ..layers import ShortConvolution, split_heads
 from ..ops.log_linear import OP, log_linear_attention
 from ..options import option
 from ..registry import register_mixer
 from ..state import RecurrentState
+from ..state_space.discretisation import initial_dt_bias, inner_heads
+from ..state_space.mamba2 import GroupedRMSNorm
 
 
 @register_mixer
@@ -40,7 +42,7 @@ class LogLinearAttention(Mixer):
         ops=(OP,),
     )
 
-    expand: float = option("width inside, in multiples of d_model", default=2.0, above=0)
+    expand: int = option("width inside, in multiples of d_model", default=2, least=1)
     d_head: int = option("size of a head's values", default=64, least=1, small=16)
     d_state: int = option("length of a memory's keys", default=128, least=1, small=16)
     groups: int = option("sets of keys and queries that heads share", default=1, least=1)
@@ -49,22 +51,16 @@ class LogLinearAttention(Mixer):
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
 
     def build(self) -> None:
-        width = round(self.expand * self.d_model)
-        if width % self.d_head or width < 1:
-            raise ValueError(f"expand * d_model = {width} must be a multiple of d_head = {self.d_head}")
-        self.heads = width // self.d_head
-        if self.heads % self.groups:
-            raise ValueError(f"the {self.heads} heads must be a multiple of groups = {self.groups}")
+        width, self.heads = inner_heads(self.d_model, self.expand, self.d_head, self.groups)
         self.sizes = [width, self.groups * self.d_state, self.groups * self.d_state]
         self.vkq_proj = nn.Linear(self.d_model, sum(self.sizes), bias=False)
         self.conv = ShortConvolution(sum(self.sizes), self.conv_size, "silu")
         self.decay_proj = nn.Linear(self.d_model, self.heads, bias=False)
         self.level_proj = nn.Linear(self.d_model, self.heads * self.levels)
         self.g_proj = nn.Linear(self.d_model, width, bias=False)
-        self.o_norm = RMSNorm(width // self.groups)
+        self.o_norm = GroupedRMSNorm(width, self.groups)
         self.o_proj = nn.Linear(width, self.d_model, bias=False)
-        dt = 10 ** torch.empty(self.heads).uniform_(-3, -1)
-        self.dt_bias = nn.Parameter(dt + (-torch.expm1(-dt)).log())  # softplus of it is dt, log-uniform in 0.001..0.1
+        self.dt_bias = nn.Parameter(initial_dt_bias(self.heads))
         self.A_log = nn.Parameter(torch.arange(1.0, self.heads + 1).log())
         self.D = nn.Parameter(torch.ones(self.heads))
         self.L = nn.Parameter(torch.ones(self.heads, self.levels))
@@ -90,7 +86,7 @@ class LogLinearAttention(Mixer):
             return_state=return_state,
             backend=self.backend,
         )
-        read = (read + self.D.to(precision)[:, None] * v).flatten(2).to(self.o_proj.weight.dtype)
-        gated = (read * F.silu(self.g_proj(x))).unflatten(-1, (self.groups, -1))
-        y = self.o_proj(self.o_norm(gated).flatten(2)).to(x.dtype)
+        read = (read + self.D.to(precision)[:, None] * v).flatten(2)
+        y = self.o_norm(read * F.silu(self.g_proj(x).to(precision))).to(self.o_proj.weight.dtype)
+        y = self.o_proj(y).to(x.dtype)
         return y, self.next_state(RecurrentState, x, state, memory=memory, conv=conv) if return_state else None

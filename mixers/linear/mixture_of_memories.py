@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..interface import Mixer, MixerCard
-from ..layers import GatedOutput, ShortConvolution, head_size, split_heads, unit_length
+from ..layers import GatedOutput, ShortConvolution, head_size, split_heads, unit_length, value_size
 from ..ops.recurrence import OP, linear_recurrence
 from ..options import option
 from ..registry import register_mixer
 from ..state import RecurrentState
+from ..state_space.discretisation import initial_dt_bias
 from .routing import route
 
 
@@ -44,7 +45,7 @@ class MixtureOfMemories(Mixer):
     )
 
     heads: int = option("heads of a memory", default=4, least=1, small=2)
-    d_head: int | None = option("length of a head's keys; None: d_model / heads", default=None, least=1, small=16)
+    d_head: int = option("length of a head's keys; None: d_model / heads", default=None, least=1, small=16)
     expand_v: float = option("length of a head's values, in multiples of d_head", default=1.0, above=0)
     memories: int = option("memories to choose from", default=4, least=1, small=3)
     top_k: int = option("memories that a token is routed to", default=2, least=1)
@@ -56,9 +57,7 @@ class MixtureOfMemories(Mixer):
         if self.top_k > self.memories:
             raise ValueError(f"top_k must be at most memories = {self.memories}, got {self.top_k}")
         self.d_head = d_k = head_size(self.d_model, self.heads, self.d_head)
-        d_v = round(self.expand_v * d_k)
-        if d_v < 1 or d_v != self.expand_v * d_k:
-            raise ValueError(f"expand_v * d_head must be a whole number of at least 1, got {self.expand_v * d_k}")
+        d_v = value_size(d_k, self.expand_v)
         count = self.memories + self.shared
         self.sizes = [self.heads * d_k, self.heads * d_k, self.heads * d_v]
         self.router_proj = nn.Linear(self.d_model, self.memories, bias=False)
@@ -68,8 +67,7 @@ class MixtureOfMemories(Mixer):
         self.decay_proj = nn.Linear(self.d_model, count * self.heads, bias=False)
         self.conv = ShortConvolution(sum(self.sizes), self.conv_size, "silu")
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1e-4, 16).log())
-        dt = 10 ** torch.empty(self.heads).uniform_(-3, -1)
-        self.dt_bias = nn.Parameter(dt + (-torch.expm1(-dt)).log())  # softplus of it is dt, log-uniform in 0.001..0.1
+        self.dt_bias = nn.Parameter(initial_dt_bias(self.heads))
         self.output = GatedOutput(self.d_model, self.heads, d_v)
 
     def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:

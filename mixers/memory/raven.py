@@ -14,6 +14,8 @@ from ..linear.gated_slot_attention import SlotState
 from ..ops.slot_attention import OP, slot_attention
 from ..options import option
 from ..registry import register_mixer
+from ..softmax.base import key_value_heads
+from ..state_space.discretisation import initial_dt_bias
 
 
 @register_mixer
@@ -49,8 +51,8 @@ class Raven(Mixer):
     )
 
     heads: int = option("query heads", default=4, least=1, small=2)
-    kv_heads: int | None = option("heads with slots, a divisor of heads; None: heads", default=None, least=1)
-    d_head: int | None = option("size of a head; None: d_model / heads", default=None, least=1, small=16)
+    kv_heads: int = option("heads with slots, a divisor of heads; None: heads", default=None, least=1)
+    d_head: int = option("size of a head; None: d_model / heads", default=None, least=1, small=16)
     slots: int = option("slots of a head", default=256, least=1, small=12)
     top_k: int = option("slots of a head that a token writes", default=32, least=1, small=4)
     alpha: float = option("divides the router's weights; the paper's 800M model has 4", default=1.0, above=0)
@@ -63,9 +65,7 @@ class Raven(Mixer):
     chunk_size: int = option("tokens computed at once", default=32, least=1, small=16, speed_only=True, piece=True)
 
     def build(self) -> None:
-        self.kv_heads = kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        if self.heads % kv_heads:
-            raise ValueError(f"heads must be a multiple of kv_heads, got {self.heads} and {kv_heads}")
+        self.kv_heads = kv_heads = key_value_heads(self.heads, self.kv_heads)
         if self.top_k > self.slots:
             raise ValueError(f"top_k must be at most slots = {self.slots}, got {self.top_k}")
         self.d_head = d_head = head_size(self.d_model, self.heads, self.d_head)
@@ -85,16 +85,14 @@ class Raven(Mixer):
             self.o_norm = RMSNorm(self.heads * d_head)
             self.o_proj = nn.Linear(self.heads * d_head, self.d_model, bias=False)
 
-    @torch.no_grad()
     def _build_decay(self) -> None:
         """As Mamba-2: A uniform in 0..16, and dt_bias such that softplus(dt_bias) is log-uniform in 0.001..0.1."""
         if self.decay == "gla":
             self.decay_proj = nn.Linear(self.d_model, self.kv_heads * self.slots, bias=False)
             return
         self.decay_proj = nn.Linear(self.d_model, self.kv_heads, bias=False)
-        self.A_log = nn.Parameter(torch.empty(self.kv_heads).uniform_(1e-4, 16).log_())
-        dt = 10 ** torch.empty(self.kv_heads).uniform_(-3, -1)
-        self.dt_bias = nn.Parameter(dt + (-torch.expm1(-dt)).log())
+        self.A_log = nn.Parameter(torch.empty(self.kv_heads).uniform_(1e-4, 16).log())
+        self.dt_bias = nn.Parameter(initial_dt_bias(self.kv_heads))
 
     def mix(self, x: Tensor, state: SlotState | None, return_state: bool) -> tuple[Tensor, SlotState | None]:
         q = F.silu(split_heads(self.q_proj(x), self.heads))

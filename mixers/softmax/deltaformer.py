@@ -26,8 +26,8 @@ class DeltaFormer(KeyValueAttention):
     Details follow flash-linear-attention's layer: beta is a projection with bias and no activation (`linear`), with
     which values grow where |beta| stays above 1; `sigmoid` keeps it in 0..1, `one` does without. probe is what that
     reading asks with: the layer's documentation says that keys work better than queries, its code takes the queries;
-    here it is the keys. Each of the kv_heads has a beta and a memory; queries as probes need as many as heads. The other
-    options: see `KeyValueAttention`.
+    here it is the keys. Each of the kv_heads has a beta and a memory; queries as probes need as many as heads. The
+    other options: see `KeyValueAttention`.
     """
 
     card = MixerCard(
@@ -56,17 +56,18 @@ class DeltaFormer(KeyValueAttention):
 
     def mix(self, x: Tensor, state: AttentionState | None, return_state: bool) -> tuple[Tensor, AttentionState | None]:
         position = 0 if state is None else state.position
-        q, k, v, conv = self._project(x, position, None if state is None else state.conv)
+        q, k, v, conv = self._project(x, None if state is None else state.conv)
+        q, k = self.positioned(q, k, position)
         keys = GrowableBuffer.of(k) if state is None else state.keys.append(k)
         seen = keys.values.to(q.dtype)
         past = None if state is None else state.values.values
         u = new_values(k if self.probe == "keys" else q, seen, v, self._beta(x), past=past, backend=self.backend)
         values = GrowableBuffer.of(u) if state is None else state.values.append(u)
         backend = "reference" if self.backend == "reference" else "auto"
-        y = self.o_proj(attention(q, seen, values.values.to(q.dtype), backend=backend).flatten(2))
+        y = self.output(attention(q, seen, values.values.to(q.dtype), backend=backend), x)
         if not return_state:
             return y, None
-        keys, values = (self._remember(buffer, fresh=state is None) for buffer in (keys, values))
+        keys, values = (self.remember(buffer, fresh=state is None) for buffer in (keys, values))
         return y, self.next_state(AttentionState, x, state, keys=keys, values=values, conv=conv)
 
     def _beta(self, x: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ class MoBA(KeyValueAttention):
         self, x: Tensor, state: BlockAttentionState | None, return_state: bool
     ) -> tuple[Tensor, BlockAttentionState | None]:
         position = 0 if state is None else state.position
-        q, k, v, conv = self._project(x, position, None if state is None else state.conv)
+        q, k, v, conv = self._project(x, None if state is None else state.conv)
+        q, k = self.positioned(q, k, position)
         if state is None:
             keys, values = GrowableBuffer.of(k), GrowableBuffer.of(v)
             means = GrowableBuffer.of(self._means(keys.values, 0))
@@ -64,10 +65,10 @@ class MoBA(KeyValueAttention):
         blocks = nearest_blocks(q, means.values, position=position, block_size=self.block_size, top_k=self.top_k)
         seen = (buffer.values.to(q.dtype) for buffer in (keys, values))
         y = block_attention(q, *seen, blocks, block_size=self.block_size, backend=self.backend)
-        y = self.o_proj(y.flatten(2))
+        y = self.output(y, x)
         if not return_state:
             return y, None
-        keys, values = (self._remember(buffer, fresh=state is None) for buffer in (keys, values))
+        keys, values = (self.remember(buffer, fresh=state is None) for buffer in (keys, values))
         return y, self.next_state(BlockAttentionState, x, state, keys=keys, values=values, conv=conv, means=means)
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from ..ops.compressed_attention import Blocks, compressed_attention
 from ..options import option
 from ..registry import register_mixer
 from ..state import GrowableBuffer, MixerState
+from .base import key_value_heads, own_buffer, rotary_size
 
 BRANCHES = 3  # compression, selection, window
 
@@ -54,9 +55,9 @@ class NativeSparseAttention(Mixer):
     """NSA (Yuan et al. 2025, arXiv 2502.11089): three attentions with keys and values of their own, summed by gates.
 
     Compression: attention over blocks of `compression_size` tokens, one every `compression_stride` tokens, each of them
-    made one key and one value. Selection: attention over `n_blocks` blocks of `block_size` tokens, the same for all heads of a
-    group: the first, the token's own and the one before it, and those to which the compression attends most. Window:
-    the last `window` tokens. Defaults are the paper's.
+    made one key and one value. Selection: attention over `n_blocks` blocks of `block_size` tokens, the same for all
+    heads of a group: the first, the token's own and the one before it, and those to which the compression attends most.
+    Window: the last `window` tokens. Defaults are the paper's.
 
     Left open by the paper, and chosen here: the MLP that compresses has one hidden layer of d_head and is shared by the
     heads; gates are sigmoids of one projection per head and branch, as in flash-linear-attention; keys are rotated by
@@ -79,8 +80,8 @@ class NativeSparseAttention(Mixer):
     )
 
     heads: int = option("query heads", default=4, least=1, small=2)
-    kv_heads: int | None = option("key and value heads, a divisor of heads; None: heads", default=None, least=1)
-    d_head: int | None = option("size of a head; None: d_model / heads", default=None, least=1, small=16)
+    kv_heads: int = option("key and value heads, a divisor of heads; None: heads", default=None, least=1)
+    d_head: int = option("size of a head; None: d_model / heads", default=None, least=1, small=16)
     rope_theta: float = option("base of the rotary frequencies", default=10_000.0, above=0)
     compression: Literal["mlp", "mean"] = option("how a block becomes one key and value", default="mlp")
     compression_size: int = option("tokens that are compressed into one", default=32, least=1, small=10)
@@ -90,12 +91,9 @@ class NativeSparseAttention(Mixer):
     window: int = option("tokens of the window, a token itself included", default=512, least=1, small=9)
 
     def build(self) -> None:
-        self.kv_heads = kv_heads = self.heads if self.kv_heads is None else self.kv_heads
+        self.kv_heads = kv_heads = key_value_heads(self.heads, self.kv_heads)
         self.d_head = d_head = head_size(self.d_model, self.heads, self.d_head)
-        if self.heads % kv_heads:
-            raise ValueError(f"heads must be a multiple of kv_heads, got {self.heads} and {kv_heads}")
-        if d_head % 2:
-            raise ValueError(f"d_head must be even, for rotary embedding, got {d_head}")
+        rotary_size(d_head, "rope")  # raises for an odd one
         self.blocks = Blocks(self.compression_size, self.compression_stride, self.block_size, self.n_blocks)
         self.q_proj = nn.Linear(self.d_model, self.heads * d_head, bias=False)
         self.kv_proj = nn.Linear(self.d_model, 2 * BRANCHES * kv_heads * d_head, bias=False)
@@ -125,9 +123,9 @@ class NativeSparseAttention(Mixer):
         y = self.o_proj(self._attend(q, caches, position, x).flatten(2))
         if not return_state:
             return y, None
-        caches[2] = tuple(buffer.keep_last(self.window - 1) for buffer in caches[2])
-        if state is None:  # a fresh buffer is a view of all projections, which a state must not keep alive
-            caches = [tuple(GrowableBuffer.of(b.values.clone()) for b in pair) for pair in caches]
+        caches[2] = caches[2][0].keep_last(self.window - 1), caches[2][1].keep_last(self.window - 1)
+        if state is None:
+            caches = [(own_buffer(keys), own_buffer(values)) for keys, values in caches]
         parts = dict(zip(("compressed", "selectable", "window"), caches))
         return y, self.next_state(NativeSparseState, x, state, **parts, open_tokens=open_tokens)
 
