@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..interface import Mixer
 from .building import build, convert, require, require_no_bias, with_eps
+from .mamba import mamba, mamba2
 
 
 def from_huggingface(layer: nn.Module) -> Mixer:
@@ -99,54 +100,12 @@ def _qwen3_next_attention(layer: Any) -> Mixer:
 
 
 def _mamba(layer: Any) -> Mixer:
-    require_no_bias(layer, "in_proj", "out_proj")
-    require(layer, use_conv_bias=True, activation="silu")
-    weights = {
-        "in_proj.weight": layer.in_proj.weight,
-        "conv.weight": layer.conv1d.weight.squeeze(1),
-        "conv.bias": layer.conv1d.bias,
-        "x_proj.weight": layer.x_proj.weight,
-        "dt_proj.weight": layer.dt_proj.weight,
-        "dt_proj.bias": layer.dt_proj.bias,
-        "A_log": layer.A_log,
-        "D": layer.D,
-        "o_proj.weight": layer.out_proj.weight,
-    }
-    return build(
-        "mamba",
-        layer.hidden_size,
-        weights,
-        expand=layer.intermediate_size // layer.hidden_size,
-        d_state=layer.ssm_state_size,
-        dt_rank=layer.time_step_rank,
-        conv_size=layer.conv_kernel_size,
-    )
+    return mamba(layer, layer.time_step_rank)
 
 
 def _mamba2(layer: Any) -> Mixer:
-    require_no_bias(layer, "in_proj", "out_proj")
-    require(layer, use_conv_bias=True, activation="silu", time_step_limit=(0.0, float("inf")))
-    weights = {
-        "in_proj.weight": layer.in_proj.weight,
-        "conv.weight": layer.conv1d.weight.squeeze(1),
-        "conv.bias": layer.conv1d.bias,
-        "dt_bias": layer.dt_bias,
-        "A_log": layer.A_log,
-        "D": layer.D,
-        "o_norm.weight": layer.norm.weight,
-        "o_proj.weight": layer.out_proj.weight,
-    }
-    mixer = build(
-        "mamba2",
-        layer.hidden_size,
-        weights,
-        expand=layer.intermediate_size // layer.hidden_size,
-        d_head=layer.head_dim,
-        d_state=layer.ssm_state_size,
-        groups=layer.n_groups,
-        conv_size=layer.conv_kernel_size,
-    )
-    return with_eps(mixer, layer.norm.variance_epsilon, "o_norm")
+    require(layer, time_step_limit=(0.0, float("inf")))
+    return mamba2(layer, layer.norm.variance_epsilon)
 
 
 def _qwen3_next_delta(layer: Any) -> Mixer:

@@ -32,7 +32,7 @@ class MultiHeadLatentAttention(Mixer):
     value. Long inputs make keys and values of all latents; where few queries meet many tokens, as in decoding, the
     products are taken in another order ("absorbed"): queries go to the latents, and what was read of them becomes
     values. Sizes None are DeepSeek-V2's in multiples of d_head: 4 for the latent, 1/2 for the rotary key. Rotated are
-    features i and i + d_rope / 2, where DeepSeek's weights have neighbours. positions "nope" leaves the shared key as
+    features i and i + d_rope / 2, where DeepSeek's weights have neighbours. positions "nope" leaves that key as
     it is (Kimi Linear, arXiv 2510.26692, whose other layers tell positions).
     """
 

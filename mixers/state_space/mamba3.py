@@ -65,7 +65,7 @@ class Mamba3(Mixer):
     )
 
     expand: int = option("channels of the recurrence, in multiples of d_model", default=2, least=1)
-    d_head: int | None = option("channels of a head; None: 64, or fewer that divide", default=None, least=1, small=16)
+    d_head: int = option("channels of a head; None: 64, or fewer that divide", default=None, least=1, small=16)
     d_state: int = option("length of B and C: rows of a head's state", default=128, least=2, small=16)
     groups: int = option("sets of B and C, each shared by consecutive heads", default=1, least=1)
     rope_fraction: float = option("share of B's and C's channels that turn", default=0.5, above=0, most=1)
