@@ -69,6 +69,7 @@ class LaCT(Mixer):
         limits="tokens of a chunk do not see each other in the memory, only in the window",
         ops=(OP,),
         parallel=False,
+        low_precision_tolerance=0.1,  # Muon makes the smallest directions as large as the others, rounding included
     )
 
     heads: int = option("heads of the attention", default=4, least=1, small=2)
