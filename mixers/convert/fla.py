@@ -159,9 +159,9 @@ def _gated_deltanet(layer: Any) -> Mixer:
         "qkv_proj.weight": joined(layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight),
         "conv.weight": joined(*convolutions),
         "beta_proj.weight": layer.b_proj.weight,
-        "decay_proj.weight": layer.a_proj.weight,
-        "A_log": layer.A_log,
-        "dt_bias": layer.dt_bias,
+        "decay.proj.weight": layer.a_proj.weight,
+        "decay.A_log": layer.A_log,
+        "decay.dt_bias": layer.dt_bias,
         "output.o_norm.weight": layer.o_norm.weight,
         "output.o_proj.weight": layer.o_proj.weight,
     }

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .low_rank import LowRank
 from .norm import RMSNorm
 
 GateActivation = Literal["silu", "sigmoid"]
@@ -38,15 +39,26 @@ class GatedOutput(nn.Module):
     """`o_proj(norm(read) * activation(g_proj(x)))`: what the heads read, normalised head by head, gated, and projected.
 
     `y = out(read, x)` with `read [batch, time, heads, d_v]` and `x [batch, time, d_model]`. gate: the activation of the
-    gate, None for no gate. norm: RMSNorm over each head's output, its weight shared by the heads.
+    gate, None for no gate. gate_rank: of a bottleneck in front of it, None for none. norm: RMSNorm over each head's
+    output, its weight shared by the heads.
     """
 
     def __init__(
-        self, d_model: int, heads: int, d_v: int, gate: GateActivation | None = "silu", norm: bool = True
+        self,
+        d_model: int,
+        heads: int,
+        d_v: int,
+        gate: GateActivation | None = "silu",
+        norm: bool = True,
+        gate_rank: int | None = None,
     ) -> None:
         super().__init__()
         self.o_norm = RMSNorm(d_v) if norm else None
-        self.g_proj = nn.Linear(d_model, heads * d_v, bias=False) if gate is not None else None
+        self.g_proj: nn.Module | None = None
+        if gate is not None and gate_rank is not None:
+            self.g_proj = LowRank(d_model, gate_rank, heads * d_v)
+        elif gate is not None:
+            self.g_proj = nn.Linear(d_model, heads * d_v, bias=False)
         self.o_proj = nn.Linear(heads * d_v, d_model, bias=False)
         self.activation = {"silu": F.silu, "sigmoid": F.sigmoid, None: None}[gate]
 

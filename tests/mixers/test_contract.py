@@ -36,6 +36,42 @@ VARIANTS = [
     ("fwpkm", {"chunk_size": 40, "lookahead": 3}),
     ("fwpkm", {"nonlinearity": "silu", "score": "dot", "learning_rate": 0.1, "clip": 0.5}),
     ("fwpkm", {"weight_decay": 0.1}),
+    ("ttt_linear", {"heads": 1, "mini_batch_size": 5, "conv_size": 0, "rope": False, "gate": False}),
+    ("ttt_mlp", {"mini_batch_size": 1, "conv_size": 0, "rope": False, "gate": False}),
+    ("titans", {"depth": 1, "chunk_size": 1, "conv_size": 0}),
+    ("titans", {"depth": 3, "chunk_size": 7}),
+    ("lact", {"rank": None, "momentum": False, "muon": True, "chunk_size": 7, "window": 5}),
+    ("mesa", {"conv_size": 0, "output_gate": True, "chunk_size": 5}),
+    ("gated_kalmanet", {"conv_size": 0, "output_gate": False, "chunk_size": 7, "ridge": 0.5}),
+    ("softmax_attention", {"sinks": True, "rotary_fraction": 0.5, "kv_heads": 1}),
+    ("gated_attention", {"kv_heads": 1, "positions": "nope", "conv_size": 2}),
+    ("differential_attention", {"kv_heads": 1, "positions": "nope"}),
+    ("multi_head_latent_attention", {"d_query_latent": 12, "d_value": 10}),
+    ("forgetting_attention", {"kv_heads": 1, "qk_norm": False, "token_shift": False, "output_gate": False}),
+    ("stick_breaking_attention", {"attend_current": True, "remainder": False, "kv_heads": 1, "conv_size": 3}),
+    ("path_attention", {"forgetting": True, "kv_heads": 1, "qk_norm": True, "rank": None, "chunk_size": 5}),
+    ("based", {"d_feature": 3, "chunk_size": 7, "d_head": 5}),
+    ("rebased", {"d_feature": 5, "chunk_size": 7}),
+    ("retention", {"expand_v": 1.0, "heads": 1, "chunk_size": 5}),
+    ("lightning_attention", {"layer": 3, "n_layers": 4, "d_head": 5}),
+    ("gla", {"expand_v": 0.5, "gate_temperature": 1.0, "chunk_size": 5}),
+    ("hgrn2", {"layer": 2, "n_layers": 3, "chunk_size": 5}),
+    ("rwkv6", {"layer": 1, "n_layers": 2, "chunk_size": 5}),
+    ("rwkv7", {"layer": 1, "n_layers": 2, "chunk_size": 5, "d_head": 4}),
+    ("mlstm", {"conv_size": 1, "block_size": 1, "expand": 1.5, "chunk_size": 7}),
+    ("slstm", {"conv_size": 0, "layer": 1, "n_layers": 2}),
+    ("mamba", {"expand": 1, "dt_rank": 1, "conv_size": 1}),
+    ("s4d", {"initialisation": "inv", "discretisation": "bilinear", "chunk_size": 7}),
+    ("s4d", {"initialisation": "real", "d_state": 3}),
+    ("hyena", {"order": 3, "conv_size": 1, "filter_features": 3}),
+    ("rg_lru", {"heads": 1, "width": 24, "conv_size": 1}),
+    ("min_gru", {"candidate": "linear", "conv_size": 4, "expand": 1}),
+    ("deltanet", {"conv_size": 0, "negative_eigenvalues": True, "output_gate": True, "chunk_size": 5}),
+    ("comba", {"correction": 0.02, "conv_size": 0, "chunk_size": 7}),
+    ("kimi_delta_attention", {"expand_v": 0.5, "conv_size": 0, "chunk_size": 5}),
+    ("gated_deltanet_2", {"expand_v": 0.5, "negative_eigenvalues": True, "chunk_size": 5}),
+    ("gated_deltaproduct", {"steps": 3, "forget_gate": False, "conv_size": 0, "chunk_size": 7}),
+    ("preconditioned_deltanet", {"squash": 2.0, "conv_size": 0, "output_gate": False, "chunk_size": 5}),
 ]
 
 
@@ -48,7 +84,7 @@ def test_registered_mixers_keep_the_contract(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_their_options_keep_the_contract(name: str, options: dict[str, Any]) -> None:
-    report = check_mixer(name, options=options, only=range(1, 11))
+    report = check_mixer(name, options=options, only=[*range(1, 11), 12])
     assert report.passed
 
 

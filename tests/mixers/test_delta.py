@@ -158,8 +158,8 @@ def test_options_change_what_they_say():
 
 def test_initial_decay_is_that_of_mamba2():
     mixer = GatedDeltaNet(64, heads=64)
-    assert ((mixer.A_log.exp() >= 1) & (mixer.A_log.exp() <= 16)).all()
-    dt = F.softplus(mixer.dt_bias)
+    assert ((mixer.decay.A_log.exp() >= 1) & (mixer.decay.A_log.exp() <= 16)).all()
+    dt = F.softplus(mixer.decay.dt_bias)
     assert ((dt > 0.99e-3) & (dt < 0.101)).all()
     assert dt.max() / dt.min() > 10
 

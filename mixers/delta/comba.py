@@ -1,0 +1,69 @@
+"""Comba: a delta rule whose memory and whose output are both corrected by feedback."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..interface import MixerCard
+from ..layers import GatedOutput, unit_length
+from ..ops.recurrence import OP as RECURRENCE
+from ..ops.recurrence import linear_recurrence
+from ..options import option
+from ..registry import register_mixer
+from ..state import RecurrentState
+from .base import DeltaMixer, MambaDecay, precision_of
+
+
+@register_mixer
+class Comba(DeltaMixer):
+    """Comba (Hu et al. 2025, arXiv 2506.02475): a bilinear recurrence with closed-loop control.
+
+    p_t = b k_t is what the memory is asked for before a write, with b in 0..1 learned for each head, and q_t - d p_t
+    asks what is read, with d learned for each head. Keys have length 1, and so has the corrected query. The authors'
+    library normalises p by its own length too, which cancels b; here b counts, as in the paper. correction: where d
+    starts; the paper has 0.02 for small models and 1 for large ones.
+    """
+
+    card = MixerCard(
+        name="comba",
+        family="delta",
+        summary="Gated delta rule with a weaker erase, and an output that subtracts what the key asks for",
+        paper="Hu et al., Comba: Improving Bilinear RNNs with Closed-loop Control",
+        arxiv="2506.02475",
+        year=2025,
+        state_growth="constant",
+        recurrence="S_t = alpha_t (I - beta_t k_t p_t^T) S_{t-1} + beta_t k_t v_t^T,  o_t = S_t^T (q_t - d p_t),  p = b k",
+        ops=(RECURRENCE,),
+    )
+
+    correction: float = option("where the weight d of the output correction starts", default=1.0)
+    output_gate: bool = option("gate what is read by sigmoid(W x)", default=True)
+
+    def build(self) -> None:
+        self.add_projections()
+        self.decay = MambaDecay(self.d_model, self.heads)
+        self.beta_proj = nn.Linear(self.d_model, self.heads, bias=False)
+        self.inner_decay = nn.Parameter(torch.ones(self.heads))
+        self.D = nn.Parameter(torch.full((self.heads,), self.correction))
+        self.output = GatedOutput(self.d_model, self.heads, self.d_v, gate="sigmoid" if self.output_gate else None)
+
+    def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:
+        q, k, v, conv = self.project(x, None if state is None else state.conv)
+        inner = self.inner_decay.to(q.dtype).sigmoid()[:, None]
+        q = unit_length(q - self.D.to(q.dtype)[:, None] * inner * k)
+        k = unit_length(k)
+        log_decay, beta = self.decay(x), self.beta_proj(x).to(precision_of(x)).sigmoid()
+        read, memory = linear_recurrence(
+            q,
+            k,
+            (beta[..., None] * v).to(v.dtype),
+            log_decay=log_decay,
+            erase=((beta * log_decay.exp())[..., None] * inner * k, None),
+            chunk_size=self.chunk_size,
+            state=None if state is None else state.memory,
+            return_state=return_state,
+            backend=self.backend,
+        )
+        y = self.output(read, x)
+        return y, self.next_state(RecurrentState, x, state, memory=memory, conv=conv) if return_state else None
