@@ -141,7 +141,7 @@ class MixtureOfMemories(Mixer):
             split_heads(part, self.heads).transpose(1, 2).flatten(2, 3) for part in qkv.split(self.sizes, dim=-1)
         )
         beta, log_decay = (rate.masked_fill(idle, 0).transpose(1, 2).flatten(2) for rate in (beta, log_decay))
-        read, memory = linear_recurrence(
+        read, memory_after = linear_recurrence(
             unit_length(q.to(beta.dtype)),
             unit_length(k.to(beta.dtype)),
             v,
@@ -152,4 +152,5 @@ class MixtureOfMemories(Mixer):
             return_state=True,
             backend=self.backend,
         )
-        return read.unflatten(2, (count, -1)).transpose(1, 2).flatten(3), memory, conv_after
+        assert memory_after is not None  # it was asked for
+        return read.unflatten(2, (count, -1)).transpose(1, 2).flatten(3), memory_after, conv_after
