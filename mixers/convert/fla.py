@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from ..interface import Mixer
 from .building import build, convert, require, require_no_bias, require_swish, with_eps
+from .mamba import mamba, mamba2
 
 
 def from_fla(layer: nn.Module) -> Mixer:
     """The mixer that computes what a layer of flash-linear-attention does, with copies of its weights.
 
     layer: one of `fla.layers`, what stands as `attn` or `mixer` in its models. Known are Attention, LinearAttention
-    (with elu + 1, or the identity), MultiScaleRetention, GatedLinearAttention, HGRN2Attention, GatedDeltaNet, Mamba2,
-    Mamba3, RWKV6Attention and RWKV7Attention. It may have been made on any device; its kernels are not called.
+    (with elu + 1, or the identity), MultiScaleRetention, GatedLinearAttention, HGRN2Attention, GatedDeltaNet, Mamba,
+    Mamba2, Mamba3, RWKV6Attention and RWKV7Attention. It may have been made on any device; its kernels are not called.
     The mixer has the layer's dtype and device, and its training mode. Keys that several value heads share are
     repeated, so that the result is the same but is trained apart.
     The epsilon of a norm is taken over too; it is no option, so that a `state_dict` does not carry it.
@@ -184,38 +185,13 @@ def _gated_deltanet(layer: Any) -> Mixer:
     return with_eps(mixer, layer.o_norm.eps, "output.o_norm")
 
 
+def _mamba(layer: Any) -> Mixer:
+    return mamba(layer, layer.dt_rank)
+
+
 def _mamba2(layer: Any) -> Mixer:
-    require_no_bias(layer, "in_proj", "out_proj")
-    require(
-        layer,
-        use_conv_bias=True,
-        activation="silu",
-        rmsnorm=True,
-        norm_before_gate=False,
-        D_has_hdim=False,
-        dt_limit=(0.0, float("inf")),
-    )
-    weights = {
-        "in_proj.weight": layer.in_proj.weight,
-        "conv.weight": layer.conv1d.weight.squeeze(1),
-        "conv_bias": layer.conv1d.bias,
-        "dt_bias": layer.dt_bias,
-        "A_log": layer.A_log,
-        "D": layer.D,
-        "o_norm.weight": layer.norm.weight,
-        "o_proj.weight": layer.out_proj.weight,
-    }
-    mixer = build(
-        "mamba2",
-        layer.hidden_size,
-        weights,
-        expand=layer.expand,
-        d_head=layer.head_dim,
-        d_state=layer.ssm_state_size,
-        groups=layer.n_groups,
-        conv_size=layer.conv_kernel_size,
-    )
-    return with_eps(mixer, layer.norm_eps, "o_norm")
+    require(layer, rmsnorm=True, norm_before_gate=False, D_has_hdim=False, dt_limit=(0.0, float("inf")))
+    return mamba2(layer, layer.norm_eps)
 
 
 def _mamba3(layer: Any) -> Mixer:
@@ -323,6 +299,7 @@ _CONVERTERS = {
     "GatedLinearAttention": _gla,
     "HGRN2Attention": _hgrn2,
     "GatedDeltaNet": _gated_deltanet,
+    "Mamba": _mamba,
     "Mamba2": _mamba2,
     "Mamba3": _mamba3,
     "RWKV6Attention": _rwkv6,

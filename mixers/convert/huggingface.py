@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from ..interface import Mixer
 from .building import build, convert, require, require_no_bias, with_eps
+from .mamba import mamba, mamba2
 
 
 def from_huggingface(layer: nn.Module) -> Mixer:
     """The mixer that computes what a layer of transformers does, with copies of its weights.
 
     layer: what stands as `self_attn`, `linear_attn` or `mixer` in a model of transformers. Known are LlamaAttention,
-    Qwen3Attention and MistralAttention (with and without a sliding window), Mamba2Mixer and Qwen3NextGatedDeltaNet.
+    Qwen3Attention and MistralAttention (with and without a sliding window), MambaMixer, Mamba2Mixer, and of Qwen3-Next
+    Qwen3NextAttention and Qwen3NextGatedDeltaNet.
     The mixer has the layer's dtype and device, and its training mode. Keys that several value heads share in
     Qwen3NextGatedDeltaNet are repeated, so that the result is the same but is trained apart.
     The epsilon of a norm is taken over too; it is no option, so that a `state_dict` does not carry it.
@@ -54,47 +56,56 @@ def _attention(layer: Any, window: int | None, qk_norm: bool = False) -> Mixer:
         heads=kv_heads * layer.num_key_value_groups,
         kv_heads=kv_heads,
         d_head=layer.head_dim,
-        rope_theta=_rope_theta(layer),
         qk_norm=qk_norm,
+        rope_theta=float(_rope(layer)["rope_theta"]),
         **({} if window is None else {"window": window}),
     )
 
 
-def _rope_theta(layer: Any) -> float:
+def _rope(layer: Any) -> dict[str, Any]:
+    """Settings of the rotary embedding, the one kind of it that ours have."""
     rope = getattr(layer.config, "rope_parameters", None)
     if rope is None:  # before version 5
         rope = {"rope_theta": layer.config.rope_theta, **(layer.config.rope_scaling or {})}
-    for option, wanted in (("rope_type", "default"), ("partial_rotary_factor", 1.0)):
-        if (given := rope.get(option, wanted)) != wanted:
-            name = type(layer).__name__
-            raise ValueError(f"{name} with {option}={given!r} has no counterpart here, only with {option}={wanted!r}")
-    return float(rope["rope_theta"])
+    if (kind := rope.get("rope_type", "default")) != "default":
+        name = type(layer).__name__
+        raise ValueError(f"{name} with rope_type={kind!r} has no counterpart here, only with rope_type='default'")
+    return rope
+
+
+def _qwen3_next_attention(layer: Any) -> Mixer:
+    require_no_bias(layer, "q_proj", "k_proj", "v_proj", "o_proj")
+    require(layer, scaling=layer.head_dim**-0.5, attention_dropout=0.0)
+    queries, gate = layer.q_proj.weight.unflatten(0, (-1, 2, layer.head_dim)).unbind(1)  # head by head
+    weights = {
+        "qkv_proj.weight": torch.cat([queries.flatten(0, 1), layer.k_proj.weight, layer.v_proj.weight]),
+        "q_norm.weight": 1 + layer.q_norm.weight,
+        "k_norm.weight": 1 + layer.k_norm.weight,
+        "out.g_proj.weight": gate.flatten(0, 1),
+        "out.o_proj.weight": layer.o_proj.weight,
+    }
+    kv_heads, rope = layer.config.num_key_value_heads, _rope(layer)
+    mixer = build(
+        "gated_attention",
+        layer.config.hidden_size,
+        weights,
+        heads=kv_heads * layer.num_key_value_groups,
+        kv_heads=kv_heads,
+        d_head=layer.head_dim,
+        qk_norm=True,
+        rope_theta=float(rope["rope_theta"]),
+        rotary_fraction=float(rope.get("partial_rotary_factor", 1.0)),
+    )
+    return with_eps(mixer, layer.q_norm.eps, "q_norm", "k_norm")
+
+
+def _mamba(layer: Any) -> Mixer:
+    return mamba(layer, layer.time_step_rank)
 
 
 def _mamba2(layer: Any) -> Mixer:
-    require_no_bias(layer, "in_proj", "out_proj")
-    require(layer, use_conv_bias=True, activation="silu", time_step_limit=(0.0, float("inf")))
-    weights = {
-        "in_proj.weight": layer.in_proj.weight,
-        "conv.weight": layer.conv1d.weight.squeeze(1),
-        "conv_bias": layer.conv1d.bias,
-        "dt_bias": layer.dt_bias,
-        "A_log": layer.A_log,
-        "D": layer.D,
-        "o_norm.weight": layer.norm.weight,
-        "o_proj.weight": layer.out_proj.weight,
-    }
-    mixer = build(
-        "mamba2",
-        layer.hidden_size,
-        weights,
-        expand=layer.intermediate_size // layer.hidden_size,
-        d_head=layer.head_dim,
-        d_state=layer.ssm_state_size,
-        groups=layer.n_groups,
-        conv_size=layer.conv_kernel_size,
-    )
-    return with_eps(mixer, layer.norm.variance_epsilon, "o_norm")
+    require(layer, time_step_limit=(0.0, float("inf")))
+    return mamba2(layer, layer.norm.variance_epsilon)
 
 
 def _qwen3_next_delta(layer: Any) -> Mixer:
@@ -139,6 +150,8 @@ _CONVERTERS = {
     "LlamaAttention": _llama,
     "Qwen3Attention": _qwen3,
     "MistralAttention": _mistral,
+    "MambaMixer": _mamba,
     "Mamba2Mixer": _mamba2,
+    "Qwen3NextAttention": _qwen3_next_attention,
     "Qwen3NextGatedDeltaNet": _qwen3_next_delta,
 }

@@ -39,9 +39,10 @@ class ShortConvolution(nn.Module):
             conv_state = x.new_zeros(x.shape[0], self.size - 1, self.channels)
         padded = torch.cat([conv_state.to(x.dtype), x], dim=1)
         # A sum of shifted products is faster here than conv1d, which wants time last.
-        y = padded[:, :time] * weight[:, 0]
-        if self.bias is not None:
-            y = y + self.bias.to(x.dtype)
+        if self.bias is None:
+            y = padded[:, :time] * weight[:, 0]
+        else:
+            y = torch.addcmul(self.bias.to(x.dtype), padded[:, :time], weight[:, 0])
         for i in range(1, self.size):
             y = torch.addcmul(y, padded[:, i : i + time], weight[:, i])
         return F.silu(y) if self.activation == "silu" else y, padded[:, time:].clone()

@@ -43,7 +43,7 @@ class LogLinearAttention(Mixer):
     )
 
     expand: int = option("width inside, in multiples of d_model", default=2, least=1)
-    d_head: int = option("size of a head's values", default=64, least=1, small=16)
+    d_head: int = option("size of a head's values; None: 64, or fewer that divide", default=None, least=1, small=16)
     d_state: int = option("length of a memory's keys", default=128, least=1, small=16)
     groups: int = option("sets of keys and queries that heads share", default=1, least=1)
     levels: int = option("levels with a weight and a memory of their own", default=15, least=2, small=6)
@@ -51,7 +51,7 @@ class LogLinearAttention(Mixer):
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
 
     def build(self) -> None:
-        width, self.heads = inner_heads(self.d_model, self.expand, self.d_head, self.groups)
+        width, self.d_head, self.heads = inner_heads(self.d_model, self.expand, self.d_head, self.groups)
         self.sizes = [width, self.groups * self.d_state, self.groups * self.d_state]
         self.vkq_proj = nn.Linear(self.d_model, sum(self.sizes), bias=False)
         self.conv = ShortConvolution(sum(self.sizes), self.conv_size, "silu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ class MultiHeadLatentAttention(Mixer):
     value. Long inputs make keys and values of all latents; where few queries meet many tokens, as in decoding, the
     products are taken in another order ("absorbed"): queries go to the latents, and what was read of them becomes
     values. Sizes None are DeepSeek-V2's in multiples of d_head: 4 for the latent, 1/2 for the rotary key. Rotated are
-    features i and i + d_rope / 2, where DeepSeek's weights have neighbours.
+    features i and i + d_rope / 2, where DeepSeek's weights have neighbours. positions "nope" leaves that key as
+    it is (Kimi Linear, arXiv 2510.26692, whose other layers tell positions).
     """
 
     card = MixerCard(
@@ -53,6 +55,9 @@ class MultiHeadLatentAttention(Mixer):
     d_latent: int = option("size of the latent; None: 4 d_head", default=None, least=1, small=16)
     d_rope: int = option("size of the rotary key; None: d_head / 2", default=None, least=2, small=4)
     d_query_latent: int | None = option("size of a latent for queries; None: none", default=None, least=1)
+    positions: Literal["rope", "nope"] = option(
+        "how positions enter; nope: the rotary key is not turned", default="rope"
+    )
     rope_theta: float = option("base of the rotary frequencies", default=10_000.0, above=0)
 
     def build(self) -> None:
@@ -76,6 +81,8 @@ class MultiHeadLatentAttention(Mixer):
         angles = rotary_angles(
             0 if state is None else state.position, x.shape[1], self.d_rope, self.rope_theta, x.device
         )
+        if self.positions == "nope":
+            angles = torch.zeros_like(angles)
         q, new = self._queries(x, angles), self._latents(x, angles)
         latents = GrowableBuffer.of(new) if state is None else state.latents.append(new)
         seen = latents.values.to(q.dtype)

@@ -82,7 +82,7 @@ class Mamba(Mixer):
             return_state=return_state,
             backend=self.backend,
         )
-        y = (y + self.D.to(y.dtype) * values) * F.silu(gate)
+        y = torch.addcmul(y, self.D.to(y.dtype), values) * F.silu(gate)
         y = self.o_proj(y).to(x.dtype)
         return y, self.next_state(RecurrentState, x, state, memory=memory, conv=conv) if return_state else None
 

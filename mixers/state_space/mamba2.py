@@ -14,7 +14,7 @@ from ..ops.recurrence import linear_recurrence
 from ..options import option
 from ..registry import register_mixer
 from ..state import RecurrentState
-from .discretisation import initial_dt_bias, inner_heads
+from .discretisation import initial_dt_bias, inner_heads, output_projection
 
 
 class GroupedRMSNorm(nn.Module):
@@ -56,29 +56,27 @@ class Mamba2(Mixer):
     )
 
     expand: int = option("channels of the recurrence, in multiples of d_model", default=2, least=1)
-    d_head: int = option("channels of a head", default=64, least=1, small=16)
+    d_head: int = option("channels of a head; None: 64, or fewer that divide", default=None, least=1, small=16)
     d_state: int = option("length of B and C: rows of a head's state", default=128, least=1, small=16)
     groups: int = option("sets of B and C, each shared by consecutive heads", default=1, least=1)
     conv_size: int = option("tokens that the convolution over x, B and C sees", default=4, least=1)
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
 
     def build(self) -> None:
-        self.d_inner, self.heads = inner_heads(self.d_model, self.expand, self.d_head, self.groups)
+        self.d_inner, self.d_head, self.heads = inner_heads(self.d_model, self.expand, self.d_head, self.groups)
         keys = self.groups * self.d_state
         self.sizes = [self.d_inner, self.d_inner + 2 * keys, self.heads]
         self.in_proj = nn.Linear(self.d_model, sum(self.sizes), bias=False)  # gate; x, B and C; dt
-        self.conv = ShortConvolution(self.d_inner + 2 * keys, self.conv_size)
-        self.conv_bias = nn.Parameter(torch.empty(self.conv.channels).uniform_(-1, 1) * self.conv_size**-0.5)
+        self.conv = ShortConvolution(self.d_inner + 2 * keys, self.conv_size, "silu", bias=True)
         self.dt_bias = nn.Parameter(initial_dt_bias(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(self.heads))
         self.o_norm = GroupedRMSNorm(self.d_inner, self.groups)
-        self.o_proj = nn.Linear(self.d_inner, self.d_model, bias=False)
+        self.o_proj = output_projection(self.d_inner, self.d_model, self.n_layers)
 
     def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:
         gate, mixed, dt = self.in_proj(x).split(self.sizes, dim=-1)
         mixed, conv = self.conv(mixed, None if state is None else state.conv)
-        mixed = F.silu(mixed + self.conv_bias.to(mixed.dtype))
         keys = self.groups * self.d_state
         inputs, b, c = mixed.split([self.d_inner, keys, keys], dim=-1)
 

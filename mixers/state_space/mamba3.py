@@ -16,7 +16,7 @@ from ..ops.recurrence import linear_recurrence
 from ..options import option
 from ..registry import register_mixer
 from ..state import MixerState
-from .discretisation import initial_dt_bias, inner_heads
+from .discretisation import initial_dt_bias, inner_heads, output_projection
 
 A_FLOOR = 1e-4  # every head forgets a little
 
@@ -65,7 +65,7 @@ class Mamba3(Mixer):
     )
 
     expand: int = option("channels of the recurrence, in multiples of d_model", default=2, least=1)
-    d_head: int = option("channels of a head", default=64, least=1, small=16)
+    d_head: int = option("channels of a head; None: 64, or fewer that divide", default=None, least=1, small=16)
     d_state: int = option("length of B and C: rows of a head's state", default=128, least=2, small=16)
     groups: int = option("sets of B and C, each shared by consecutive heads", default=1, least=1)
     rope_fraction: float = option("share of B's and C's channels that turn", default=0.5, above=0, most=1)
@@ -73,7 +73,7 @@ class Mamba3(Mixer):
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
 
     def build(self) -> None:
-        self.d_inner, self.heads = inner_heads(self.d_model, self.expand, self.d_head, self.groups)
+        self.d_inner, self.d_head, self.heads = inner_heads(self.d_model, self.expand, self.d_head, self.groups)
         self.n_angles = int(self.rope_fraction * self.d_state) // 2
         if not self.n_angles:
             raise ValueError(f"rope_fraction = {self.rope_fraction} of d_state = {self.d_state} is not one pair")
@@ -86,7 +86,7 @@ class Mamba3(Mixer):
         self.B_bias = nn.Parameter(torch.ones(self.heads, self.mimo_rank, self.d_state))
         self.C_bias = nn.Parameter(torch.ones(self.heads, self.mimo_rank, self.d_state))
         self.D = nn.Parameter(torch.ones(self.heads))
-        self.o_proj = nn.Linear(self.d_inner, self.d_model, bias=False)
+        self.o_proj = output_projection(self.d_inner, self.d_model, self.n_layers)
         if self.mimo_rank > 1:
             each = torch.ones(self.heads, self.mimo_rank, self.d_head)
             self.mimo_x = nn.Parameter(each / self.mimo_rank)

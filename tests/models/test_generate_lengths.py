@@ -27,7 +27,7 @@ def seen(monkeypatch):
 
 @pytest.mark.parametrize("mixer", list_mixers())
 def test_every_mixer_continues_each_prompt_as_if_it_were_alone(mixer, prompt, seen):
-    model = LanguageModel(preset_config("nano", layout(mixer), n_layers=1, d_ff=32)).double()
+    model = LanguageModel(preset_config("nano", layout(mixer), n_layers=1, d_ff=32)).double().eval()
     padded = prompt.clone()
     for row, length in enumerate(LENGTHS):
         padded[row, : 12 - length] = -1  # never looked at

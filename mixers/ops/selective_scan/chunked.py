@@ -37,9 +37,9 @@ def _scan(values: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, state: 
     """Returns y, and the states `[batch, blocks + 1, d_state, channels]` before each block and after the last."""
     A = A.T.contiguous()
     y = torch.empty_like(values, memory_format=torch.contiguous_format)
-    starts = [state]
+    starts, rooms = [state], _rooms(values, A)
     for now in _blocks(values, A):
-        decays, states = _terms(values, step, A, B, now)
+        decays, states = _terms(values, step, A, B, now, rooms)
         states = _run(decays, states, starts[-1], reverse=False)
         torch.matmul(C[:, now, None], states, out=y[:, now, None])
         starts.append(states[:, -1].clone())
@@ -68,10 +68,10 @@ def _scan_backward(
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (values, step, B, C)
     )
     to_A = torch.zeros_like(A)
-    to_state = to_starts[:, -1]
+    to_state, rooms = to_starts[:, -1], _rooms(values, A)
     for i, now in reversed(list(enumerate(_blocks(values, A)))):
         x, dt, g = values[:, now], step[:, now], to_y[:, now]
-        decays, writes = _terms(values, step, A, B, now)
+        decays, writes = _terms(values, step, A, B, now, rooms)
         first = decays[:, 0].clone()
         # the gradient of a state: of its output, and of the next one through that one's decay
         later = torch.cat([decays[:, 1:], torch.ones_like(first)[:, None]], dim=1)
@@ -92,17 +92,32 @@ def _scan_backward(
 
 def _blocks(values: Tensor, A: Tensor) -> Iterator[slice]:
     """The tokens of each block: as many as the budget allows, two or more."""
-    batch, time, channels = values.shape
-    budget = CPU_BUDGET if values.device.type == "cpu" else GPU_BUDGET
-    size = max(2, budget // (batch * channels * len(A)))
+    time, size = values.shape[1], _block_size(values, A)
     for begin in range(0, time, size):
         yield slice(begin, min(begin + size, time))
 
 
-def _terms(values: Tensor, step: Tensor, A: Tensor, B: Tensor, now: slice) -> tuple[Tensor, Tensor]:
+def _block_size(values: Tensor, A: Tensor) -> int:
+    batch, time, channels = values.shape
+    budget = CPU_BUDGET if values.device.type == "cpu" else GPU_BUDGET
+    return min(time, max(2, budget // (batch * channels * len(A))))
+
+
+def _rooms(values: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for the terms of a block, which all blocks share: new memory each time would leave the cache."""
+    shape = (len(values), _block_size(values, A), *A.shape)
+    return values.new_empty(shape), values.new_empty(shape)
+
+
+def _terms(
+    values: Tensor, step: Tensor, A: Tensor, B: Tensor, now: slice, rooms: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     """What the states of a block are multiplied by, and what is added to them: `[batch, time, d_state, channels]`."""
     dt = step[:, now]
-    return (dt[:, :, None] * A).exp_(), (dt * values[:, now])[:, :, None] * B[:, now, :, None]
+    decays, writes = (room[:, : dt.shape[1]] for room in rooms)
+    torch.mul(dt[:, :, None], A, out=decays).exp_()
+    torch.mul((dt * values[:, now])[:, :, None], B[:, now, :, None], out=writes)
+    return decays, writes
 
 
 def _run(decays: Tensor, writes: Tensor, state: Tensor, reverse: bool) -> Tensor:

@@ -203,6 +203,15 @@ def test_rwkv7(oracle, plain):
     compare(oracle, stirred(RWKV7Attention(hidden_size=32, head_dim=16, layer_idx=0, num_hidden_layers=3)))
 
 
+def test_mamba(oracle):
+    from fla.layers import Mamba
+
+    layer = stirred(Mamba(hidden_size=32, intermediate_size=64, state_size=6, dt_rank=3, conv_kernel=3))
+    layer.act = nn.SiLU()  # a kernel
+    mixer, x = from_fla(layer), torch.randn(2, 37, 32)
+    oracle("mamba", "fla-core Mamba.slow_forward", mixer(x)[0], layer.slow_forward(x)[0], limit=2e-6)
+
+
 @pytest.mark.parametrize("options", [{}, {"n_groups": 2, "norm_eps": 1e-3}])
 def test_mamba2(oracle, options):
     """fla's layer has no way round its kernels: its weights go into the layer of transformers, which has its names."""
@@ -253,6 +262,7 @@ def test_what_has_no_counterpart_is_refused_by_name(plain):
     refused(layers.HGRN2Attention(hidden_size=32, expand_ratio=8, layer_idx=1), "with layer_idx=1 takes part of its")
     refused(layers.GatedDeltaNet(**sizes, head_dim=8, allow_neg_eigval=True), "with allow_neg_eigval=True")
     refused(layers.GatedDeltaNet(**sizes, head_dim=8, output_gate_activation="sigmoid"), "activation='sigmoid'")
+    refused(layers.Mamba(hidden_size=32, intermediate_size=48), "intermediate_size=48, no multiple of 32")
     refused(layers.Mamba2(hidden_size=32, head_dim=16, norm_before_gate=True), "with norm_before_gate=True")
     refused(layers.Mamba3(hidden_size=32, head_dim=16, is_mimo=True), "with is_mimo=True")
     refused(layers.RWKV6Attention(**sizes), "with head_k_dim=4")

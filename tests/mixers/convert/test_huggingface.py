@@ -76,6 +76,27 @@ def test_qwen3(oracle):
     compare(oracle, "Qwen3Attention", layer, attention(layer, Qwen3RotaryEmbedding(config)))
 
 
+@pytest.mark.parametrize("fraction", [0.25, 1.0])
+def test_qwen3_next_attention(oracle, fraction):
+    from transformers import Qwen3NextConfig
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextAttention, Qwen3NextRotaryEmbedding
+
+    rope = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": fraction}
+    config = Qwen3NextConfig(**SIZES, rms_norm_eps=1e-3, rope_parameters=rope, attn_implementation="sdpa")
+    layer = stirred(Qwen3NextAttention(config, 0))
+    mixer = compare(oracle, "Qwen3NextAttention", layer, attention(layer, Qwen3NextRotaryEmbedding(config)))
+    assert mixer.rotary_fraction == fraction
+
+
+def test_mamba(oracle):
+    from transformers import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    layer = stirred(MambaMixer(MambaConfig(hidden_size=32, state_size=6, time_step_rank=3, conv_kernel=3), 0))
+    mixer = compare(oracle, "MambaMixer", layer, layer)
+    assert (mixer.d_state, mixer.dt_rank, mixer.conv_size) == (6, 3, 3)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_mamba2(oracle, groups):
     from transformers import Mamba2Config

@@ -33,3 +33,14 @@ def test_decoding_absorbs_and_prefill_does_not():
 def test_an_odd_rotary_key_is_refused():
     with pytest.raises(ValueError, match="d_rope must be even, it is rotated in pairs, got 3"):
         create_mixer("multi_head_latent_attention", 32, d_rope=3)
+
+
+def test_without_positions_the_order_of_the_past_does_not_matter():
+    torch.manual_seed(0)
+    mixers = {
+        name: create_mixer("multi_head_latent_attention", 32, positions=name).double() for name in ("nope", "rope")
+    }
+    x = torch.randn(2, 20, 32, dtype=torch.float64)
+    shuffled = torch.cat([x[:, torch.randperm(19)], x[:, 19:]], dim=1)
+    moved = {name: (mixer(x)[0] - mixer(shuffled)[0])[:, -1].abs().max() for name, mixer in mixers.items()}
+    assert moved["nope"] < 1e-12 and moved["rope"] > 1e-4

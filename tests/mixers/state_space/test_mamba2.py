@@ -23,7 +23,7 @@ def test_it_is_the_layer_of_transformers(oracle, groups):
         {
             "in_proj.weight": theirs.in_proj.weight,
             "conv.weight": theirs.conv1d.weight.squeeze(1),
-            "conv_bias": theirs.conv1d.bias,
+            "conv.bias": theirs.conv1d.bias,
             "dt_bias": theirs.dt_bias,
             "A_log": theirs.A_log,
             "D": theirs.D,
