@@ -58,7 +58,7 @@ class GatedSlotAttention(Mixer):
     def build(self) -> None:
         self.kv_heads = kv_heads = key_value_heads(self.heads, self.kv_heads)
         self.d_head = d_head = head_size(self.d_model, self.heads, self.d_head)
-        self.features = {"silu": F.silu, "relu": F.relu, "identity": nn.Identity()}[self.feature_map]
+        self.features = {"silu": nn.SiLU(), "relu": nn.ReLU(), "identity": nn.Identity()}[self.feature_map]
         self.q_proj = nn.Linear(self.d_model, self.heads * d_head, bias=False)
         self.k_proj = nn.Linear(self.d_model, kv_heads * d_head, bias=False)
         self.v_proj = nn.Linear(self.d_model, kv_heads * d_head, bias=False)

@@ -47,8 +47,8 @@ class MixtureOfMemories(Mixer):
     heads: int = option("heads of a memory", default=4, least=1, small=2)
     d_head: int = option("length of a head's keys; None: d_model / heads", default=None, least=1, small=16)
     expand_v: float = option("length of a head's values, in multiples of d_head", default=1.0, above=0)
-    memories: int = option("memories to choose from", default=4, least=1, small=3)
-    top_k: int = option("memories that a token is routed to", default=2, least=1)
+    memories: int = option("memories to choose from", default=4, least=2, small=3)
+    top_k: int = option("memories that a token is routed to; the router learns from more than one", default=2, least=2)
     shared: bool = option("one more memory, of all tokens", default=True)
     conv_size: int = option("tokens of a memory that the short convolution sees", default=4, least=1)
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
@@ -141,7 +141,7 @@ class MixtureOfMemories(Mixer):
             split_heads(part, self.heads).transpose(1, 2).flatten(2, 3) for part in qkv.split(self.sizes, dim=-1)
         )
         beta, log_decay = (rate.masked_fill(idle, 0).transpose(1, 2).flatten(2) for rate in (beta, log_decay))
-        read, memory = linear_recurrence(
+        read, memory_after = linear_recurrence(
             unit_length(q.to(beta.dtype)),
             unit_length(k.to(beta.dtype)),
             v,
@@ -152,4 +152,5 @@ class MixtureOfMemories(Mixer):
             return_state=True,
             backend=self.backend,
         )
-        return read.unflatten(2, (count, -1)).transpose(1, 2).flatten(3), memory, conv_after
+        assert memory_after is not None  # it was asked for
+        return read.unflatten(2, (count, -1)).transpose(1, 2).flatten(3), memory_after, conv_after

@@ -50,7 +50,7 @@ class MoBA(KeyValueAttention):
     block_size: int = option("tokens of a block", default=512, least=1, small=16, piece=True)
     top_k: int = option("blocks that a query reads, its own included", default=3, least=1, small=2)
 
-    def mix(
+    def mix(  # type: ignore[override]  # a state of its own
         self, x: Tensor, state: BlockAttentionState | None, return_state: bool
     ) -> tuple[Tensor, BlockAttentionState | None]:
         position = 0 if state is None else state.position
@@ -63,8 +63,8 @@ class MoBA(KeyValueAttention):
             keys, values = state.keys.append(k), state.values.append(v)
             means = state.means.append(self._means(keys.values, state.means.length))
         blocks = nearest_blocks(q, means.values, position=position, block_size=self.block_size, top_k=self.top_k)
-        seen = (buffer.values.to(q.dtype) for buffer in (keys, values))
-        y = block_attention(q, *seen, blocks, block_size=self.block_size, backend=self.backend)
+        seen_keys, seen_values = (buffer.values.to(q.dtype) for buffer in (keys, values))
+        y = block_attention(q, seen_keys, seen_values, blocks, block_size=self.block_size, backend=self.backend)
         y = self.output(y, x)
         if not return_state:
             return y, None

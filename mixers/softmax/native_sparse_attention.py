@@ -151,11 +151,11 @@ class NativeSparseAttention(Mixer):
         self, q: Tensor, caches: list[tuple[GrowableBuffer, GrowableBuffer]], position: int, x: Tensor
     ) -> Tensor:
         """The three attentions, summed by their gates: `[batch, time, heads, d_head]`."""
-        compressed, selectable, window = ([buffer.values.to(q.dtype) for buffer in pair] for pair in caches)
+        compressed, (keys, values), window = ([buffer.values.to(q.dtype) for buffer in pair] for pair in caches)
         coarse, chosen = compressed_attention(
             q, *compressed, blocks=self.blocks, position=position, backend=self.backend
         )
-        close = block_attention(q, *selectable, chosen, block_size=self.block_size, backend=self.backend)
+        close = block_attention(q, keys, values, chosen, block_size=self.block_size, backend=self.backend)
         backend = "reference" if self.backend == "reference" else "auto"
         local = attention(q, *window, window=self.window, backend=backend)
         gates = split_heads(self.gate_proj(x), self.heads).sigmoid()

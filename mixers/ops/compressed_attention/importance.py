@@ -51,6 +51,8 @@ def importance(weights: Tensor, blocks: Blocks) -> Tensor:
 
     A weight counts for a block once for each stride of tokens that the two have in common.
     """
+    if not weights.shape[-1]:
+        return weights
     spread, strides = blocks.size // blocks.stride, blocks.block_size // blocks.stride
     fill = -(weights.shape[-1] + spread - 1) % strides  # up to whole blocks
     sums = F.pad(weights, (spread - 1, spread - 1 + fill)).unfold(-1, spread, 1).sum(-1)  # of those that cover a stride

@@ -19,9 +19,9 @@ def new_values(probes: Tensor, keys: Tensor, values: Tensor, beta: Tensor, past:
     probes, keys, values, past = (x.transpose(1, 2) for x in (probes * d_k**-0.5, keys, values, past))
     beta, start = beta.transpose(1, 2).unsqueeze(-1), past.shape[2]
     u = past
-    for pieces in zip(*(x.split(size, dim=2) for x in (probes, values, beta))):
-        seen = keys[:, :, : u.shape[2] + pieces[0].shape[2]]
-        u = torch.cat([u, _block(*pieces, seen, u)], dim=2)
+    for p, v, b in zip(*(x.split(size, dim=2) for x in (probes, values, beta))):
+        seen = keys[:, :, : u.shape[2] + p.shape[2]]
+        u = torch.cat([u, _block(p, v, b, seen, u)], dim=2)
     return u[:, :, start:].transpose(1, 2)
 
 

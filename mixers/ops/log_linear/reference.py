@@ -22,11 +22,9 @@ def log_linear_attention(
         t, decay = position + i, log_decay[:, i, :, None, None].exp()
         memories = [decay * memory for memory in memories]
         new = keys[:, i, :, :, None] * values[:, i, :, None]
-        y = sum(
-            scales[..., None] * torch.einsum("bhd,bhde->bhe", queries[:, i], memory)
-            for scales, memory in zip(level_scales[:, i].unbind(-1), [new, *memories])
-        )
-        outputs.append(y)
+        levels = torch.stack([new, *memories], dim=2)  # [batch, heads, levels, d_k, d_v]
+        scales = level_scales[:, i, :, : levels.shape[2]]
+        outputs.append(torch.einsum("bhl,bhd,bhlde->bhe", scales, queries[:, i], levels))
         digit = 0
         while digit < top and t >> digit & 1:
             new = new + memories[digit]

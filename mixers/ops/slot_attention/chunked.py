@@ -30,7 +30,7 @@ def slot_attention(
     outputs, tokens = [], _segment(writes, chunk_size)
     for q, k, v, w, decay in zip(*(x.split(tokens, dim=1) for x in (queries, keys, values, writes, log_decay))):
         scores, slot_keys = slot_scores(q, k, w, decay, chunk_size, slot_keys)
-        y, slot_values = linear_recurrence(
+        y, after = linear_recurrence(
             scores.softmax(dim=-1),
             w,
             v,
@@ -41,6 +41,8 @@ def slot_attention(
             return_state=True,
             backend="chunked",
         )
+        assert after is not None  # it was asked for
+        slot_values = after
         outputs.append(y)
     return torch.cat(outputs, dim=1), (slot_keys, slot_values)
 

@@ -35,6 +35,7 @@ def test_the_branches_of_fla(oracle: Any) -> None:
         (53, 0, 4, 2, Blocks(8, 4, 16, 3)),
         (20, 33, 4, 1, Blocks(4, 4, 4, 5)),
         (1, 30, 2, 2, Blocks(8, 2, 8, 4)),
+        (20, 0, 2, 1, Blocks(5, 5, 15, 3)),
         (70, 0, 2, 2, Blocks(10, 5, 10, 4)),
     ],
 )
