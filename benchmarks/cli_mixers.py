@@ -20,7 +20,7 @@ Name = Annotated[str, typer.Argument(metavar="MIXER", help="Name of a mixer, see
 def list_command(
     pattern: Annotated[str, typer.Argument(help="Shell pattern of names, e.g. '*delta*'.")] = "*",
     family: Annotated[str | None, typer.Option(help="Only this family, e.g. linear.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As the Markdown table of the README.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Families as the Markdown table of the README.")] = False,
 ) -> None:
     """The mixers of the zoo, plug-ins included."""
     from ..mixers import list_mixers, mixer_card
@@ -28,7 +28,7 @@ def list_command(
     console, broken = Console(), load_plugins()
     names = list_mixers(pattern, family=family)
     if markdown:
-        print(zoo_markdown(names))
+        print(families_markdown(names))
         return
     table = Table()
     for column in ("name", "family", "year", "state", "backends", "summary"):
@@ -45,16 +45,15 @@ def list_command(
         raise ValueError(f"no mixer{of} matches {pattern!r}; `mixerzoo list` shows all")
 
 
-def zoo_markdown(names: list[str]) -> str:
-    """The cards of the mixers `names` as a Markdown table."""
+def families_markdown(names: list[str]) -> str:
+    """The mixers `names` as a Markdown table with a line for each family."""
     from ..mixers import mixer_card
 
-    rows = ["| mixer | what it is | state | backends | paper |", "| --- | --- | --- | --- | --- |"]
+    families: dict[str, list[str]] = {}
     for card in map(mixer_card, names):
-        paper = f"[{card.paper}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else card.paper
-        cells = (f"`{card.name}`", card.summary, card.state_growth, ", ".join(card.backends), f"{paper}, {card.year}")
-        rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(rows)
+        families.setdefault(card.family, []).append(f"`{card.name}`")
+    lines = [f"| {family} | {len(own)} | {', '.join(own)} |" for family, own in sorted(families.items())]
+    return "\n".join(["| family | count | mixers |", "| --- | --- | --- |", *lines])
 
 
 def show_command(

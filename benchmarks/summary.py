@@ -143,4 +143,5 @@ _READERS: dict[str, tuple[Callable[[ResultLine], Iterator[Entry]], Format]] = {
     "perplexity": (_perplexity, _exponential),
     "op_speed": (_op_speed, _three_digits),
     "overhead": (_op_speed, _three_digits),
+    "mixer_speed": (_op_speed, _three_digits),
 }

@@ -23,6 +23,7 @@ def topic(row: Any) -> str:
         "flat": f"greatest by least seconds a token, {row.backend}",
         "linear": f"most peak memory a token by that at the least length, {row.backend}",
         "fit": f"peak memory off a straight line, {row.backend}",
+        "attention": "times the seconds of causal softmax attention alone",
         "overhead": "times the seconds of the same model without what the layout inserts",
         "floor": f"seconds by those that moving the counted bytes takes, {row.backend}",
     }.get(row.kind, f"{row.kind}, {row.backend}")

@@ -39,7 +39,8 @@ SECTIONS = {
 }
 _MEASURES = {"recall": "recall", "speed": "speed", "memory": "memory", "perplexity": "perplexity"}
 _SAY_NONE = ("failures", "missing")  # tables that say something by being empty
-_RARE = {"op-speed": ("op_speed", "overhead")}  # sections that a suite that does not ask for them does without
+# sections that a suite that does not ask for them does without
+_RARE = {"op-speed": ("op_speed", "overhead", "mixer_speed")}
 
 
 @dataclass(frozen=True)

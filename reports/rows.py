@@ -10,7 +10,7 @@ from ..benchmarks.runs import ResultLine
 from .statistics import bits_per_byte
 from .variants import purpose
 
-IN_TURN = ("op_speed", "overhead")  # measures of several things in one process, held to bars
+IN_TURN = ("op_speed", "overhead", "mixer_speed")  # measures of several things in one process, held to bars
 _CURVE_POINTS = 120
 _LOADS = ("n_needles", "n_pairs", "n_tokens", "n_distinct", "n_entries")  # what tasks call their load
 _NO_CASE = ("layout", "measure", "seed", "status", "seconds", "case")
@@ -212,7 +212,7 @@ def state_rows(lines: Lines) -> Iterator[Row]:
 def op_speed_rows(lines: Lines) -> Iterator[Row]:
     for measure in IN_TURN:
         for line, metrics, identity in _metrics(lines, measure):
-            shared = {"op": line.parameters.get("op", "model")}
+            shared = {"op": line.parameters.get("op", metrics.get("mixer", "model"))}
             shared["copy_bandwidth"] = (metrics.get("copy_bandwidth") or {}).get("median")
             for row in metrics["rows"]:
                 seconds = {"seconds": row["median"], "seconds_low": row["q1"], "seconds_high": row["q3"]}

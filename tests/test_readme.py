@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from mixerzoo.benchmarks.cli_mixers import zoo_markdown
+from mixerzoo.benchmarks.cli_mixers import families_markdown
 from mixerzoo.mixers import list_mixers, mixer_class, registry
 
 ROOT = Path(__file__).parents[1]
@@ -14,7 +14,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 def test_zoo_table_is_made_from_the_cards():
     ours = [name for name in list_mixers() if mixer_class(name).__module__.startswith("mixerzoo.")]
-    assert zoo_markdown(ours) in README, "paste the output of `mixerzoo list --markdown` into README.md"
+    assert families_markdown(ours) in README, "paste the output of `mixerzoo list --markdown` into README.md"
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))

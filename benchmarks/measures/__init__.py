@@ -6,6 +6,7 @@ from pydantic import Field
 
 from .base import Measure
 from .memory import Memory
+from .mixer_speed import MixerSpeed
 from .op_speed import OpSpeed
 from .overhead import Overhead
 from .perplexity import Perplexity
@@ -14,7 +15,8 @@ from .speed import Speed
 from .trained import Sweep, Trained, Training, Tuning, apply_choice
 
 AnyMeasure = Annotated[
-    Speed | Memory | Tuning | Training | Recall | Perplexity | OpSpeed | Overhead, Field(discriminator="measure")
+    Speed | Memory | Tuning | Training | Recall | Perplexity | OpSpeed | Overhead | MixerSpeed,
+    Field(discriminator="measure"),
 ]
 MEASURES: dict[str, type[Measure]] = {
     "speed": Speed,
@@ -25,6 +27,7 @@ MEASURES: dict[str, type[Measure]] = {
     "perplexity": Perplexity,
     "op_speed": OpSpeed,
     "overhead": Overhead,
+    "mixer_speed": MixerSpeed,
 }
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "AnyMeasure",
     "Measure",
     "Memory",
+    "MixerSpeed",
     "OpSpeed",
     "Overhead",
     "Perplexity",

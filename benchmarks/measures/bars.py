@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["faster", "smaller", "growth", "flat", "linear", "fit", "floor", "overhead"]
+Kind = Literal["faster", "smaller", "growth", "flat", "linear", "fit", "floor", "overhead", "attention"]
 AT_LEAST: tuple[Kind, ...] = ("faster", "smaller")  # the other kinds are met by at most the value
 FEWEST_LENGTHS = {"growth": 2, "flat": 2, "linear": 2, "fit": 3}  # any two points lie on a line
 
@@ -20,7 +20,8 @@ class Bar(BaseModel):
     `growth`, the most seconds a token at any length by those at the least length; `flat`, greatest by least seconds a
     token, so that it also counts if tokens become cheaper; `linear`, the most peak bytes a token by those at the least
     length; `fit`, the largest distance of the peak bytes from the line through the lengths, as a share of them;
-    `floor`, seconds by those that moving the counted bytes takes; `overhead`, seconds of `backend` by those of `over`.
+    `floor`, seconds by those that moving the counted bytes takes; `overhead`, seconds of `backend` by those of `over`;
+    `attention`, seconds of a mixer by those of causal softmax attention.
     mode, backend: of which numbers.
     """
 
@@ -47,11 +48,21 @@ def ratios(rows: Sequence[dict[str, Any]], bars: Sequence[Bar]) -> list[dict[str
 
 def overheads(rows: Sequence[dict[str, Any]], bars: Sequence[Bar]) -> list[dict[str, Any]]:
     """The ratio of seconds of each row to those of the row after it of the same mode and length; as in `ratios`."""
+    return _quotients("overhead", rows, bars)
+
+
+def attention_ratios(rows: Sequence[dict[str, Any]], bars: Sequence[Bar]) -> list[dict[str, Any]]:
+    """As `overheads`, for a mixer and the attention after it; and how a decoded token grows with its context."""
+    grown = [_held_to(ratio, bars) for ratio in _over_lengths([row for row in rows if row["mode"] == "decode"])]
+    return [*_quotients("attention", rows, bars), *grown]
+
+
+def _quotients(kind: Kind, rows: Sequence[dict[str, Any]], bars: Sequence[Bar]) -> list[dict[str, Any]]:
     found = []
     for i, ours in enumerate(rows):
         for theirs in rows[i + 1 :]:
             if (ours["mode"], ours["tokens"]) == (theirs["mode"], theirs["tokens"]):
-                found.append({**_identity("overhead", ours, theirs["backend"]), **_divided(ours, theirs)})
+                found.append({**_identity(kind, ours, theirs["backend"]), **_divided(ours, theirs)})
     return [_held_to(ratio, bars) for ratio in found]
 
 

@@ -66,8 +66,9 @@ class OpSpeed(Measure):
 
     def _check_bar(self, bar: Bar) -> None:
         """Raise `ValueError` if no ratio of this measure would be held to the bar."""
-        if bar.kind == "overhead":
-            raise ValueError("a bar of kind 'overhead' belongs to the measure overhead")
+        if bar.kind in ("overhead", "attention"):
+            measure = {"overhead": "overhead", "attention": "mixer_speed"}[bar.kind]
+            raise ValueError(f"a bar of kind {bar.kind!r} belongs to the measure {measure}")
         if bar.mode not in self.modes:
             raise ValueError(f"a bar is about mode {bar.mode!r}, which is not in modes {list(self.modes)}")
         compared = bar.kind in ("faster", "smaller")

@@ -18,7 +18,7 @@ WINDOW = "sliding_window_attention"
 def layout(name: str) -> str:
     """By itself, or beside a window where it is no token mixer or sees the last chunk only when it is complete."""
     card = mixer_card(name)
-    return name if card.role == "mixer" and card.family != "fast-weight memory" else f"{WINDOW} | {name}@1"
+    return name if card.role == "mixer" and name not in ("fwpkm", "fwmlp") else f"{WINDOW} | {name}@1"
 
 
 @pytest.mark.parametrize("name", list_mixers())

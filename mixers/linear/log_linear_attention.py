@@ -46,7 +46,7 @@ class LogLinearAttention(Mixer):
     d_head: int = option("size of a head's values; None: 64, or fewer that divide", default=None, least=1, small=16)
     d_state: int = option("length of a memory's keys", default=128, least=1, small=16)
     groups: int = option("sets of keys and queries that heads share", default=1, least=1)
-    levels: int = option("levels with a weight and a memory of their own", default=15, least=2)
+    levels: int = option("levels with a weight and a memory of their own", default=15, least=2, small=6)
     conv_size: int = option("tokens that the short convolution sees", default=4, least=1)
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
 

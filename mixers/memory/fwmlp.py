@@ -44,7 +44,7 @@ class FwMLP(FastWeightMixer):
 
     card = MixerCard(
         name="fwmlp",
-        family="fast-weight memory",
+        family="memory",
         summary="Dense SwiGLU MLP as fast weights, rewritten once a chunk by a gradient step: the baseline of FwPKM",
         paper="Zhao & Jones, Fast-weight Product Key Memory",
         arxiv="2601.00671",

@@ -74,7 +74,7 @@ class FwPKM(FastWeightMixer):
 
     card = MixerCard(
         name="fwpkm",
-        family="fast-weight memory",
+        family="memory",
         summary="Sparse product-key memory, rewritten once a chunk by a gradient step",
         paper="Zhao & Jones, Fast-weight Product Key Memory",
         arxiv="2601.00671",

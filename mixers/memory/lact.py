@@ -69,6 +69,7 @@ class LaCT(Mixer):
         limits="tokens of a chunk do not see each other in the memory, only in the window",
         ops=(OP,),
         parallel=False,
+        low_precision_tolerance=0.1,  # Muon makes the smallest directions as large as the others, rounding included
     )
 
     heads: int = option("heads of the attention", default=4, least=1, small=2)
@@ -95,7 +96,7 @@ class LaCT(Mixer):
         self.qkv_proj = nn.Linear(d_model, 3 * d_model, bias=False)
         self.qk_scale = nn.Parameter(torch.ones(2 * d_model))
         self.qk_shift = nn.Parameter(torch.zeros(2 * d_model))
-        self.memory_gate, self.memory_up = (self._initial(hidden, d_memory) for _ in range(2))
+        self.memory_gate, self.memory_up = self._initial(hidden, d_memory), self._initial(hidden, d_memory)
         self.memory_down = nn.Parameter(torch.empty(memories, d_memory, hidden).normal_(0, hidden**-0.5))
         self.step_proj, self.scale_proj = nn.Linear(d_model, 3 * memories), nn.Linear(d_model, memories)
         self.momentum_proj = nn.Linear(d_model, memories) if self.momentum else None
@@ -103,7 +104,7 @@ class LaCT(Mixer):
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
         nn.init.zeros_(self.step_proj.bias)
 
-    def _initial(self, hidden: int, d_memory: int) -> nn.Module | nn.Parameter:
+    def _initial(self, hidden: int, d_memory: int) -> LowRank | nn.Parameter:
         if self.rank is not None:
             return LowRank(self.memory_heads, hidden, d_memory, self.rank)
         return nn.Parameter(torch.empty(self.memory_heads, hidden, d_memory).normal_(0, d_memory**-0.5))
@@ -156,7 +157,9 @@ class LaCT(Mixer):
             steps = steps / BASE_STEP
         momentum = None if self.momentum_proj is None else self.momentum_proj(x).to(precision).sigmoid()
         read, fast = lact(
-            *(split_heads(part, self.memory_heads) for part in (q, k, F.silu(v))),
+            split_heads(q, self.memory_heads),
+            split_heads(k, self.memory_heads),
+            split_heads(F.silu(v), self.memory_heads),
             steps.unflatten(-1, (self.memory_heads, 3)),
             weights=self.initial_weights(),
             momentum=momentum,

@@ -36,7 +36,7 @@ class PKM(Mixer):
 
     card = MixerCard(
         name="pkm",
-        family="product-key memory",
+        family="memory",
         summary="Learned product-key memory in the place of a feed-forward: a big table, few slots per token",
         paper="Lample et al., Large Memory Layers with Product Keys",
         arxiv="1907.05242",

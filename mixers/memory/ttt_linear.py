@@ -19,7 +19,7 @@ class TTTLinear(TestTimeTraining):
 
     card = MixerCard(
         name="ttt_linear",
-        family="ttt",
+        family="memory",
         summary="A linear model per head as the state, trained on each mini-batch of tokens by a gradient step",
         paper="Sun et al., Learning to (Learn at Test Time): RNNs with Expressive Hidden States",
         arxiv="2407.04620",

@@ -21,7 +21,7 @@ class TTTMLP(TestTimeTraining):
 
     card = MixerCard(
         name="ttt_mlp",
-        family="ttt",
+        family="memory",
         summary="A two-layer MLP per head as the state, trained on each mini-batch of tokens by a gradient step",
         paper="Sun et al., Learning to (Learn at Test Time): RNNs with Expressive Hidden States",
         arxiv="2407.04620",

@@ -22,7 +22,7 @@ MIXERS = list_mixers()
 def build(name):
     """A mixer in its usual place: by itself, or beside a window as a memory or in place of a feed-forward."""
     card = mixer_card(name)
-    alone = card.role == "mixer" and card.family != "fast-weight memory"
+    alone = card.role == "mixer" and card.name not in ("fwpkm", "fwmlp")
     layout = name if alone else f"sliding_window_attention | {name}@0"
     return LanguageModel(ModelConfig(layout, d_model=16, n_layers=1, vocab_size=50, mixer_defaults=OPTIONS)).eval()
 

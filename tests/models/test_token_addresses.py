@@ -6,7 +6,7 @@ from mixerzoo.mixers import list_mixers, mixer_card
 from mixerzoo.mixers.memory.fwpkm_inspection import record_fwpkm
 from mixerzoo.models import LanguageModel, preset_config
 
-MIXERS = [n for n in list_mixers() if mixer_card(n).role == "mixer" and mixer_card(n).family != "fast-weight memory"]
+MIXERS = [n for n in list_mixers() if mixer_card(n).role == "mixer" and n not in ("fwpkm", "fwmlp")]
 
 # of mixers that start, as published, by outweighing a token with what came before it: B and C of Mamba-3 are near 1
 LESS_SHARED = {"mamba3": 0.12}

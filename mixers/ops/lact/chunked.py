@@ -37,7 +37,9 @@ def lact(
         outputs.append(apply(state.weights, q[:, :, piece]))
         gradients = _gradients(state.weights, k[:, :, piece], v[:, :, piece], steps[:, :, piece])
         gathered = tuple(old + new for old, new in zip(state.gathered, gradients))
-        carried = None if persistence is None else state.persistence + persistence[:, piece].sum(1)
+        carried = state.persistence
+        if persistence is not None and carried is not None:
+            carried = carried + persistence[:, piece].sum(1)
         state = LactState(state.weights, gathered, state.velocity, carried, state.position + last - first)
         if state.position % chunk_size == 0:
             state = updated(state, lengths, muon, chunk_size)

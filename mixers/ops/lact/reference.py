@@ -42,7 +42,9 @@ def lact(
         gathered = tuple(
             g + steps[:, t, :, i, None, None] * new for i, (g, new) in enumerate(zip(state.gathered, gradients))
         )
-        persistence = None if momentum is None else state.persistence + momentum[:, t].to(dtype)
+        persistence = state.persistence
+        if momentum is not None and persistence is not None:
+            persistence = persistence + momentum[:, t].to(dtype)
         state = LactState(state.weights, gathered, state.velocity, persistence, state.position + 1)
         if state.position % chunk_size == 0:
             state = updated(state, lengths, muon, chunk_size)

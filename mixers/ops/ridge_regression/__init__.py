@@ -53,8 +53,8 @@ def ridge_regression(
         x_t = (H_t + R_t)^-1 q_t
         o_t = U_t^T (mix_t x_t + (1 - mix_t) q_t)
 
-    ridge: a tensor `[heads, d_k]`, all > 0, is the diagonal of R (MesaNet, arXiv 2506.05233, eq. 7); a number r > 0
-    adapts it to the memory, R_t = r ||H_t||_F I (Gated KalmaNet, arXiv 2511.21016, section 4.1).
+    ridge: a tensor `[heads, d_k]`, all > 0, is the diagonal of R (MesaNet, arXiv 2506.05233); a number r > 0
+    adapts it to the memory, R_t = r ||H_t||_F I (Gated KalmaNet, arXiv 2511.21016).
     solver: `conjugate_gradient` takes `steps` steps at most, fewer where all residuals have come down to rounding; the
     `reference` solves exactly instead, and gradients are those of the exact solution. `chebyshev` takes the first step
     along q and `steps` accelerated ones for a spectrum between the smallest ridge and the largest plus ||H_t||_F, and

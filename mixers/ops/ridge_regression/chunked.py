@@ -18,7 +18,6 @@ from . import RidgeState, Solver
 from .reference import start
 from .solvers import NORM_FLOOR, ExactGradient, chebyshev, chebyshev_rates, conjugate_gradient
 
-
 BLOCK = 2**17  # features of the tokens that are solved for together on a CPU
 
 

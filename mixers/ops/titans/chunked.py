@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..inner_model import GELU, Layers, Source, converted, moved, read, writes
+from ..inner_model import GELU, Layers, Source, moved, read, writes
 from . import TitansState
 from .reference import settled, start
 
@@ -44,12 +44,7 @@ def titans(
     state: TitansState | None,
 ) -> tuple[Tensor, TitansState]:
     dtype = torch.promote_types(values.dtype, torch.float32)
-    if state is None:
-        state = start(weights, len(values), dtype)
-    else:
-        state = TitansState(
-            *(converted(x, dtype) for x in (state.anchor, state.memory, state.momentum)), state.position
-        )
+    state = start(weights, len(values), dtype) if state is None else state.map_tensors(lambda x: x.to(dtype))
     # [batch, heads, time, features]
     q, k, v = (x.to(dtype).transpose(1, 2) for x in (queries, keys, values))
     gates = [x.to(dtype).transpose(1, 2) for x in (step_sizes, log_decay, log_momentum)]

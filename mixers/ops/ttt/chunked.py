@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..inner_model import GELU_TANH, Layers, Source, converted, moved, read, writes, zeros
+from ..inner_model import GELU_TANH, Layers, Source, moved, read, writes, zeros
 from . import TTTState
 from .reference import EPSILON, start
 
@@ -31,10 +31,7 @@ def ttt(
     norm = norm_weight.to(dtype).unsqueeze(1), norm_bias.to(dtype).unsqueeze(1)
     scale = -position_scale.to(dtype)
     steps = scale.unsqueeze(-1).expand(-1, len(scale)).tril()
-    if state is None:
-        state = start(weights, len(values), dtype)
-    else:
-        state = TTTState(converted(state.weights, dtype), converted(state.gathered, dtype), state.position)
+    state = start(weights, len(values), dtype) if state is None else state.map_tensors(lambda x: x.to(dtype))
     outputs, first, time = [], 0, q.shape[2]
     while first < time:
         last = min(time, first + len(scale) - state.position % len(scale))

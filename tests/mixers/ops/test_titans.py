@@ -123,6 +123,28 @@ def test_coefficients_of_fla(oracle):
     oracle("titans", "fla-core combine_params, last steps", -found.momentum_steps[..., -1, :], n, limit=1e-9)
 
 
+def test_the_naive_op_of_fla_is_no_oracle():
+    """Its step is not along the gradient of its loss, `||LayerNorm(k M) w + b - (v - k)||^2`: of the three terms of the
+    gradient through the norm it divides two by the deviation; with all three divided, autograd agrees."""
+    from fla.ops.titans.naive import titans_linear
+
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 1, 1, 8)
+    w, b, M = torch.rand(8) + 0.5, torch.randn(8), torch.randn(1, 1, 8, 8, requires_grad=True)
+    one, nothing = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    _, after = titans_linear(q, k, v, w, b, 0.1 * one, nothing, nothing, 1e-6, 8, M.detach(), True)
+    (expected,) = torch.autograd.grad((F.layer_norm(k @ M, (8,), w, b, 1e-6) - (v - k)).square().sum(), M)
+    assert relative_error(M - after, 0.1 * expected) > 1
+    z = (k @ M).detach()
+    deviation = (z.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    normal = (z - z.mean(-1, keepdim=True)) / deviation
+    error = (normal * w + b - (v - k)) * w
+    parts = error, error.mean(-1, keepdim=True), normal * (error * normal).mean(-1, keepdim=True)
+    assert relative_error(2 * k.mT @ (parts[0] - parts[1] - parts[2]) / deviation, expected) < 1e-5
+    theirs = 8 * parts[0] - (parts[1] + parts[2]) / deviation
+    assert relative_error(M - after, 0.1 * 2 * k.mT @ theirs) < 1e-5
+
+
 def test_without_momentum_and_forgetting_it_is_gradient_descent():
     """Two tokens in chunks of one: two steps of plain gradient descent by autograd."""
     tensors = {name: x.detach() for name, x in arguments(batch=1, time=2, heads=1).items()}

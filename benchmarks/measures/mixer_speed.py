@@ -1,0 +1,139 @@
+"""Mixer speed: one mixer by itself against causal softmax attention of the same width, in turn in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from ...mixers import Mixer, create_mixer
+from ...models import ModelConfig, parse_layout
+from ..training import Precision, Progress, autocast
+from .bars import Bar, attention_ratios
+from .base import Measure, Size, part_of
+from .contest import Contender, peaks_in_turn, row, time_in_turn
+
+MIXER, ATTENTION = "mixer", "attention"
+LINEAR = ("O(T)", "O(T log T)")
+
+
+class MixerSpeed(Measure):
+    """Seconds of the first mixer of the layout, without a model around it, on random input of width d_model.
+
+    modes: `forward` without gradients, and `decode`, one token after a context of that length. lengths: tokens.
+    d_head: of the attention that it is compared with, PyTorch's fused kernel alone, causal, with `d_model / d_head`
+    heads and without projections. batch: sequences at once. rounds: of each. new_tokens: decoded in a round.
+    bars: of kind `attention`, the most that the ratio may be; they hold for mixers whose card says that their time is
+    linear (or linear times a logarithm) in the length.
+    """
+
+    exclusive: ClassVar[bool] = True
+    measure: Literal["mixer_speed"] = "mixer_speed"
+    modes: tuple[Literal["forward", "decode"], ...] = Field(default=("forward", "decode"), min_length=1)
+    lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)
+    d_head: int = Field(default=64, ge=1)
+    batch: int = Field(default=1, ge=1)
+    rounds: int = Field(default=7, ge=3)
+    new_tokens: int = Field(default=16, ge=1)
+    precision: Precision = "float32"
+    bars: tuple[Bar, ...] = ()
+
+    @model_validator(mode="after")
+    def _bars_fit(self) -> Self:
+        for bar in self.bars:
+            if (bar.kind, bar.mode, bar.backend, bar.over) != ("attention", "forward", MIXER, ATTENTION):
+                needed = f"kind: attention, mode: forward, backend: {MIXER} and over: {ATTENTION}"
+                raise ValueError(f"a bar of mixer_speed has {needed}")
+        return self
+
+    def run(
+        self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
+    ) -> dict[str, Any]:
+        """See `Measure.run`; metrics are `mixer`, `rows`, `ratios` (see `attention_ratios`) and `state_bytes`.
+
+        A row is the mixer or the attention (`backend`) in one mode at one length: `median`, `q1`, `q3` of seconds (of a
+        call, in mode decode of one token), `rounds`, `samples`, `units` (tokens that the seconds are of), `batch`,
+        `peak_bytes` and `method`. state_bytes: by length, where decoding is measured.
+        """
+        mixer = _first_mixer(config, seed, device)
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(self.batch, max(self.lengths), config.d_model, generator=generator).to(device)
+        contenders, state_bytes = [], {}
+        for length in self.lengths:
+            if "forward" in self.modes:
+                contenders += [self._forward(mixer, x[:, :length]), self._attention(config.d_model, length, x)]
+            if "decode" in self.modes:
+                contender, size = self._decode(mixer, x[:, :length])
+                contenders.append(contender)
+                state_bytes[str(length)] = size
+        samples = time_in_turn(
+            contenders, device, rounds=self.rounds, slow_rounds=self.rounds, progress=part_of(progress, 0.0, 0.8)
+        )
+        peaks = peaks_in_turn(contenders, device, part_of(progress, 0.8, 1.0))
+        rows = [
+            row(c, own, batch=self.batch, units=self.batch * (1 if c.mode == "decode" else c.tokens), **peak)
+            for c, own, peak in zip(contenders, samples, peaks)
+        ]
+        bars = self.bars if mixer.card.complexity in LINEAR else ()
+        return {
+            "mixer": mixer.card.name,
+            "complexity": mixer.card.complexity,
+            "rows": rows,
+            "ratios": attention_ratios(rows, bars),
+            "state_bytes": state_bytes,
+        }
+
+    def _forward(self, mixer: Mixer, x: torch.Tensor) -> Contender:
+        @torch.no_grad()
+        def work(_: Any) -> object:
+            with autocast(x.device, self.precision):
+                return mixer(x)[0]
+
+        return Contender(MIXER, "forward", x.shape[1], work)
+
+    def _attention(self, d_model: int, length: int, x: torch.Tensor) -> Contender:
+        heads = max(1, d_model // self.d_head)
+        q, k, v = (torch.randn(self.batch, heads, length, self.d_head, device=x.device) for _ in range(3))
+
+        @torch.no_grad()
+        def work(_: Any) -> object:
+            with autocast(x.device, self.precision):
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+        return Contender(ATTENTION, "forward", length, work)
+
+    def _decode(self, mixer: Mixer, x: torch.Tensor) -> tuple[Contender, int]:
+        """The contender, and the bytes of the state after the context."""
+        token = x[:, :1]
+
+        @torch.no_grad()
+        def decode(state: Any, count: int) -> Any:
+            with autocast(x.device, self.precision):
+                for _ in range(count):
+                    _, state = mixer(token, state, True)
+            return state
+
+        with torch.no_grad(), autocast(x.device, self.precision):
+            _, context = mixer(x, None, True)
+        assert context is not None
+        # The first token is not timed: continuing a state a second time may copy a buffer, decoding on never does.
+        contender = Contender(
+            MIXER,
+            "decode",
+            x.shape[1],
+            lambda state: decode(state, self.new_tokens),
+            prepare=lambda: decode(context, 1),
+            units=self.new_tokens,
+        )
+        return contender, context.nbytes
+
+
+def _first_mixer(config: ModelConfig, seed: int, device: torch.device) -> Mixer:
+    spec = parse_layout(config.layout).pattern[0].mixer
+    torch.manual_seed(seed)
+    options = {**config.mixer_defaults.get(spec.name, {}), **spec.options}
+    return create_mixer(spec.name, config.d_model, **options).to(device).eval()
