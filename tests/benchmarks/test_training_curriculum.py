@@ -160,7 +160,7 @@ def test_accuracy_counts_every_scored_position_over_the_whole_vocabulary():
     class Always(torch.nn.Module):
         """Says 65, the letter A, after everything."""
 
-        def forward(self, tokens, scored):
+        def forward(self, tokens, scored, documents):
             return torch.nn.functional.one_hot(torch.full((int(scored.sum()),), 65), 512).float()
 
     where = {"length": 300, "examples": 5, "seed": 3, "device": CPU, "precision": "float32"}
