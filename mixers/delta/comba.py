@@ -19,10 +19,10 @@ from .base import DeltaMixer, MambaDecay, precision_of
 class Comba(DeltaMixer):
     """Comba (Hu et al. 2025, arXiv 2506.02475): a bilinear recurrence with closed-loop control.
 
-    p_t = b k_t is what the memory is asked for before a write, with b in 0..1 learned for each head, and q_t - d p_t
-    asks what is read, with d learned for each head. Keys have length 1, and so has the corrected query. The authors'
-    library normalises p by its own length too, which cancels b; here b counts, as in the paper. correction: where d
-    starts; the paper has 0.02 for small models and 1 for large ones.
+    p_t = b k_t is what the memory is asked for before it decays and is written, with b in 0..1 learned for each head,
+    and q_t - d p_t asks what is read, with d learned for each head. Keys have length 1, and so has the corrected query.
+    The authors' library normalises p by its own length too, which cancels b; here b counts. correction: where d starts;
+    their code has 1 and recommends 0.02 for small models.
     """
 
     card = MixerCard(
@@ -33,7 +33,7 @@ class Comba(DeltaMixer):
         arxiv="2506.02475",
         year=2025,
         state_growth="constant",
-        recurrence="S_t = alpha_t (I - beta_t k_t p_t^T) S_{t-1} + beta_t k_t v_t^T,  o_t = S_t^T (q_t - d p_t),  p = b k",
+        recurrence="S_t = (alpha_t - beta_t k_t p_t^T) S_{t-1} + beta_t k_t v_t^T,  o_t = S_t^T (q_t - d p_t)",
         ops=(RECURRENCE,),
     )
 
@@ -53,13 +53,13 @@ class Comba(DeltaMixer):
         inner = self.inner_decay.to(q.dtype).sigmoid()[:, None]
         q = unit_length(q - self.D.to(q.dtype)[:, None] * inner * k)
         k = unit_length(k)
-        log_decay, beta = self.decay(x), self.beta_proj(x).to(precision_of(x)).sigmoid()
+        beta = self.beta_proj(x).to(precision_of(x)).sigmoid()
         read, memory = linear_recurrence(
             q,
             k,
             (beta[..., None] * v).to(v.dtype),
-            log_decay=log_decay,
-            erase=((beta * log_decay.exp())[..., None] * inner * k, None),
+            log_decay=self.decay(x),
+            erase=(beta[..., None] * inner * k, None),
             chunk_size=self.chunk_size,
             state=None if state is None else state.memory,
             return_state=return_state,

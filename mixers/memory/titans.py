@@ -35,7 +35,7 @@ class Titans(Mixer):
     normalised head by head and gated. The paper leaves open, and this is what was chosen: the memory is an MLP without
     biases with `depth` layers and GELU between them, one per head, its initial weights learned; step size, momentum and
     forgetting are sigmoids of a linear map of the token, one of each per head; a step is at most
-    `learning_rate / d_head`, so that a chunk of steps at the same weights does not overshoot; forgetting starts small,
+    `learning_rate / max(d_head, chunk_size)`, so that a chunk of steps at the same weights does not overshoot; forgetting starts small,
     for what is forgotten does not come back. The persistent memory, tokens put in front of the sequence, belongs to the
     variants with attention and is left out.
     """
@@ -58,7 +58,7 @@ class Titans(Mixer):
     d_head: int | None = option("length of a key and of a value; None: d_model / heads", default=None, least=1, small=8)
     depth: int = option("layers of a memory; 1: a linear map", default=2, least=1)
     expand: int = option("width inside a memory, in multiples of d_head", default=4, least=1, small=2)
-    learning_rate: float = option("largest step, in units of 1 / d_head", default=1.0, above=0)
+    learning_rate: float = option("largest step, in units of 1 / max(d_head, chunk_size)", default=1.0, above=0)
     conv_size: int = option("tokens that the convolution over q, k and v sees; 0: none", default=4, least=0)
     chunk_size: int = option("tokens with gradients at the same weights", default=64, least=1, small=16, piece=True)
 
@@ -86,7 +86,7 @@ class Titans(Mixer):
             qkv, conv = self.conv(qkv, None if state is None else state.conv)
         q, k, v = split_heads(qkv, 3 * self.heads).chunk(3, dim=2)
         precision = torch.promote_types(x.dtype, torch.float32)
-        largest = self.learning_rate / q.shape[-1]
+        largest = self.learning_rate / max(q.shape[-1], self.chunk_size)
         read, fast = titans(
             unit_length(q.to(precision)),
             unit_length(k.to(precision)),

@@ -11,6 +11,7 @@ OPTIONS = {
     "sliding_window_attention": {"heads": 2, "window": 32},
     "linear_attention": {"heads": 2},
     "gated_deltanet": {"heads": 2},
+    "gated_attention": {"heads": 2},
     "ttt_linear": {"heads": 2, "mini_batch_size": 64},
     "fwpkm": {"n_subkeys": 8, "d_k": 8, "d_v": 8, "top_k": 2, "chunk_size": 256},
     "fwmlp": {"d_k": 8, "d_v": 8, "d_hidden": 16, "chunk_size": 256},

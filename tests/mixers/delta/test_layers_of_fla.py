@@ -123,13 +123,16 @@ def test_kimi_delta_attention(oracle: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("correction", [1.0, 0.02])
 def test_comba(oracle: Any, monkeypatch: pytest.MonkeyPatch, correction: float) -> None:
-    """Their kernel gives p a length of 1, which cancels its factor; here p is over the length of k, as in the paper."""
+    """Their kernel gives p a length of 1, which cancels its factor; here p is over the length of k, as in the paper.
+
+    naive_recurrent_comba erases after the decay, unlike their kernels and naive_chunk_comba: the test shows it.
+    """
     from fla.layers import comba as theirs
-    from fla.ops.comba.naive import naive_recurrent_comba
+    from fla.ops.comba.naive import naive_chunk_comba
 
     def rule(q: Tensor, k: Tensor, v: Tensor, p: Tensor, g: Tensor, beta: Tensor, **_: Any) -> Any:
         length = (k.square().sum(-1, keepdim=True) + 1e-6).sqrt()
-        return naive_recurrent_comba(unit_length(q), k / length, v, p / length, beta, g)
+        return naive_chunk_comba(unit_length(q), k / length, v, p / length, g, beta, chunk_size=16)
 
     on_a_cpu(monkeypatch, theirs, comba=rule)
     torch.manual_seed(0)
@@ -137,7 +140,18 @@ def test_comba(oracle: Any, monkeypatch: pytest.MonkeyPatch, correction: float) 
     layer = theirs.Comba(**sizes, correction_factor=correction)
     own = {"beta_proj.weight": layer.b_proj.weight, "inner_decay": layer.decay, "D": layer.D}
     weights = weights_of(layer, **own, **decay_of(layer, layer.a_proj))
-    compare(oracle, "comba", layer, weights, "fla-core Comba on naive_recurrent_comba", correction=correction)
+    compare(oracle, "comba", layer, weights, "fla-core Comba on naive_chunk_comba", correction=correction)
+
+
+def test_the_two_naive_functions_of_comba_differ() -> None:
+    from fla.ops.comba.naive import naive_chunk_comba, naive_recurrent_comba
+
+    torch.manual_seed(0)
+    q, k, v = (unit_length(torch.randn(1, 32, 2, 8)) for _ in range(3))
+    g, beta = -torch.rand(1, 32, 2), torch.rand(1, 32, 2)
+    before, _ = naive_chunk_comba(q, k, v, k, g, beta, chunk_size=16)
+    after, _ = naive_recurrent_comba(q, k, v, k, beta, g)
+    assert (before - after).norm() > 0.02 * after.norm()
 
 
 def test_gated_deltanet_2(oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
