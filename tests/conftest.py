@@ -12,7 +12,9 @@ _compared: list[dict[str, object]] = []
 
 
 def pytest_addoption(parser):
-    parser.addoption("--oracles", metavar="FILE", help="run only the comparisons with other code, and write them to this CSV file")
+    parser.addoption(
+        "--oracles", metavar="FILE", help="run only the comparisons with other code, and write them to this CSV file"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
