@@ -43,7 +43,7 @@ def test_gated_delta_rule(normal: Any, timed: Any, backend: str) -> None:
 def test_ttt(normal: Any, timed: Any, backend: str) -> None:
     q, k, v = (normal(*SIZE).requires_grad_() for _ in range(3))
     steps = normal(*SIZE[:3]).sigmoid() / WIDTH
-    fixed = {
+    fixed: dict[str, Any] = {
         "position_scale": 1 / torch.arange(1, 17, device=q.device),
         "norm_weight": torch.ones(HEADS, WIDTH, device=q.device),
         "norm_bias": torch.zeros(HEADS, WIDTH, device=q.device),

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..interface import Mixer
 from ..layers import ShortConvolution, head_size, split_heads, value_size
+from ..layers.discretisation import initial_dt_bias
 from ..options import option
 
 
@@ -61,8 +62,7 @@ class MambaDecay(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         self.A_log.uniform_(1, 16).log_()
-        dt = 10 ** torch.empty_like(self.dt_bias).uniform_(-3, -1)
-        self.dt_bias.copy_(dt + (-torch.expm1(-dt)).log())
+        self.dt_bias.copy_(initial_dt_bias(len(self.dt_bias)))
 
     def forward(self, x: Tensor) -> Tensor:
         precision = precision_of(x)

@@ -32,7 +32,7 @@ class GatedDeltaProduct(DeltaMixer):
         arxiv="2502.10297",
         year=2025,
         state_growth="constant",
-        recurrence="S_t = alpha_t prod_j (I - beta_tj k_tj k_tj^T) S_{t-1} + sum_j (...) beta_tj k_tj v_tj^T,  o_t = S_t^T q_t",
+        recurrence="S_t = alpha_t S_{t-1}, then for each j: S_t += beta_tj k_tj (v_tj - S_t^T k_tj)^T,  o_t = S_t^T q_t",
         limits="costs as much as the gated delta rule on a sequence `steps` times as long",
         ops=(RECURRENCE,),
     )

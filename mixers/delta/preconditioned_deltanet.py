@@ -46,7 +46,7 @@ class PreconditionedDeltaNet(DeltaMixer):
         arxiv="2604.21100",
         year=2026,
         state_growth="constant",
-        recurrence="A_t = a_t A_{t-1} + b_t k_t^2,  S_t = alpha_t S_{t-1} + beta_t M(A_t) k_t (v_t - alpha_t S_{t-1}^T k_t)^T",
+        recurrence="S_t = alpha_t S_{t-1} + beta_t M_t k_t (v_t - alpha_t S_{t-1}^T k_t)^T,  M_t from A_t = a_t A_{t-1} + b_t k_t^2",
         ops=(RECURRENCE, SCAN),
     )
 

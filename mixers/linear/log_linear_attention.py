@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from ..interface import Mixer, MixerCard
 from ..layers import ShortConvolution, split_heads
+from ..layers.discretisation import initial_dt_bias, inner_heads
 from ..ops.log_linear import OP, log_linear_attention
 from ..options import option
 from ..registry import register_mixer
 from ..state import RecurrentState
-from ..state_space.discretisation import initial_dt_bias, inner_heads
 from ..state_space.mamba2 import GroupedRMSNorm
 
 

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from ..interface import Mixer, MixerCard
 from ..layers import GatedOutput, ShortConvolution, head_size, split_heads, unit_length, value_size
+from ..layers.discretisation import initial_dt_bias
 from ..ops.recurrence import OP, linear_recurrence
 from ..options import option
 from ..registry import register_mixer
 from ..state import RecurrentState
-from ..state_space.discretisation import initial_dt_bias
 from .routing import route
 
 

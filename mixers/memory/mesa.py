@@ -64,7 +64,7 @@ class Mesa(Mixer):
         self.qkv_proj = nn.Linear(self.d_model, 3 * inner, bias=False)
         self.conv = ShortConvolution(2 * inner, self.conv_size, "silu") if self.conv_size else None
         self.decay_proj, self.beta_proj = nn.Linear(self.d_model, self.heads), nn.Linear(self.d_model, self.heads)
-        start = torch.tensor(1 - self.ridge_floor).expm1().log().item()  # softplus(start) + ridge_floor = 1
+        start = math.log(math.expm1(1 - self.ridge_floor))  # softplus(start) + ridge_floor = 1
         self.ridge = nn.Parameter(torch.full((self.heads, d_head), start))
         self.output = GatedOutput(self.d_model, self.heads, d_head, gate="silu" if self.output_gate else None)
 

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from ..interface import Mixer, MixerCard
 from ..layers import GatedOutput, RMSNorm, head_size, split_heads
+from ..layers.discretisation import initial_dt_bias
 from ..linear.gated_slot_attention import SlotState
 from ..ops.slot_attention import OP, slot_attention
 from ..options import option
 from ..registry import register_mixer
 from ..softmax.base import key_value_heads
-from ..state_space.discretisation import initial_dt_bias
 
 
 @register_mixer

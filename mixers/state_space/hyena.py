@@ -44,7 +44,7 @@ class ImplicitFilter(nn.Module):
             bands = torch.linspace(1e-4, max(1e-4, self.bands - 1), self.bands, device=weight.device, dtype=dtype)
             angles = 2 * math.pi * time * bands
             h = torch.cat([time, angles.cos(), -angles.sin()], dim=-1)
-            for layer in self.hidden:
+            for layer in cast("list[nn.Linear]", list(self.hidden)):
                 h = F.linear(h, layer.weight.to(dtype), layer.bias.to(dtype))
                 h = torch.sin(self.frequency.to(dtype) * h)
             rates = torch.linspace(1 / SLOWEST, 1 / FASTEST, self.channels, device=weight.device, dtype=dtype)

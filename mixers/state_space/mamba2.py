@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 from ..interface import Mixer, MixerCard
 from ..layers import ShortConvolution, split_heads
+from ..layers.discretisation import initial_dt_bias, inner_heads, output_projection
 from ..layers.norm import NORM_EPS
 from ..ops.recurrence import OP as RECURRENCE
 from ..ops.recurrence import linear_recurrence
 from ..options import option
 from ..registry import register_mixer
 from ..state import RecurrentState
-from .discretisation import initial_dt_bias, inner_heads, output_projection
 
 
 class GroupedRMSNorm(nn.Module):

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from ..interface import Mixer, MixerCard
 from ..layers import RMSNorm, split_heads
+from ..layers.discretisation import initial_dt_bias, inner_heads, output_projection
 from ..ops.recurrence import OP as RECURRENCE
 from ..ops.recurrence import linear_recurrence
 from ..options import option
 from ..registry import register_mixer
 from ..state import MixerState
-from .discretisation import initial_dt_bias, inner_heads, output_projection
 
 A_FLOOR = 1e-4  # every head forgets a little
 

@@ -60,7 +60,7 @@ class RGLRU(Mixer):
         self.decay = nn.Parameter(torch.empty(self.width))  # softplus of it is -log(a)
         self.o_proj = nn.Linear(self.width, self.d_model)
 
-        variances = {
+        variances: dict[Any, float] = {
             self.in_proj: 1 / self.d_model,
             self.g_proj: 1 / self.d_model,
             self.conv: 0.01 / self.conv_size,

@@ -123,7 +123,7 @@ def test_kimi_delta_attention(oracle: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("correction", [1.0, 0.02])
 def test_comba(oracle: Any, monkeypatch: pytest.MonkeyPatch, correction: float) -> None:
-    """Their kernel gives p a length of 1, which takes its factor away; here p is over the length of k, as in the paper."""
+    """Their kernel gives p a length of 1, which cancels its factor; here p is over the length of k, as in the paper."""
     from fla.layers import comba as theirs
     from fla.ops.comba.naive import naive_recurrent_comba
 

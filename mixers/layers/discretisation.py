@@ -1,4 +1,4 @@
-"""What Mamba-2 and Mamba-3 share: their sizes, and where step sizes and output projections start."""
+"""Where step sizes and output projections start in Mamba-2 and what descends from it, and its sizes."""
 
 from __future__ import annotations
 
