@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mixerzoo.benchmarks.runs import ResultLine, Run
-from mixerzoo.mixers import MixerCard, create_mixer, list_mixers, mixer_card, mixer_class, mixer_options
+from mixerzoo.mixers import REQUIRED, MixerCard, create_mixer, list_mixers, mixer_card, mixer_class, mixer_options
 from mixerzoo.reports import formats
 from mixerzoo.reports.charts import BYTES, Figure, Style, finish, lengths_axis, logarithmic_axis
 from mixerzoo.reports.statistics import Interval
@@ -33,7 +33,7 @@ SPEED = DOCS.parent / "reports" / "published" / "zoo-speed"
 D_MODEL = 768
 MEASURED = (256, 1024, 2048, 4096)  # tokens; from 1,024 in powers of two, so that blocks of every mixer are full
 SHOWN = (1024, 32 * 1024, 128 * 1024)
-NOT_COMPARED = {"identity": "It returns its input, mapped: nothing to compare."}
+NOT_COMPARED = {"identity": "It is one linear map of PyTorch's."}
 """Mixers of ours that nobody else's code is compared with, and why."""
 
 
@@ -144,7 +144,12 @@ def entry(name: str, states: dict[str, Any], oracles: pd.DataFrame, speeds: list
         card=card,
         about=prose(inspect.getdoc(mixer_class(name)) or ""),
         options=[
-            {"name": o.name, "takes": o.expects, "default": repr(o.default), "meaning": o.help}
+            {
+                "name": o.name,
+                "takes": o.expects,
+                "default": "" if o.default is REQUIRED else repr(o.default),
+                "meaning": o.help,
+            }
             for o in mixer_options(name).values()
             if o.name != "backend"
         ],
