@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_PIN := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test micro lint format install install-test browser clean
+.PHONY: demo test zoo micro lint format install install-test browser clean
 
 demo: install
 	$(BIN)/mixerzoo run quick --out runs/quick
@@ -12,6 +12,11 @@ demo: install
 
 test: install-test browser
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The pages of docs/zoo: what mixers are compared with, the bytes of their states, and the rest from their cards.
+zoo: install-test
+	$(BIN)/python -m pytest -q tests/mixers --oracles docs/zoo/oracles.csv
+	$(BIN)/python docs/build_zoo.py
 
 # Microbenchmarks of the ops, kept in .benchmarks; `make micro MICRO="--benchmark-compare"` compares with the run before.
 micro: install-test

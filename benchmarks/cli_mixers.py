@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..mixers import MixerCard, Option
 
 _LARGEST_TO_BUILD = 64_000_000  # parameters; above that, `show` measures a mixer with small options
 _POSITIONS = (64, 256, 1024)
@@ -65,23 +69,40 @@ def show_command(
 
     load_plugins()
     console, card, options = Console(), mixer_card(mixer), mixer_options(mixer)
-    console.print(f"[bold]{card.name}[/] ({card.family}, {card.year})\n{escape(card.summary)}")
-    arxiv = f", https://arxiv.org/abs/{card.arxiv}" if card.arxiv else ""
-    console.print(escape(f"{card.paper}{arxiv}"), soft_wrap=True)
-    facts = [f"role: {card.role.replace('_', '-')}", f"state: {card.state_growth}"]
-    facts.append("trains in parallel over time" if card.parallel else "trains chunk after chunk")
-    console.print("; ".join(facts))
-    if card.compile_note:
-        console.print(f"torch.compile: {escape(card.compile_note)}")
-    table = Table("option", "default", title="options", title_justify="left")
-    for name, default in options.items():
-        table.add_row(name, escape(repr(default)))
-    console.print(table)
+    for line in _card_lines(card):
+        console.print(line, soft_wrap=True)
+    console.print(_option_table(options))
     parameters = _count_parameters(mixer, d_model)
     console.print(f"parameters at d_model={d_model}, default options: {parameters:,}")
     small = small_options(mixer) if parameters > _LARGEST_TO_BUILD else {}
     console.print(_state_table(mixer, d_model, small))
     console.print(_backend_table(mixer, small_options(mixer), "backend" in options))
+
+
+def _card_lines(card: MixerCard) -> Iterator[str]:
+    """What the card says, for the console."""
+    yield f"[bold]{escape(card.name)}[/] ({escape(card.family)}, {card.year})"
+    yield escape(card.summary)
+    yield escape(f"{card.paper}, https://arxiv.org/abs/{card.arxiv}" if card.arxiv else card.paper)
+    if card.recurrence:
+        yield f"recurrence: {escape(card.recurrence)}"
+    training = "trains in parallel over time" if card.parallel else "trains chunk after chunk"
+    role, time = card.role.replace("_", "-"), escape(card.complexity)
+    yield f"role: {role}; time: {time}; state: {card.state_growth}; {training}"
+    if card.limits:
+        yield f"limits: {escape(card.limits)}"
+    if card.compile_note:
+        yield f"torch.compile: {escape(card.compile_note)}"
+
+
+def _option_table(options: dict[str, Option]) -> Table:
+    from ..mixers import REQUIRED
+
+    table = Table("option", "takes", "default", "meaning", title="options", title_justify="left")
+    for name, option in options.items():
+        default = "" if option.default is REQUIRED else repr(option.default)
+        table.add_row(name, escape(option.expects), escape(default), escape(option.help))
+    return table
 
 
 def check_command(

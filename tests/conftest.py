@@ -1,6 +1,6 @@
 """One thread per process: tests run beside each other, and threads that wait for one another cost more than they give.
 
-`pytest --oracles FILE` writes what the tests that use the fixture `oracle` compared, and to what error.
+`pytest --oracles FILE` runs only the tests that use the fixture `oracle`, and writes what they compared to what error.
 """
 
 import csv
@@ -12,7 +12,17 @@ _compared: list[dict[str, object]] = []
 
 
 def pytest_addoption(parser):
-    parser.addoption("--oracles", metavar="FILE", help="write the comparisons with other code to this CSV file")
+    parser.addoption(
+        "--oracles", metavar="FILE", help="run only the comparisons with other code, and write them to this CSV file"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--oracles") is None:
+        return
+    others = [item for item in items if "oracle" not in item.fixturenames]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if "oracle" in item.fixturenames]
 
 
 def pytest_runtest_logreport(report):

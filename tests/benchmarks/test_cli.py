@@ -15,7 +15,7 @@ from mixerzoo.benchmarks.case import Case
 from mixerzoo.benchmarks.progress import BarReporter, TimeLeft, reporter_for
 from mixerzoo.benchmarks.runs import ResultLine, Run
 from mixerzoo.benchmarks.summary import failure_table, summary_tables
-from mixerzoo.mixers import list_mixers, registry
+from mixerzoo.mixers import list_mixers, mixer_card, mixer_options, registry
 from mixerzoo.models import LAYOUTS
 from rich.console import Console
 
@@ -87,10 +87,18 @@ def test_list_shows_broken_plugins(mixerzoo, monkeypatch):
 
 def test_show_has_options_parameters_states_and_backends(mixerzoo):
     code, out, _ = mixerzoo("show", "sliding_window_attention", "--d-model", "32")
-    assert code == 0 and "window" in out and "d_model=32" in out
+    assert code == 0 and "d_model=32" in out
+    option = mixer_options("sliding_window_attention")["window"]
+    row = next(line for line in out.splitlines() if line.startswith("│ window "))
+    assert [cell.strip() for cell in row.strip("│").split("│")][1:3] == [option.expects, repr(option.default)]
+    assert option.help in row
     assert re.search(r"reference\W+yes", out)
     states = [int(n.replace(",", "")) for n in re.findall(r"│ [\d,]+ +│ +([\d,]+) +│", out)]
     assert len(states) == 3 and 0 < states[0] <= states[1] <= states[2]
+    card = mixer_card("sliding_window_attention")
+    for said in (card.summary, card.paper, card.recurrence, card.complexity, card.arxiv):
+        assert said and said in out
+    assert ("limits: " in out) == bool(card.limits)
     code, _, err = mixerzoo("show", "softmax_atention")
     assert code == 2 and "did you mean softmax_attention" in err
 

@@ -47,11 +47,14 @@ def solve_golden(tensors, options, backend):
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
-def test_reference_matches_released_numbers_to_1e_8(path, monkeypatch):
+def test_reference_matches_released_numbers_to_1e_8(path, monkeypatch, oracle):
     monkeypatch.setattr(reference, "codebook_use", released_codebook_use)
     tensors, options = read_golden(path)
-    for name, found in solve_golden(tensors, options, "reference").items():
+    solved = solve_golden(tensors, options, "reference")
+    for name, found in solved.items():
         torch.testing.assert_close(found, tensors[name], rtol=1e-8, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+    for name, what in (("retrieved", ""), ("grad_targets", ", gradients"), ("final_values", ", values")):
+        oracle("fwpkm", f"golden files of the released code{what}", solved[name], tensors[name], limit=1e-7)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
