@@ -3,7 +3,7 @@
     python docs/build_zoo.py            # measures the states of all mixers first, about a minute
     python docs/build_zoo.py --keep     # takes the states from docs/zoo/state_bytes.csv
 
-oracles.csv is read as `pytest --oracles` wrote it, speeds from the published run of the suite zoo-speed, if there is one.
+oracles.csv is as `pytest --oracles` wrote it. Speeds are those of the published run of zoo-speed, if there is one.
 """
 
 from __future__ import annotations
