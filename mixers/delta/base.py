@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..interface import Mixer
-from ..layers import ShortConvolution, head_size, split_heads, value_size
+from ..layers import GateActivation, GatedOutput, ShortConvolution, head_size, split_heads, value_size
 from ..layers.discretisation import initial_dt_bias
+from ..ops.recurrence import linear_recurrence
 from ..options import option
+from ..state import RecurrentState
 
 
 class DeltaMixer(Mixer):
-    """Projections and a short convolution with SiLU in front of a memory of `heads` matrices."""
+    """Projections and a short convolution with SiLU in front of a memory of `heads` matrices.
+
+    Subclasses hand the gates of a token to `recur`.
+    """
 
     heads: int = option("number of memories", default=4, least=1, small=2)
     d_head: int = option("length of a memory's keys; None: d_model / heads", default=None, least=1, small=16)
@@ -21,13 +28,18 @@ class DeltaMixer(Mixer):
     conv_size: int = option("tokens that the short convolution sees; 0: none", default=4, least=0)
     chunk_size: int = option("tokens computed at once", default=64, least=1, small=16, speed_only=True, piece=True)
 
-    def add_projections(self, writes: int = 1) -> None:
-        """Create `qkv_proj` and `conv`; writes: keys and values per token."""
+    def add_projections(self, gate: GateActivation | None, *, narrow: bool = False, writes: int = 1) -> None:
+        """Create `qkv_proj`, `conv` and, gated as said, `output`; writes: keys and values per token.
+
+        narrow: the map to the gate goes through a bottleneck as wide as a head's value.
+        """
         self.d_head = head_size(self.d_model, self.heads, self.d_head)
         self.d_v = value_size(self.d_head, self.expand_v)
         self.sizes = [self.heads * size for size in (self.d_head, writes * self.d_head, writes * self.d_v)]
         self.qkv_proj = nn.Linear(self.d_model, sum(self.sizes), bias=False)
         self.conv = ShortConvolution(sum(self.sizes), self.conv_size, "silu") if self.conv_size else None
+        rank = self.d_v if narrow else None
+        self.output = GatedOutput(self.d_model, self.heads, self.d_v, gate=gate, gate_rank=rank)
 
     def project(self, x: Tensor, conv: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys and values `[batch, time, (writes *) heads, size]`, and the state of the convolution.
@@ -42,6 +54,20 @@ class DeltaMixer(Mixer):
         q, k, v = qkv.split(self.sizes, dim=-1)
         q, k = (split_heads(part.to(precision_of(x)), part.shape[-1] // self.d_head) for part in (q, k))
         return q, k, split_heads(v, v.shape[-1] // self.d_v), conv
+
+    def recur(
+        self, x: Tensor, state: RecurrentState | None, conv: Tensor | None, return_state: bool, **inputs: Any
+    ) -> tuple[Tensor, RecurrentState | None]:
+        """The output for `x` and the state after it; inputs: queries, keys, values and the rest of the engine's."""
+        read, memory = linear_recurrence(
+            **inputs,
+            chunk_size=self.chunk_size,
+            state=None if state is None else state.memory,
+            return_state=return_state,
+            backend=self.backend,
+        )
+        y = self.output(read, x)
+        return y, self.next_state(RecurrentState, x, state, memory=memory, conv=conv) if return_state else None
 
 
 class MambaDecay(nn.Module):

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..interface import MixerCard
-from ..layers import GatedOutput, unit_length
+from ..layers import unit_length
 from ..ops.recurrence import OP as RECURRENCE
-from ..ops.recurrence import linear_recurrence
 from ..options import option
 from ..registry import register_mixer
 from ..state import RecurrentState
@@ -41,12 +40,11 @@ class Comba(DeltaMixer):
     output_gate: bool = option("gate what is read by sigmoid(W x)", default=True)
 
     def build(self) -> None:
-        self.add_projections()
+        self.add_projections("sigmoid" if self.output_gate else None)
         self.decay = MambaDecay(self.d_model, self.heads)
         self.beta_proj = nn.Linear(self.d_model, self.heads, bias=False)
         self.inner_decay = nn.Parameter(torch.ones(self.heads))
         self.D = nn.Parameter(torch.full((self.heads,), self.correction))
-        self.output = GatedOutput(self.d_model, self.heads, self.d_v, gate="sigmoid" if self.output_gate else None)
 
     def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:
         q, k, v, conv = self.project(x, None if state is None else state.conv)
@@ -54,16 +52,14 @@ class Comba(DeltaMixer):
         q = unit_length(q - self.D.to(q.dtype)[:, None] * inner * k)
         k = unit_length(k)
         beta = self.beta_proj(x).to(precision_of(x)).sigmoid()
-        read, memory = linear_recurrence(
-            q,
-            k,
-            (beta[..., None] * v).to(v.dtype),
+        return self.recur(
+            x,
+            state,
+            conv,
+            return_state,
+            queries=q,
+            keys=k,
+            values=(beta[..., None] * v).to(v.dtype),
             log_decay=self.decay(x),
             erase=(beta[..., None] * inner * k, None),
-            chunk_size=self.chunk_size,
-            state=None if state is None else state.memory,
-            return_state=return_state,
-            backend=self.backend,
         )
-        y = self.output(read, x)
-        return y, self.next_state(RecurrentState, x, state, memory=memory, conv=conv) if return_state else None

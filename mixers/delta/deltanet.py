@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..interface import MixerCard
-from ..layers import GatedOutput, unit_length
+from ..layers import unit_length
 from ..ops.recurrence import OP as RECURRENCE
-from ..ops.recurrence import linear_recurrence
 from ..options import option
 from ..registry import register_mixer
 from ..state import RecurrentState
@@ -39,22 +38,19 @@ class DeltaNet(DeltaMixer):
     negative_eigenvalues: bool = option("let beta range over 0..2", default=False)
 
     def build(self) -> None:
-        self.add_projections()
+        self.add_projections("silu" if self.output_gate else None)
         self.beta_proj = nn.Linear(self.d_model, self.heads, bias=False)
-        self.output = GatedOutput(self.d_model, self.heads, self.d_v, gate="silu" if self.output_gate else None)
 
     def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:
         q, k, v, conv = self.project(x, None if state is None else state.conv)
         beta = self.beta_proj(x).to(precision_of(x)).sigmoid()
-        read, memory = linear_recurrence(
-            unit_length(q),
-            unit_length(k),
-            v,
+        return self.recur(
+            x,
+            state,
+            conv,
+            return_state,
+            queries=unit_length(q),
+            keys=unit_length(k),
+            values=v,
             beta=2 * beta if self.negative_eigenvalues else beta,
-            chunk_size=self.chunk_size,
-            state=None if state is None else state.memory,
-            return_state=return_state,
-            backend=self.backend,
         )
-        y = self.output(read, x)
-        return y, self.next_state(RecurrentState, x, state, memory=memory, conv=conv) if return_state else None

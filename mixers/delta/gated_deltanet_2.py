@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..interface import MixerCard
-from ..layers import GatedOutput, LowRank, split_heads, unit_length
+from ..layers import LowRank, split_heads, unit_length
 from ..ops.recurrence import OP as RECURRENCE
-from ..ops.recurrence import linear_recurrence
 from ..options import option
 from ..registry import register_mixer
 from ..state import RecurrentState
@@ -38,12 +37,11 @@ class GatedDeltaNet2(DeltaMixer):
     negative_eigenvalues: bool = option("let the erase gate range over 0..2", default=False)
 
     def build(self) -> None:
-        self.add_projections()
+        self.add_projections("sigmoid", narrow=True)
         d_model, heads, d_v = self.d_model, self.heads, self.d_v
         self.decay = MambaDecay(d_model, heads, self.d_head, LowRank(d_model, d_v, heads * self.d_head, bias=False))
         self.erase_proj = nn.Linear(d_model, heads * self.d_head, bias=False)
         self.write_proj = nn.Linear(d_model, heads * d_v, bias=False)
-        self.output = GatedOutput(d_model, heads, d_v, gate="sigmoid", gate_rank=d_v)
 
     def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:
         q, k, v, conv = self.project(x, None if state is None else state.conv)
@@ -52,16 +50,14 @@ class GatedDeltaNet2(DeltaMixer):
         if self.negative_eigenvalues:
             erase = 2 * erase
         write = split_heads(self.write_proj(x).sigmoid(), self.heads)
-        read, memory = linear_recurrence(
-            unit_length(q),
-            k,
-            write.to(v.dtype) * v,
+        return self.recur(
+            x,
+            state,
+            conv,
+            return_state,
+            queries=unit_length(q),
+            keys=k,
+            values=write.to(v.dtype) * v,
             log_decay=log_decay,
             erase=(log_decay.exp() * erase * k, None),
-            chunk_size=self.chunk_size,
-            state=None if state is None else state.memory,
-            return_state=return_state,
-            backend=self.backend,
         )
-        y = self.output(read, x)
-        return y, self.next_state(RecurrentState, x, state, memory=memory, conv=conv) if return_state else None

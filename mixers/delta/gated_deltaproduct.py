@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..interface import MixerCard
-from ..layers import GatedOutput, unit_length
+from ..layers import unit_length
 from ..ops.recurrence import OP as RECURRENCE
 from ..ops.recurrence import linear_recurrence
 from ..options import option
@@ -43,10 +43,9 @@ class GatedDeltaProduct(DeltaMixer):
     output_gate: bool = option("gate what is read by SiLU(W x)", default=True)
 
     def build(self) -> None:
-        self.add_projections(self.steps)
+        self.add_projections("silu" if self.output_gate else None, writes=self.steps)
         self.decay = MambaDecay(self.d_model, self.heads) if self.forget_gate else None
         self.beta_proj = nn.Linear(self.d_model, self.steps * self.heads, bias=False)
-        self.output = GatedOutput(self.d_model, self.heads, self.d_v, gate="silu" if self.output_gate else None)
 
     def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:
         q, k, v, conv = self.project(x, None if state is None else state.conv)

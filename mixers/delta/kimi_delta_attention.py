@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..interface import MixerCard
-from ..layers import GatedOutput, LowRank, unit_length
+from ..layers import LowRank, unit_length
 from ..ops.recurrence import OP as RECURRENCE
-from ..ops.recurrence import linear_recurrence
 from ..registry import register_mixer
 from ..state import RecurrentState
 from .base import DeltaMixer, MambaDecay, precision_of
@@ -34,25 +33,22 @@ class KimiDeltaAttention(DeltaMixer):
     )
 
     def build(self) -> None:
-        self.add_projections()
+        self.add_projections("sigmoid", narrow=True)
         d_model, heads, d_v = self.d_model, self.heads, self.d_v
         bottleneck = LowRank(d_model, d_v, heads * self.d_head, bias=False)
         self.decay = MambaDecay(d_model, heads, self.d_head, bottleneck)
         self.beta_proj = nn.Linear(d_model, heads, bias=False)
-        self.output = GatedOutput(d_model, heads, d_v, gate="sigmoid", gate_rank=d_v)
 
     def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:
         q, k, v, conv = self.project(x, None if state is None else state.conv)
-        read, memory = linear_recurrence(
-            unit_length(q),
-            unit_length(k),
-            v,
+        return self.recur(
+            x,
+            state,
+            conv,
+            return_state,
+            queries=unit_length(q),
+            keys=unit_length(k),
+            values=v,
             log_decay=self.decay(x),
             beta=self.beta_proj(x).to(precision_of(x)).sigmoid(),
-            chunk_size=self.chunk_size,
-            state=None if state is None else state.memory,
-            return_state=return_state,
-            backend=self.backend,
         )
-        y = self.output(read, x)
-        return y, self.next_state(RecurrentState, x, state, memory=memory, conv=conv) if return_state else None

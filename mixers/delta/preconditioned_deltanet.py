@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..interface import MixerCard
-from ..layers import GatedOutput, unit_length
+from ..layers import unit_length
 from ..ops.recurrence import OP as RECURRENCE
 from ..ops.recurrence import linear_recurrence
 from ..ops.scan import OP as SCAN
@@ -55,13 +55,12 @@ class PreconditionedDeltaNet(DeltaMixer):
     output_gate: bool = option("gate what is read by SiLU(W x)", default=True)
 
     def build(self) -> None:
-        self.add_projections()
+        self.add_projections("silu" if self.output_gate else None)
         d_model, heads = self.d_model, self.heads
         self.decay, self.usage_decay = MambaDecay(d_model, heads), MambaDecay(d_model, heads)
         self.beta_proj = nn.Linear(d_model, heads, bias=False)
         self.usage_beta_proj = nn.Linear(d_model, heads, bias=False)
         self.log_centre = nn.Parameter(torch.full((heads,), self.centre))
-        self.output = GatedOutput(d_model, heads, self.d_v, gate="silu" if self.output_gate else None)
 
     def mix(
         self, x: Tensor, state: PreconditionedState | None, return_state: bool
