@@ -1,4 +1,4 @@
-"""Arrows point one way: a package imports only packages to its left, and importing defines things and does nothing else."""
+"""Arrows point one way: a package imports only those to its left, and importing defines things and nothing else."""
 
 from __future__ import annotations
 

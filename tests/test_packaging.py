@@ -1,4 +1,4 @@
-"""The wheel holds every module and every data file of the packages: packages are listed by hand, and easily forgotten."""
+"""The wheel holds every module and every data file: packages are listed by hand, and easily forgotten."""
 
 from __future__ import annotations
 
