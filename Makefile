@@ -26,7 +26,7 @@ lint: install-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p build/typing/mixerzoo
-	for room in mixers models benchmarks reports; do ln -sfn ../../../$$room build/typing/mixerzoo/$$room; done
+	for package in mixers models benchmarks reports; do ln -sfn ../../../$$package build/typing/mixerzoo/$$package; done
 	cd build/typing && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml
 
 format: install-test

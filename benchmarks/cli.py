@@ -31,7 +31,7 @@ STOPPED, INTERRUPTED = 3, 130
 
 
 def build_app() -> typer.Typer:
-    """The application: the commands of this room, and those that installed packages announce as `mixerzoo.commands`."""
+    """The application: the commands of this package, and those that installed packages announce as `mixerzoo.commands`."""
     app = typer.Typer(
         help="A zoo of causal sequence mixers under one contract, and a laboratory that compares them.",
         no_args_is_help=True,

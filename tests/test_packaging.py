@@ -1,4 +1,4 @@
-"""The wheel holds every module and every data file of the rooms: packages are listed by hand, and easily forgotten."""
+"""The wheel holds every module and every data file of the packages: packages are listed by hand, and easily forgotten."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ["mixers", "models", "benchmarks", "reports"]
-SIDE_ROOMS = ("published", "micro")  # reports with their data, and pytest files: they stay in the checkout
+PACKAGES = ["mixers", "models", "benchmarks", "reports"]
+SIDE_PACKAGES = ("published", "micro")  # reports with their data, and pytest files: they stay in the checkout
 
 # GPU packages are never needed to import; a finder of an editable install would find what the wheel lacks.
 SCRIPT = """
@@ -34,11 +34,11 @@ print(json.dumps([files, errors]))
 
 
 def is_source(path: Path) -> bool:
-    return path.is_file() and "__pycache__" not in path.parts and not set(SIDE_ROOMS) & set(path.parts)
+    return path.is_file() and "__pycache__" not in path.parts and not set(SIDE_PACKAGES) & set(path.parts)
 
 
 def source_files() -> list[Path]:
-    return sorted(p.relative_to(ROOT) for room in ROOMS for p in (ROOT / room).rglob("*") if is_source(p))
+    return sorted(p.relative_to(ROOT) for package in PACKAGES for p in (ROOT / package).rglob("*") if is_source(p))
 
 
 def module_name(path: Path) -> str:
@@ -52,8 +52,8 @@ def build_wheel(folder: Path) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         copy.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", *SIDE_ROOMS))
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__", *SIDE_PACKAGES))
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(copy)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

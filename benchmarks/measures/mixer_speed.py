@@ -37,7 +37,7 @@ class MixerSpeed(Measure):
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)
     d_head: int = Field(default=64, ge=1)
     batch: int = Field(default=1, ge=1)
-    rounds: int = Field(default=7, ge=3)
+    rounds: int = Field(default=7, ge=1)
     new_tokens: int = Field(default=16, ge=1)
     precision: Precision = "float32"
     bars: tuple[Bar, ...] = ()

@@ -35,9 +35,9 @@ class Titans(Mixer):
     normalised head by head and gated. The paper leaves open, and this is what was chosen: the memory is an MLP without
     biases with `depth` layers and GELU between them, one per head, its initial weights learned; step size, momentum and
     forgetting are sigmoids of a linear map of the token, one of each per head; a step is at most
-    `learning_rate / max(d_head, chunk_size)`, so that a chunk of steps at the same weights does not overshoot; forgetting starts small,
-    for what is forgotten does not come back. The persistent memory, tokens put in front of the sequence, belongs to the
-    variants with attention and is left out.
+    `learning_rate / max(d_head, chunk_size)`, so that a chunk of steps at the same weights does not overshoot;
+    forgetting starts small, for what is forgotten does not come back. The persistent memory, tokens put in front of the
+    sequence, belongs to the variants with attention and is left out.
     """
 
     card = MixerCard(

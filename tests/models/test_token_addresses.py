@@ -8,8 +8,8 @@ from mixerzoo.models import LanguageModel, preset_config
 
 MIXERS = [n for n in list_mixers() if mixer_card(n).role == "mixer" and n not in ("fwpkm", "fwmlp")]
 
-# of mixers that start, as published, by outweighing a token with what came before it: B and C of Mamba-3 are near 1, and
-# the others normalise what they read to the scale of the token
+# of mixers that start, as published, by outweighing a token with what came before it: B and C of Mamba-3 are
+# near 1, and the others normalise what they read to the scale of the token
 LESS_SHARED = {"mamba3": 0.12, "deltanet": 0.25, "log_linear_attention": 0.25, "mesa": 0.2}
 
 

@@ -1,4 +1,4 @@
-"""Arrows point one way: a room imports only rooms to its left, and importing defines things and does nothing else."""
+"""Arrows point one way: a package imports only packages to its left, and importing defines things and does nothing else."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ["mixers", "models", "benchmarks", "reports"]
+PACKAGES = ["mixers", "models", "benchmarks", "reports"]
 GPU_PACKAGES = {"triton", "fla", "flash_attn"}
-SIDE_ROOMS = {"published", "micro"}  # reports with their data, and pytest files: no modules of the package
+SIDE_PACKAGES = {"published", "micro"}  # reports with their data, and pytest files: no modules of the package
 KERNELS = "mixers/ops/*/triton.py"  # decorated when loaded, and loaded by a backend of that name only
 
 
 def source_files() -> list[Path]:
-    return sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py") if not SIDE_ROOMS & set(p.parts))
+    return sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py") if not SIDE_PACKAGES & set(p.parts))
 
 
 def package_of(path: Path) -> list[str]:
@@ -42,8 +42,8 @@ def room_imports(tree: ast.AST, package: list[str]) -> Iterator[str]:
 
 
 def wrong_arrows(tree: ast.AST, package: list[str]) -> list[str]:
-    here = ROOMS.index(package[0])
-    return [n for n in room_imports(tree, package) if ROOMS.index(n.partition(".")[0]) > here]
+    here = PACKAGES.index(package[0])
+    return [n for n in room_imports(tree, package) if PACKAGES.index(n.partition(".")[0]) > here]
 
 
 def statements_run_by_import(tree: ast.Module) -> Iterator[ast.AST]:
@@ -77,7 +77,7 @@ def test_a_file_keeps_to_its_room(path: Path) -> None:
     tree, package = ast.parse(path.read_text()), package_of(path)
     assert not wrong_arrows(tree, package)
     absolute = [n for node in ast.walk(tree) for n in imported_names(node, []) if n.partition(".")[0] == "mixerzoo"]
-    assert not absolute, f"between rooms import relatively: {absolute}"
+    assert not absolute, f"between packages import relatively: {absolute}"
     allowed = {"triton", "triton.language"} if path.relative_to(ROOT).match(KERNELS) else set()
     assert set(loads_gpu_package(tree)) <= allowed, "GPU packages are imported where they are used, within functions"
     assert not touches_device(tree), "importing a module must not ask for a device"
