@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..documents import Documents
 from ..interface import MixerCard, NotFiniteInputError
-from ..ops.chunks import Boundary, check_options
+from ..ops.chunks import Boundary, check_chunk_size
 from ..ops.fwpkm import OP, FwpkmOptions, FwpkmState, finish, fwpkm
 from ..ops.fwpkm.problem import KeyGradient, KeyObjective, Nonlinearity
 from ..ops.product_keys import Score
@@ -219,7 +219,7 @@ class FwPKM(FastWeightMixer):
     def check_state(self, state: MixerState) -> None:
         super().check_state(state)
         if isinstance(state, FwPKMState):
-            check_options(state.fast, FwpkmOptions(**self.settings))
+            check_chunk_size(state.fast, self.chunk_size)  # the signature holds all other options
 
     def finish(self, state: FwPKMState) -> FwPKMState:
         self.check_state(state)

@@ -22,10 +22,15 @@ def check_options(state: FastWeightState, options: FastWeightOptions) -> None:
     """Raise `ValueError` if the state was made with other options; where a text begins, any chunk size will do."""
     if state.settings != described(options):
         raise ValueError(f"the state was made with {state.settings}; it cannot be continued with {described(options)}")
-    if state.position and state.chunk_size != options.chunk_size:
+    check_chunk_size(state, options.chunk_size)
+
+
+def check_chunk_size(state: FastWeightState, chunk_size: int) -> None:
+    """Raise `ValueError` within a text that was begun with another chunk size."""
+    if state.position and state.chunk_size != chunk_size:
         raise ValueError(
             f"the state is within a text read with chunk_size={state.chunk_size}; it cannot be continued with "
-            f"chunk_size={options.chunk_size} before `finish`"
+            f"chunk_size={chunk_size} before `finish`"
         )
 
 
