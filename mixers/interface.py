@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
@@ -119,11 +120,9 @@ class Mixer(_Declared):
         one without default is missing.
         """
         super().__init__()
-        name = type(self).__name__
-        if unknown := [o for o in options if o not in self.declared]:
-            raise ValueError(
-                f"{name} has no option {unknown[0]!r}; its options are {', '.join(own_options(type(self)))}"
-            )
+        for name in options:
+            if name not in self.declared:
+                raise unknown_option(type(self), name)
         given = inspect.signature(type(self)).bind(*args, **options)
         given.apply_defaults()
         for key, value in given.arguments.items():
@@ -267,3 +266,11 @@ class Mixer(_Declared):
 def own_options(mixer: type[Mixer]) -> dict[str, Option]:
     """The options of a mixer class by name: what a layout may set, not the width nor the place, which a model sets."""
     return {name: o for name, o in mixer.declared.items() if name != "d_model" and name not in _PLACE}
+
+
+def unknown_option(mixer: type[Mixer], option: str) -> ValueError:
+    """What to raise for an option that a mixer class does not have; says which one may have been meant."""
+    known = own_options(mixer)
+    close = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return ValueError(f"{mixer.card.name} has no option {option!r}; {hint}its options are {', '.join(known)}")

@@ -9,7 +9,7 @@ import warnings
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from .interface import Mixer, MixerCard, own_options
+from .interface import Mixer, MixerCard, own_options, unknown_option
 from .options import Option
 
 ENTRY_POINT_GROUP = "mixerzoo.mixers"
@@ -74,9 +74,7 @@ def check_option(name: str, option: str, value: Any) -> Any:
     """
     known = mixer_options(name)
     if option not in known:
-        close = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"{name} has no option {option!r}; {hint}its options are {', '.join(known)}")
+        raise unknown_option(mixer_class(name), option)
     return known[option].check(value)
 
 
@@ -85,8 +83,6 @@ def create_mixer(name: str, d_model: int, *, layer: int = 0, n_layers: int = 1, 
 
     Raises `UnknownMixerError` for an unknown name and `ValueError` for an unknown or unfit option.
     """
-    for option, value in options.items():
-        check_option(name, option, value)
     return mixer_class(name)(d_model, layer=layer, n_layers=n_layers, **options)
 
 
