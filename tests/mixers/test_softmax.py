@@ -171,7 +171,7 @@ def test_backends_are_recorded_and_refused():
     with record_backends() as record:
         attention(*inputs)
         attention(*inputs, window=2, backend="reference")
-    assert record == {"attention": {"sdpa", "reference"}}
+    assert record == {"attention": {"sdpa:flash", "reference"}}
     with pytest.raises(RuntimeError, match="CUDA"):
         attention(*inputs, backend="flash_attn")
     with pytest.raises(ValueError, match="no backend 'fast'"):
