@@ -178,7 +178,6 @@ def without_cudnn() -> contextlib.AbstractContextManager[Any]:
     return _CUDNN_OFF if others and cuda.cudnn_sdp_enabled() else _AS_IT_IS
 
 
-@torch.compiler.assume_constant_result
 def _compiled_kernels() -> list[SDPBackend]:
     """The kernels that compiled code may take: those enabled when it is compiled, less cuDNN."""
     found = [
@@ -187,6 +186,10 @@ def _compiled_kernels() -> list[SDPBackend]:
         (SDPBackend.MATH, cuda.math_sdp_enabled()),
     ]
     return [kernel for kernel, enabled in found if enabled] or [SDPBackend.CUDNN_ATTENTION]
+
+
+# as `torch.compiler.assume_constant_result` would mark it, which imports the whole compiler
+_compiled_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _CudnnOff:
