@@ -22,7 +22,6 @@ def _needs_hopper(device: torch.device) -> str | None:
     return reason
 
 
-FLA = ("fla-core", "flash-linear-attention", "triton")
 OP = Op(
     __name__,
     Backend("sdpa", "sdpa:attention"),
@@ -43,7 +42,7 @@ OP = Op(
         refuses=flash_attn.refuses,
         libraries=("flash-attn",),
     ),
-    Backend("fla", "fla:attention", needs_cuda_package("fla"), "proven", refuses=fla.refuses, libraries=FLA),
+    Backend("fla", "fla:attention", needs_cuda_package("fla"), "proven", refuses=fla.refuses, libraries=fla.LIBRARIES),
     Backend("reference", "reference:attention", trust="never"),
     problems="problems:problems",
 )

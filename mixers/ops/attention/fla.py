@@ -7,15 +7,16 @@ from torch import Tensor
 
 from ..dispatch import Call
 
-FEATURES = 256  # of a key, at most
+LIBRARIES = ("fla-core", "flash-linear-attention", "triton")
+FEATURES = 256  # of a head, at most
 
 
-def refuses(call: Call) -> str | None:
-    """For `Backend.refuses`."""
+def refuses(call: Call, features: int = FEATURES) -> str | None:
+    """For `Backend.refuses`, of this op and of others whose kernels are flash-linear-attention's."""
     if call.dtype == torch.float64:
         return "it works in float32 at most, got torch.float64"
-    if call.width > FEATURES:
-        return f"it takes heads of at most {FEATURES} features, got {call.width}"
+    if call.width > features:
+        return f"it takes heads of at most {features} features, got {call.width}"
     return "it has no cache: queries and keys must be of the same tokens" if "cached" in call.variant else None
 
 

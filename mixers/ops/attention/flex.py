@@ -99,7 +99,8 @@ def causal_mask(time: int, key_time: int, window: int | None, device: torch.devi
         last_query = (first_query + BLOCK - 1).clamp(max=key_time - 1)
         first_key = torch.arange(0, key_time, BLOCK, device=device)
         last_key = first_key + BLOCK - 1
-        some, whole = first_key <= last_query, last_key <= first_query
+        # a last block of fewer queries is never whole, nor is one of fewer keys
+        some, whole = first_key <= last_query, (last_key <= first_query) & (first_query + BLOCK <= key_time)
         if window is not None:
             some, whole = some & (last_key > first_query - window), whole & (first_key > last_query - window)
         partly, fully = _ordered(some & ~whole), _ordered(whole)
@@ -125,7 +126,10 @@ def _forgetting(log_forget: Tensor, past: int) -> Callable[..., Tensor]:
 
     def score_mod(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         query = query + start
-        sums = (rounded[batch, head, query] - rounded[batch, head, key], rest[batch, head, query] - rest[batch, head, key])
+        sums = (
+            rounded[batch, head, query] - rounded[batch, head, key],
+            rest[batch, head, query] - rest[batch, head, key],
+        )
         return score + (sums[0] + sums[1])
 
     return score_mod

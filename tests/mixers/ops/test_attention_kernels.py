@@ -119,7 +119,7 @@ def test_leaving_cudnn_out_does_not_break_a_compiled_graph():
     seen = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
-        seen.append([node.args for node in graph.graph.nodes if "sdpa_kernel" in str(node.target)][0][0])
+        seen.append(next(node.args for node in graph.graph.nodes if "sdpa_kernel" in str(node.target))[0])
         return graph
 
     def attend(q: Tensor) -> Tensor:
