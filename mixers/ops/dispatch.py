@@ -40,6 +40,26 @@ def needs_triton(device: torch.device) -> str | None:
 
 
 @dataclass(frozen=True)
+class Call:
+    """What a backend is chosen by, beside the device."""
+
+    dtype: torch.dtype
+    width: int
+    tokens: int
+    gradient: bool
+    variant: str = ""
+
+    @classmethod
+    def of(cls, values: torch.Tensor, *others: torch.Tensor | None, width: int, tokens: int, variant: str = "") -> Call:
+        gradient = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (values, *others))
+        return cls(values.dtype, width, tokens, gradient, variant)
+
+
+def _never(call: Call) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
 class Backend:
     """One implementation of an op.
 
@@ -55,12 +75,15 @@ class Backend:
     target: str
     why_not: Callable[[torch.device], str | None] = _anywhere
     automatic: bool = True
+    trust: str = "always"
+    refuses: Callable[[Call], str | None] = _never
+    libraries: tuple[str, ...] = ()
 
 
 class Op:
     """The backends of one op, fastest first. `package` is the `__name__` of the op's package."""
 
-    def __init__(self, package: str, *backends: Backend) -> None:
+    def __init__(self, package: str, *backends: Backend, problems: str | None = None) -> None:
         self.package = package
         self.name = package.rpartition(".")[2]
         self.backends = {b.name: b for b in backends}
@@ -70,19 +93,21 @@ class Op:
         """Names of the backends that can run on `device`."""
         return [b.name for b in self.backends.values() if b.why_not(torch.device(device)) is None]
 
-    def select(self, backend: str, device: torch.device) -> Callable[..., Any]:
+    def select(self, backend: str, device: torch.device, call: Call | None = None) -> Callable[..., Any]:
         """The function behind `backend` (`auto`: the fastest that can run on `device`); the choice is recorded, except
         by code that torch.compile has compiled.
 
         Raises `ValueError` for an unknown name, `RuntimeError` for one that cannot run here, each with what to do.
         """
         if backend == "auto":
-            chosen = next(b for b in self.backends.values() if b.automatic and b.why_not(device) is None)
+            chosen = next(
+                b for b in self.backends.values() if b.automatic and b.trust == "always" and b.why_not(device) is None
+            )
         elif backend in self.backends:
             chosen = self.backends[backend]
         else:
             raise ValueError(f"{self.name} has no backend {backend!r}; it has auto, {', '.join(self.backends)}")
-        reason = chosen.why_not(device)
+        reason = chosen.why_not(device) or (None if call is None else chosen.refuses(call))
         if reason is not None:
             usable = ", ".join(self.available(device))
             raise RuntimeError(f"backend {backend!r} of {self.name} cannot run: {reason}; here run auto, {usable}")
