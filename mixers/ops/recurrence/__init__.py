@@ -22,6 +22,7 @@ OP = Op(
         libraries=("fla-core", "flash-linear-attention", "triton"),
     ),
     Backend("reference", "reference:linear_recurrence", trust="never"),
+    problems="problems:problems",
 )
 
 __all__ = ["OP", "linear_recurrence"]
