@@ -20,7 +20,9 @@ DECAYS = ["none", "head", "channel"]
 WRITES = ["plain", "normaliser", "bonus", "beta", "erase", "erase keys"]
 
 
-def problem(decay="none", write="plain", time=37, heads=4, q_heads=4, k_heads=4, d_k=5, d_v=3, dtype=torch.float64):
+def problem(
+    decay="none", write="plain", time=37, heads=4, q_heads=4, k_heads=4, d_k=5, d_v=3, dtype=torch.float64, batch=2
+):
     """Arguments of `linear_recurrence`, all of them leaves with gradients, state included."""
     generator = torch.Generator().manual_seed(0)
 
@@ -30,13 +32,13 @@ def problem(decay="none", write="plain", time=37, heads=4, q_heads=4, k_heads=4,
     def unit(*shape):
         return F.normalize(normal(*shape), dim=-1)
 
-    sizes, channels = (2, time, heads), (2, time, heads, d_k)
+    sizes, channels = (batch, time, heads), (batch, time, heads, d_k)
     given = {
-        "queries": normal(2, time, q_heads, d_k),
-        "keys": unit(2, time, k_heads, d_k),
+        "queries": normal(batch, time, q_heads, d_k),
+        "keys": unit(batch, time, k_heads, d_k),
         "values": normal(*sizes, d_v),
     }
-    given["state"] = normal(2, heads, d_k, d_v + (write == "normaliser"))
+    given["state"] = normal(batch, heads, d_k, d_v + (write == "normaliser"))
     if decay != "none":
         given["log_decay"] = -normal(*(sizes if decay == "head" else channels)).exp()
     if write == "normaliser":
