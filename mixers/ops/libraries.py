@@ -8,6 +8,8 @@ import importlib.util
 import re
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from .dispatch import needs_cuda_package
 
@@ -56,6 +58,17 @@ def gated_backward_fails(low_precision: bool, keeps_states_in_float32: bool = Fa
         f"on Hopper, fla's gated backward pass is wrong under Triton {_text(triton)}; "
         f"it needs Triton {_text(HOPPER_MENDED)} or later{otherwise}"
     )
+
+
+def filled(x: Tensor, multiple: int = 8) -> Tensor:
+    """`x` with zeros behind its last dimension, up to a multiple that kernels take: in 16 bit they refuse odd sizes."""
+    missing = -x.shape[-1] % multiple
+    return F.pad(x, (0, missing)) if missing else x
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may follow."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _text(version: Version | None) -> str:

@@ -12,13 +12,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..dispatch import Call
-from ..libraries import gated_backward_fails
+from ..libraries import filled, gated_backward_fails, wants_gradient
 from .inputs import Inputs, repeat_heads
 
-MULTIPLE = 8  # of head sizes: Triton refuses or miscompiles odd ones in 16 bit
 SHORT = 64  # tokens up to which the token-by-token kernels run, if no gradient is wanted: fla's layers do the same
 LARGEST_KEY = 256  # of kernels that hold a whole key in one tile
 
@@ -79,14 +77,12 @@ def linear_recurrence(
     Heads are filled up with zeros to a multiple of 8 features, which changes nothing, and cut again.
     """
     d_k, d_v = inputs.keys.shape[3], inputs.values.shape[3]
-    given = inputs.tensors if state is None else [*inputs.tensors, state]
-    gradient = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     chosen = kernel(inputs.variant().split("+"))
-    recurrent = inputs.values.shape[1] <= SHORT and not gradient
+    recurrent = inputs.values.shape[1] <= SHORT and not wants_gradient(*inputs.tensors, state)
     module = importlib.import_module(f"fla.ops.{chosen.module}")
     function = getattr(module, chosen.recurrent if recurrent else chosen.chunk)
     if state is not None:
-        state = _filled(_filled(state.float()).mT).mT.contiguous()
+        state = filled(filled(state.float()).mT).mT.contiguous()
     output, state = function(
         **_arguments(inputs, chosen.module, recurrent),
         scale=scale,
@@ -100,33 +96,27 @@ def linear_recurrence(
 def _arguments(inputs: Inputs, module: str, recurrent: bool) -> dict[str, Tensor | bool]:
     """The arguments that differ from kernel to kernel, by the library's names; what decays and beta are is float32."""
     dtype, heads = inputs.values.dtype, inputs.heads
-    q, k, v = (_filled(repeat_heads(x.to(dtype), heads)).contiguous() for x in inputs[:3])
+    q, k, v = (filled(repeat_heads(x.to(dtype), heads)).contiguous() for x in inputs[:3])
     given: dict[str, Tensor | bool] = {"q": q, "k": k, "v": v}
     decay = inputs.log_decay
     if decay is not None:
-        decay = (decay if decay.ndim == 3 else _filled(decay)).float().contiguous()
+        decay = (decay if decay.ndim == 3 else filled(decay)).float().contiguous()
     if inputs.beta is not None:
         given["beta"] = inputs.beta.float().contiguous()
     if module == "generalized_delta_rule":
         assert inputs.erase is not None
-        a, b = (None if x is None else _filled(x.to(dtype)).contiguous() for x in inputs.erase)
+        a, b = (None if x is None else filled(x.to(dtype)).contiguous() for x in inputs.erase)
         assert a is not None
         return {**given, "a": a, "b": -k if b is None else b, "gk": _per_channel(decay, k)}
     if module == "rwkv6":
         assert inputs.bonus is not None
-        u = _filled(inputs.bonus.to(dtype)).contiguous()
+        u = filled(inputs.bonus.to(dtype)).contiguous()
         return {"r": q, "k": k, "v": v, "w": _per_channel(decay, k), "u": u}
     if module == "linear_attn":
         return {**given, "normalize": False}
     if decay is not None:
         given["gk" if module == "gla" and recurrent else "g"] = decay
     return given
-
-
-def _filled(x: Tensor) -> Tensor:
-    """Zeros behind the last dimension, up to a multiple of MULTIPLE."""
-    missing = -x.shape[-1] % MULTIPLE
-    return F.pad(x, (0, missing)) if missing else x
 
 
 def _per_channel(log_decay: Tensor | None, keys: Tensor) -> Tensor:
