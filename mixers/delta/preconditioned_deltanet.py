@@ -93,6 +93,8 @@ class PreconditionedDeltaNet(DeltaMixer):
         decay = self.usage_decay(x).exp()[..., None].expand_as(k)
         writes = self.usage_beta_proj(x).to(k.dtype).sigmoid()[..., None] * k.square()
         backend = self.backend if self.backend in SCAN.backends else "auto"
-        usages, last = linear_scan(decay, writes, state=usage, return_state=return_state, backend=backend)
+        usages, last = linear_scan(
+            decay, writes, positive=True, state=usage, return_state=return_state, backend=backend
+        )
         distance = (usages + EPSILON).log() - self.log_centre.to(k.dtype)[:, None]
         return torch.exp(-math.log(self.squash) * distance / (1 + distance.abs())), last

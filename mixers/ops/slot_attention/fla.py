@@ -40,6 +40,9 @@ def slot_attention(
     d_k, d_v = keys.shape[3], values.shape[3]
     gradient = wants_gradient(queries, keys, values, writes, log_decay, *(state or ()))
     run = gsa.fused_recurrent_gsa if values.shape[1] == 1 and not gradient else gsa.chunk_gsa
+    if not gradient:  # it looks whether tensors require a gradient, not whether one is wanted
+        queries, keys, values, writes, log_decay = (x.detach() for x in (queries, keys, values, writes, log_decay))
+        state = None if state is None else (state[0].detach(), state[1].detach())
     q, k, v = (filled(x.to(values.dtype)).contiguous() for x in (queries, keys, values))
     if state is not None:  # its keys of slots stand the other way round
         state = filled(state[0].float()).mT.contiguous(), filled(state[1].float()).contiguous()
