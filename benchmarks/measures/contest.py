@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from ..training import Progress
-from .meter import MIN_ROUND_SECONDS, measure_memory, quartiles, round_clock
+from .meter import MIN_ROUND_SECONDS, WARMUP_ROUNDS, Timing, measure_memory, quartiles, round_clock
 
-_LONG_SECONDS = 2.0  # a call as long as this warms up by itself
+Clock = Callable[[Callable[[], object]], float]  # seconds of a call
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,15 @@ class Contender:
 
 def time_in_turn(
     contenders: Sequence[Contender], device: torch.device, *, rounds: int, slow_rounds: int, progress: Progress
-) -> list[list[float]]:
+) -> list[Timing]:
     """Seconds of every contender: one number for each of `rounds` rounds (of `slow_rounds` for the slow ones).
 
-    In a round each runs once, one after the other; work too short for the clock is repeated within its turn. The
-    others have warmed up by two calls, or one long one; the first round of a slow one may be its first call.
+    In a round each runs once, one after the other; work too short for the clock is repeated within its turn. Before,
+    each has warmed up by two calls after its first; the first round of a slow one is its first call.
     """
     clock = round_clock(device)
-    repeats = [1 if c.slow or c.prepare else _repeats(c, clock, progress) for c in contenders]
+    warm = [None if c.slow else _warm_up(c, clock, progress) for c in contenders]
+    repeats = [1 if found is None else found[1] for found in warm]
     samples: list[list[float]] = [[] for _ in contenders]
     try:
         for number in range(rounds):
@@ -59,12 +60,10 @@ def time_in_turn(
                     continue
                 done = number + i / len(contenders)
                 progress(done / rounds, f"round {number + 1}: {contender.title}")
-                prepared = contender.prepare() if contender.prepare is not None else None
-                seconds = clock(functools.partial(_repeat, contender, prepared, repeats[i]))
-                samples[i].append(seconds / repeats[i] / contender.units)
+                samples[i].append(_seconds(contender, clock, repeats[i]))
     finally:
         gc.enable()
-    return samples
+    return [Timing(own[0] if found is None else found[0], own) for found, own in zip(warm, samples)]
 
 
 def peaks_in_turn(contenders: Sequence[Contender], device: torch.device, progress: Progress) -> list[dict[str, Any]]:
@@ -78,19 +77,27 @@ def peaks_in_turn(contenders: Sequence[Contender], device: torch.device, progres
     return readings
 
 
-def row(contender: Contender, samples: list[float], **more: Any) -> dict[str, Any]:
-    """A contender's line of the metrics: what it is, `median`, `q1` and `q3` of its seconds, `rounds` and `samples`."""
+def row(contender: Contender, timing: Timing, **more: Any) -> dict[str, Any]:
+    """A contender's line of the metrics: what it is, `median`, `q1` and `q3` of its seconds, `rounds`, `samples` and
+    `first_call_seconds`."""
     identity = {"backend": contender.backend, "mode": contender.mode, "tokens": contender.tokens}
-    return {**identity, **quartiles(samples), "rounds": len(samples), "samples": samples, **more}
+    rounds = {"rounds": len(timing.samples), "samples": timing.samples, "first_call_seconds": timing.first_seconds}
+    return {**identity, **quartiles(timing.samples), **rounds, **more}
 
 
-def _repeats(contender: Contender, clock: Callable[[Callable[[], object]], float], progress: Progress) -> int:
-    """How often to call short work in its turn; this is its warm-up as well."""
+def _warm_up(contender: Contender, clock: Clock, progress: Progress) -> tuple[float, int]:
+    """The seconds of a contender's first call, and how often to call it in its turn."""
     progress(0.0, f"warm-up: {contender.title}")
-    seconds = clock(lambda: contender.work(None))
-    if seconds < _LONG_SECONDS:
-        seconds = clock(lambda: contender.work(None))
-    return max(1, math.ceil(MIN_ROUND_SECONDS / max(seconds, 1e-7)))
+    first, *others = (_seconds(contender, clock, 1) for _ in range(1 + WARMUP_ROUNDS))
+    if contender.prepare is not None:  # what is prepared serves one call only
+        return first, 1
+    return first, max(1, math.ceil(MIN_ROUND_SECONDS / max(others[-1] * contender.units, 1e-7)))
+
+
+def _seconds(contender: Contender, clock: Clock, calls: int) -> float:
+    """Of one of a contender's units, the mean over so many calls."""
+    prepared = contender.prepare() if contender.prepare is not None else None
+    return clock(functools.partial(_repeat, contender, prepared, calls)) / calls / contender.units
 
 
 def _repeat(contender: Contender, prepared: Any, calls: int) -> object:

@@ -56,8 +56,8 @@ class MixerSpeed(Measure):
         """See `Measure.run`; metrics are `mixer`, `rows`, `ratios` (see `attention_ratios`) and `state_bytes`.
 
         A row is the mixer or the attention (`backend`) in one mode at one length: `median`, `q1`, `q3` of seconds (of a
-        call, in mode decode of one token), `rounds`, `samples`, `units` (tokens that the seconds are of), `batch`,
-        `peak_bytes` and `method`. state_bytes: by length, where decoding is measured.
+        call, in mode decode of one token), `rounds`, `samples`, `first_call_seconds`, `units` (tokens that the seconds
+        are of), `batch`, `peak_bytes` and `method`. state_bytes: by length, where decoding is measured.
         """
         mixer = _first_mixer(config, seed, device)
         generator = torch.Generator().manual_seed(seed)
@@ -70,13 +70,13 @@ class MixerSpeed(Measure):
                 contender, size = self._decode(mixer, x[:, :length])
                 contenders.append(contender)
                 state_bytes[str(length)] = size
-        samples = time_in_turn(
+        timings = time_in_turn(
             contenders, device, rounds=self.rounds, slow_rounds=self.rounds, progress=part_of(progress, 0.0, 0.8)
         )
         peaks = peaks_in_turn(contenders, device, part_of(progress, 0.8, 1.0))
         rows = [
             row(c, own, batch=self.batch, units=self.batch * (1 if c.mode == "decode" else c.tokens), **peak)
-            for c, own, peak in zip(contenders, samples, peaks)
+            for c, own, peak in zip(contenders, timings, peaks)
         ]
         bars = self.bars if mixer.card.complexity in LINEAR else ()
         return {

@@ -50,7 +50,8 @@ class Overhead(Measure):
         """See `Measure.run`; metrics are `rows` and `ratios`, see `overheads`.
 
         A row is one model (`backend`: `with` or `without`) in one mode at one length: `median`, `q1`, `q3` of seconds,
-        `rounds`, `samples`, `units` (tokens that the seconds are of), `batch`, `peak_bytes` and `method`.
+        `rounds`, `samples`, `first_call_seconds`, `units` (tokens that the seconds are of), `batch`, `peak_bytes` and
+        `method`.
         Raises `ValueError` if the layout inserts nothing.
         """
         layout = parse_layout(config.layout)
@@ -65,13 +66,13 @@ class Overhead(Measure):
                 )
                 for mode in self.modes:
                     contenders.append(_contender(work, name, mode, length))
-        samples = time_in_turn(
+        timings = time_in_turn(
             contenders, device, rounds=self.rounds, slow_rounds=self.rounds, progress=part_of(progress, 0.0, 0.8)
         )
         peaks = peaks_in_turn(contenders, device, part_of(progress, 0.8, 1.0))
         rows = [
             row(contender, own, batch=self.batch, units=self.batch * contender.tokens, **peak)
-            for contender, own, peak in zip(contenders, samples, peaks)
+            for contender, own, peak in zip(contenders, timings, peaks)
         ]
         return {"rows": rows, "ratios": overheads(rows, self.bars)}
 

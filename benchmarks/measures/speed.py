@@ -12,7 +12,7 @@ from typing_extensions import Self
 from ...models import ModelConfig
 from ..training import Precision, Progress
 from .base import Measure, Size, single, split_grid
-from .meter import quartiles, time_rounds
+from .meter import Timing, quartiles, time_rounds
 from .workload import Workload
 
 Mode = Literal["forward", "train", "prefill", "decode"]
@@ -42,7 +42,8 @@ class Speed(Measure):
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> dict[str, Any]:
-        """See `Measure.run`; metrics are `seconds` and `tokens_per_second` (`median`, `q1`, `q3`), `rounds`, `samples`.
+        """See `Measure.run`; metrics are `seconds` and `tokens_per_second` (`median`, `q1`, `q3`), `rounds`, `samples`
+        and `first_call_seconds`, of the call before the warm-up, which compiles and allocates.
 
         Seconds are of one call, in mode decode of one token of every sequence; samples are the seconds of each round.
         """
@@ -50,23 +51,24 @@ class Speed(Measure):
         work = Workload(config, batch=self.batch, length=length, seed=seed, device=device, precision=self.precision)
         options: dict[str, Any] = {"rounds": self.rounds, "budget_seconds": self.budget_seconds, "progress": progress}
         if mode == "decode":
-            samples = self._time_decoding(work, device, options)
+            timing = self._time_decoding(work, device, options)
         else:
             call = {"forward": work.forward, "train": work.train_step, "prefill": work.prefill}[mode]
-            samples = time_rounds(lambda _: call(), device, **options)
+            timing = time_rounds(lambda _: call(), device, **options)
         tokens = self.batch * (1 if mode == "decode" else length)
         return {
-            "seconds": quartiles(samples),
-            "tokens_per_second": quartiles([tokens / seconds for seconds in samples]),
-            "rounds": len(samples),
-            "samples": samples,
+            "seconds": quartiles(timing.samples),
+            "tokens_per_second": quartiles([tokens / seconds for seconds in timing.samples]),
+            "rounds": len(timing.samples),
+            "samples": timing.samples,
+            "first_call_seconds": timing.first_seconds,
         }
 
-    def _time_decoding(self, work: Workload, device: torch.device, options: dict[str, Any]) -> list[float]:
+    def _time_decoding(self, work: Workload, device: torch.device, options: dict[str, Any]) -> Timing:
         context = work.prefill()
         # Every round continues the same context. Its first token is not timed: continuing a state a second time may
         # copy a buffer, which decoding on and on never does.
-        seconds = time_rounds(
+        timing = time_rounds(
             lambda start: work.decode(start, self.new_tokens), device, prepare=lambda: work.read(*context), **options
         )
-        return [s / self.new_tokens for s in seconds]
+        return timing.per(self.new_tokens)

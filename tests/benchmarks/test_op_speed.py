@@ -1,11 +1,12 @@
 """Op speed: what is timed, the bytes that are counted, ratios and bars; nothing here asserts how fast anything is."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mixerzoo.benchmarks.device import choose_device
-from mixerzoo.benchmarks.measures import OpSpeed, Overhead
+from mixerzoo.benchmarks.measures import OpSpeed, Overhead, meter
 from mixerzoo.benchmarks.measures.bars import Bar, ratios
 from mixerzoo.benchmarks.measures.contest import Contender, peaks_in_turn, time_in_turn
 from mixerzoo.benchmarks.measures.op_work import FwpkmWork
@@ -160,15 +161,32 @@ def test_backends_take_turns_and_slow_ones_fewer(monkeypatch):
     def contender(name, **fields):
         return Contender(name, "forward", 1, lambda _: calls.append(name), prepare=lambda: None, **fields)
 
-    samples = time_in_turn(
+    timings = time_in_turn(
         [contender("a"), contender("b", slow=True), contender("c", units=4)],
         CPU,
         rounds=3,
         slow_rounds=2,
         progress=silent,
     )
-    assert calls == ["a", "b", "c", "a", "b", "c", "a", "c"]
-    assert [len(s) for s in samples] == [3, 2, 3]
+    assert calls == [*"aaaccc", *"abc", *"abc", *"ac"]
+    assert [len(timing.samples) for timing in timings] == [3, 2, 3]
+
+
+def test_a_call_of_many_seconds_warms_up_like_any_other(monkeypatch):
+    """It may have been long because it compiled."""
+    now, durations = [0.0], {"a": [2.5, 2.4, 0.5, 1.0, 1.1, 1.2], "b": [0.002, 0.001, 0.001] + [0.001] * 30}
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def contender(name, **fields):
+        def work(_):
+            now[0] += durations[name].pop(0)
+
+        return Contender(name, "forward", 1, work, **fields)
+
+    a, b = time_in_turn([contender("a"), contender("b", units=2)], CPU, rounds=3, slow_rounds=1, progress=silent)
+    assert a.first_seconds == pytest.approx(2.5) and a.samples == pytest.approx([1.0, 1.1, 1.2])
+    assert b.first_seconds == pytest.approx(0.001) and b.samples == pytest.approx([0.0005] * 3)
+    assert not any(durations.values())  # short work ran ten times in each of its turns
 
 
 def test_peaks_are_of_the_call_alone():
