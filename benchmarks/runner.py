@@ -22,6 +22,7 @@ from typing import IO, Any, Protocol
 import psutil
 
 from .case import Case, Plan
+from .device import kind_of
 from .environment import collect_environment, differences, usable_cores
 from .runs import ResultLine, Run, RunError, RunLock, Status
 from .worker import Inherited, RunCase, run_case, serve
@@ -66,7 +67,7 @@ class Limits:
 
     def choose_jobs(self, device: str, cases: int) -> int:
         """As many as there are cores, since a small model gains little from several; one on a GPU."""
-        return self.jobs or (1 if device == "cuda" else max(1, min(usable_cores(), cases)))
+        return self.jobs or (1 if kind_of(device) == "cuda" else max(1, min(usable_cores(), cases)))
 
 
 def execute(
@@ -190,8 +191,7 @@ def check_folder(run: Run, suite: dict[str, Any], device: str) -> None:
     if changes:
         shown = "\n  ".join(changes[:10]) + (f"\n  and {len(changes) - 10} more" if len(changes) > 10 else "")
         raise RunError(f"{run.folder} was made with another suite; choose another folder with --out\n  {shown}")
-    if run.environment_path.is_file() and run.environment()["device"] != device:
-        was = run.environment()["device"]
+    if run.environment_path.is_file() and (was := kind_of(run.environment()["device"])) != kind_of(device):
         raise RunError(f"{run.folder} was made on {was}, not {device}; use --device {was} or another folder with --out")
 
 
@@ -297,6 +297,7 @@ class _Pool:
             "parameters": case.parameters,
             "seed": case.seed,
             "device": case.device,
+            "tf32": case.tf32,
             "threads": threads,
             "folder": str(self.run.checkpoint_folder(case.parameters.get("trained") or case.id).resolve()),
         }
@@ -344,6 +345,7 @@ class _Pool:
                 "model": case.model,
                 "layout_line": case.layout_line,
                 "device": case.device,
+                "tf32": case.tf32,
                 "threads": worker.threads,
             },
             seed=case.seed,

@@ -130,16 +130,20 @@ def run_case(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
 
     from ..mixers.ops.dispatch import record_backends
     from ..models import ModelConfig
+    from .device import make_current
+    from .precision import tf32
     from .suite import parse_measure
 
     torch.set_num_threads(job["threads"])
+    device = torch.device(job["device"])
+    make_current(device)
     config = ModelConfig.from_dict(job["model"])
     measure = parse_measure({"measure": job["measure"], **job["parameters"]})
-    with record_backends() as channel.backends:
+    with tf32(job["tf32"]), record_backends() as channel.backends:
         return measure.run(
             config,
             seed=job["seed"],
-            device=torch.device(job["device"]),
+            device=device,
             folder=Path(job["folder"]),
             progress=channel.progress,
         )

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import Self
 
 from ...models import ModelConfig
+from ..precision import Precision, resolve
 from ..tasks import Task
 from ..training import Progress
 
@@ -28,6 +29,21 @@ class Measure(BaseModel):
     def cases(self) -> list[Self]:
         """One measure for each case that this one stands for; those that measure a grid of sizes split it up."""
         return [self]
+
+    def on(self, device: str) -> Self:
+        """The same with the precision of everything in it decided, where that is left to the device."""
+        fields, changes = dict(self), {}
+        if "precision" in fields:
+            changes["precision"] = resolve(fields["precision"], device)
+        if "training" in fields:
+            changes["training"] = fields["training"].on(device)
+        return self.model_copy(update=changes)
+
+    @property
+    def computes_in(self) -> Precision:
+        """The precision that it measures in; of a trained model, that of its training."""
+        fields = dict(self)
+        return fields["precision"] if "precision" in fields else fields["training"].precision
 
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress

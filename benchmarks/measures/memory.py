@@ -28,7 +28,7 @@ class Memory(Measure):
     modes: tuple[Literal["forward", "train"], ...] = Field(default=("forward", "train"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(256, 512, 1024, 2048, 4096, 8192), min_length=1)
     batch: int = Field(default=1, ge=1)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
 
     def cases(self) -> list[Self]:
         return split_grid(self)

@@ -12,7 +12,8 @@ from typing_extensions import Self
 
 from ...mixers import Mixer, create_mixer
 from ...models import ModelConfig, parse_layout
-from ..training import Precision, Progress, autocast
+from ..precision import Precision, autocast, resolve
+from ..training import Progress
 from .bars import Bar, attention_ratios
 from .base import Measure, Size, part_of
 from .contest import Contender, peaks_in_turn, row, time_in_turn
@@ -39,7 +40,7 @@ class MixerSpeed(Measure):
     batch: int = Field(default=1, ge=1)
     rounds: int = Field(default=7, ge=1)
     new_tokens: int = Field(default=16, ge=1)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     bars: tuple[Bar, ...] = ()
 
     @model_validator(mode="after")
@@ -97,12 +98,13 @@ class MixerSpeed(Measure):
 
     def _attention(self, d_model: int, length: int, x: torch.Tensor) -> Contender:
         heads = max(1, d_model // self.d_head)
-        q, k, v = (torch.randn(self.batch, heads, length, self.d_head, device=x.device) for _ in range(3))
+        # as the layer around it hands them over: a cast of its own would be timed with it
+        dtype = getattr(torch, resolve(self.precision, x.device))
+        q, k, v = (torch.randn(self.batch, heads, length, self.d_head, device=x.device, dtype=dtype) for _ in range(3))
 
         @torch.no_grad()
         def work(_: Any) -> object:
-            with autocast(x.device, self.precision):
-                return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
         return Contender(ATTENTION, "forward", length, work)
 

@@ -11,7 +11,8 @@ from typing_extensions import Self
 
 from ...mixers.ops.dispatch import Op
 from ...models import ModelConfig, parse_layout
-from ..training import Precision, Progress
+from ..precision import Precision, resolve
+from ..training import Progress
 from .bars import FEWEST_LENGTHS, Bar, ratios
 from .base import Measure, Size, part_of
 from .contest import Contender, peaks_in_turn, row, time_in_turn
@@ -48,7 +49,7 @@ class OpSpeed(Measure):
     decode_chunks: int = Field(default=1, ge=1)
     memory: Literal["fresh", "kept"] = "kept"
     copy_bytes: int = Field(default=2**28, ge=2**10)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     bars: tuple[Bar, ...] = ()
 
     @model_validator(mode="after")
@@ -143,7 +144,7 @@ class OpSpeed(Measure):
             decode_chunks=self.decode_chunks if "decode" in self.modes else 0,
             seed=seed,
             device=device,
-            dtype=getattr(torch, self.precision),
+            dtype=getattr(torch, resolve(self.precision, device)),
         )
 
     def _contender(self, work: FwpkmWork, mode: str, tokens: int, backend: str) -> Contender:

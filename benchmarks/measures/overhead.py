@@ -33,7 +33,7 @@ class Overhead(Measure):
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)
     batch: int = Field(default=1, ge=1)
     rounds: int = Field(default=7, ge=3)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     bars: tuple[Bar, ...] = ()
 
     @model_validator(mode="after")

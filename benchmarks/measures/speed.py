@@ -34,7 +34,7 @@ class Speed(Measure):
     rounds: int = Field(default=7, ge=3)
     budget_seconds: float = Field(default=2.0, ge=0)
     new_tokens: int = Field(default=16, ge=1)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
 
     def cases(self) -> list[Self]:
         return split_grid(self)

@@ -20,12 +20,13 @@ from torch.nn import functional as F
 from ...mixers import NotFiniteInputError
 from ...models import LanguageModel, ModelConfig
 from ..errors import NotFiniteError
+from ..precision import autocast
 from ..tasks import IGNORE, Batch, Task
 from ..tasks.base import Split
 from .checkpoints import ResumePoint, Standing
 from .curriculum import StepPlan
 from .distributed import Ranks, last_part, whole, wrap
-from .evaluation import Reader, accuracy, autocast
+from .evaluation import Reader, accuracy
 from .finite import first_not_finite
 from .loggers import Log
 from .optimizers import make_optimizers, set_rate
@@ -80,6 +81,7 @@ def train_or_load(
     trained in the same way, is loaded instead of being trained again if it is finished, and trained on if not.
     """
     config = dataclasses.replace(config, seed=seed)
+    settings = settings.on(device.type)
     recipe = _recipe(config, task, settings, seed)
     record_path = folder / RECORD_FILE
     record = json.loads(record_path.read_text()) if record_path.is_file() else {}

@@ -8,11 +8,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from ..precision import Precision, resolve
 from ..tasks import Batch, Task
 from .curriculum import Draw, MixedTask, Part, Phase, StepPlan, check_fits, draw_plan, loaded, phase_at
 from .loggers import Tracker, check_trackers
 
-Precision = Literal["float32", "bfloat16"]
 Parallel = Literal["none", "ddp", "fsdp"]
 
 EVALUATIONS = 20  # during a training with a bar, unless the bar says otherwise
@@ -57,7 +57,8 @@ class TrainingSettings(Part):
         last share `decay` of the steps linearly towards zero (Hu et al. 2024, MiniCPM, arXiv 2404.06395).
     weight_decay: on matrices only (parameters of two dimensions or more). clip: largest 2-norm of the gradient.
     accumulate: parts in which a step's sequences are read, to save memory; the gradient is that of the whole.
-    precision: `bfloat16` trains and evaluates under autocast, parameters stay float32.
+    precision: `bfloat16` trains and evaluates under autocast, parameters stay float32; `auto`: that on a CUDA device,
+        else `float32`.
     compile: train through `torch.compile`. checkpoint_activations: compute the blocks' activations again in the
         backward pass instead of keeping them.
     window_dropout: probability of a step in which softmax layers see only the last `dropout_window` tokens (Zhao &
@@ -81,7 +82,7 @@ class TrainingSettings(Part):
     weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0)
     accumulate: int = Field(default=1, ge=1)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     compile: bool = False
     checkpoint_activations: bool = False
     window_dropout: float = Field(default=0.0, ge=0, le=1)
@@ -145,6 +146,10 @@ class TrainingSettings(Part):
         if self.bar is not None:
             _refuse_load(task, self.bar.load, alone=True)
             check_fits(task, *self.bar_at(task))
+
+    def on(self, device: str) -> TrainingSettings:
+        """The same training with its precision decided, where that is left to the device."""
+        return self.model_copy(update={"precision": resolve(self.precision, device)})
 
     def shortened(self, share: float) -> TrainingSettings:
         """The same training in that share of the steps, without a bar."""

@@ -257,6 +257,14 @@ def test_a_folder_of_another_suite_device_or_purpose_is_refused(bench):
         bench.execute([bench.case()])
 
 
+def test_a_run_goes_on_upon_another_gpu_of_the_same_machine(bench):
+    (first,) = bench.execute([dataclasses.replace(bench.case(), device="cuda")], device="cuda")
+    again, other = (dataclasses.replace(bench.case(seed), device="cuda:1", tf32=bool(seed)) for seed in (0, 1))
+    kept, new = bench.execute([again, other], device="cuda:1")
+    assert kept == first and kept.parameters["device"] == "cuda" and kept.parameters["tf32"] is False
+    assert new.parameters["device"] == "cuda:1" and new.parameters["tf32"] is True
+
+
 def test_suite_differences_name_each_setting():
     assert suite_differences(SUITE, SUITE) == []
     changed = suite_differences(SUITE, {**SUITE, "layouts": {"a": "x", "b": "y"}, "time_limit_seconds": 5})
