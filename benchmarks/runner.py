@@ -23,7 +23,7 @@ import psutil
 
 from .case import Case, Plan
 from .device import kind_of
-from .environment import collect_environment, differences, usable_cores
+from .environment import collect_environment, differences, end_of_start, usable_cores
 from .runs import ResultLine, Run, RunError, RunLock, Status
 from .worker import Inherited, RunCase, run_case, serve
 
@@ -97,8 +97,7 @@ def execute(
         run.write_suite(suite)
         queue = _Queue(planner, run, store, reporter, retry_failed, reuse)
         jobs = limits.choose_jobs(device, len(queue.waiting))
-        if queue.waiting:
-            _write_environment(run, device, jobs)
+        start = _write_environment(run, device, jobs, suite) if queue.waiting else None
         try:
             queue.begin()
             pool = _Pool(run, store, limits, reporter, run_case, preloaded, queue)
@@ -107,6 +106,10 @@ def execute(
             pool.work(1, usable_cores(), exclusive=True)
         finally:
             reporter.end()
+            if start is not None:
+                environment = run.environment()
+                ended = [*environment.get("finished", []), end_of_start(start)]
+                run.write_environment({**environment, "finished": ended})
     return [queue.results[case.id] for case in queue.plan.cases]
 
 
@@ -215,15 +218,16 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {name: leaf for key, item in items for name, leaf in _flat(item, key).items()}
 
 
-def _write_environment(run: Run, device: str, jobs: int) -> None:
+def _write_environment(run: Run, device: str, jobs: int, suite: dict[str, Any]) -> dict[str, Any]:
     """Where this start runs; a later start of the same run is added with whatever differs from the first."""
-    now = collect_environment(device=device, jobs=jobs, threads=usable_cores())
+    now = collect_environment(device=device, jobs=jobs, threads=usable_cores(), tf32=suite.get("tf32", "auto"))
     if not run.environment_path.is_file():
         run.write_environment({**now, "resumed": []})
-        return
+        return now
     first = run.environment()
     again = {"started": now["started"], "command": now["command"], "jobs": jobs, "differs": differences(first, now)}
     run.write_environment({**first, "resumed": [*first["resumed"], again]})
+    return now
 
 
 @dataclass
