@@ -19,6 +19,7 @@ from ..mixers import UnknownMixerError, check_option, mixer_options
 from ..models import PRESETS, Layout, LayoutError, ModelConfig, count_parameters, parse_layout, preset_config
 from . import measures
 from .precision import Precision
+from .training import Compile
 from .yamlfile import SuiteError, YamlFile, suggestion
 
 Seed = Annotated[int, Field(ge=0)]
@@ -73,7 +74,8 @@ class SuiteSettings(_Settings):
 
     device: the only kind that it makes sense on, default any. precision: of every measure and training that has none of
     its own; `auto`: bfloat16 on a CUDA device, float32 on a CPU. tf32: whether CUDA may compute float32 in TF32;
-    `auto`: in the cases of precision bfloat16, and in no others.
+    `auto`: in the cases of precision bfloat16, and in no others. compile: of every measure and training that can be
+    compiled and does not say it: `off`, or the mode of `torch.compile`.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
@@ -88,6 +90,7 @@ class SuiteSettings(_Settings):
     device: Literal["cpu", "cuda"] | None = None
     precision: Precision = "auto"
     tf32: bool | Literal["auto"] = "auto"
+    compile: Compile = False
 
     @field_validator("seeds")
     @classmethod
@@ -158,7 +161,7 @@ class Suite:
             for name, options in self.settings.model.config(line, 0).to_dict()["mixer_defaults"].items()
         }
         # what every measure says for itself is left out, and what decides nothing: suites of before had neither
-        settings = self.settings.model_dump(mode="json", exclude={"precision"})
+        settings = self.settings.model_dump(mode="json", exclude={"precision", "compile"})
         if settings["tf32"] == "auto":
             del settings["tf32"]
         kept = {k: v for k, v in model.items() if k not in ("layout", "seed")}
@@ -284,11 +287,10 @@ def _with_defaults(entry: MeasureSettings, settings: SuiteSettings) -> dict[str,
     """What an entry says of its measure, or of the training that it has, and else what the suite says for all."""
     given = dict(entry.model_extra or {})
     known = measures.MEASURES[entry.measure].model_fields if entry.measure in measures.MEASURES else ()
-    if "precision" in known:
-        given.setdefault("precision", settings.precision)
+    said = {"precision": settings.precision, "compile": settings.compile}
     if "training" in known and isinstance(training := given.get("training", {}), dict):
-        given["training"] = {"precision": settings.precision, **training}
-    return given
+        given["training"] = {**said, **training}
+    return {**{name: value for name, value in said.items() if name in known}, **given}
 
 
 def _check_models(file: YamlFile, settings: SuiteSettings, layouts: Mapping[str, str]) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from typing_extensions import Self
 
 from ...models import ModelConfig
 from ..precision import Precision, resolve
 from ..tasks import Task
-from ..training import Progress
+from ..training import Compile, Progress
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -25,6 +25,12 @@ class Measure(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     exclusive: ClassVar[bool] = False
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Cases that compile nothing do not say so: those of before there was the choice keep their ids."""
+        fields = dump(self)
+        return {name: value for name, value in fields.items() if name != "compile" or value}
 
     def cases(self) -> list[Self]:
         """One measure for each case that this one stands for; those that measure a grid of sizes split it up."""
@@ -77,6 +83,15 @@ def split_grid(measure: Any) -> list[Any]:
         for length in measure.lengths
         for mode in measure.modes
     ]
+
+
+def check_compiles(compile: Compile, modes: tuple[str, ...]) -> None:
+    """Raise `ValueError` for modes that cannot be compiled: those that carry a state, which is no tensor."""
+    others = [mode for mode in modes if mode not in ("forward", "train")]
+    if compile and others:
+        raise ValueError(
+            f"compile: {compile} is for the modes forward and train, not for {', '.join(others)}; take off"
+        )
 
 
 def single(values: tuple[Any, ...], name: str) -> Any:

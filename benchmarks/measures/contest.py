@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ...mixers.ops.dispatch import record_backends
 from ..training import Progress
 from .meter import MIN_ROUND_SECONDS, WARMUP_ROUNDS, Timing, measure_memory, quartiles, round_clock
 
@@ -48,9 +49,13 @@ def time_in_turn(
     each has warmed up by two calls after its first; the first round of a slow one is its first call.
     """
     clock = round_clock(device)
-    warm = [None if c.slow else _warm_up(c, clock, progress) for c in contenders]
-    repeats = [1 if found is None else found[1] for found in warm]
-    samples: list[list[float]] = [[] for _ in contenders]
+    timings: dict[int, Timing] = {}
+    repeats = [1] * len(contenders)
+    for i, contender in enumerate(contenders):
+        if not contender.slow:
+            progress(0.0, f"warm-up: {contender.title}")
+            timings[i] = _first_call(contender, clock)
+            repeats[i] = _warm_up(contender, clock)
     try:
         for number in range(rounds):
             gc.collect()  # within what is timed, a collection would be one contender's bad luck
@@ -60,10 +65,14 @@ def time_in_turn(
                     continue
                 done = number + i / len(contenders)
                 progress(done / rounds, f"round {number + 1}: {contender.title}")
-                samples[i].append(_seconds(contender, clock, repeats[i]))
+                if i in timings:
+                    timings[i].samples.append(_seconds(contender, clock, repeats[i]))
+                else:
+                    timings[i] = _first_call(contender, clock)
+                    timings[i].samples.append(timings[i].first_seconds)
     finally:
         gc.enable()
-    return [Timing(own[0] if found is None else found[0], own) for found, own in zip(warm, samples)]
+    return [timings[i] for i in range(len(contenders))]
 
 
 def peaks_in_turn(contenders: Sequence[Contender], device: torch.device, progress: Progress) -> list[dict[str, Any]]:
@@ -78,20 +87,26 @@ def peaks_in_turn(contenders: Sequence[Contender], device: torch.device, progres
 
 
 def row(contender: Contender, timing: Timing, **more: Any) -> dict[str, Any]:
-    """A contender's line of the metrics: what it is, `median`, `q1` and `q3` of its seconds, `rounds`, `samples` and
-    `first_call_seconds`."""
-    identity = {"backend": contender.backend, "mode": contender.mode, "tokens": contender.tokens}
+    """A contender's line of the metrics: what it is, `median`, `q1` and `q3` of its seconds, `rounds`, `samples`,
+    `first_call_seconds`, and `ran`, the backends that it took: op -> names."""
+    identity = {"backend": contender.backend, "mode": contender.mode, "tokens": contender.tokens, "ran": timing.ran}
     rounds = {"rounds": len(timing.samples), "samples": timing.samples, "first_call_seconds": timing.first_seconds}
     return {**identity, **quartiles(timing.samples), **rounds, **more}
 
 
-def _warm_up(contender: Contender, clock: Clock, progress: Progress) -> tuple[float, int]:
-    """The seconds of a contender's first call, and how often to call it in its turn."""
-    progress(0.0, f"warm-up: {contender.title}")
-    first, *others = (_seconds(contender, clock, 1) for _ in range(1 + WARMUP_ROUNDS))
+def _first_call(contender: Contender, clock: Clock) -> Timing:
+    """What the first call takes, in seconds and backends, without samples so far."""
+    with record_backends() as ran:
+        seconds = _seconds(contender, clock, 1)
+    return Timing(seconds, [], {op: sorted(names) for op, names in ran.items()})
+
+
+def _warm_up(contender: Contender, clock: Clock) -> int:
+    """Calls that bring a contender to its usual time; returns how often to call it in its turn."""
+    *_, last = (_seconds(contender, clock, 1) for _ in range(WARMUP_ROUNDS))
     if contender.prepare is not None:  # what is prepared serves one call only
-        return first, 1
-    return first, max(1, math.ceil(MIN_ROUND_SECONDS / max(others[-1] * contender.units, 1e-7)))
+        return 1
+    return max(1, math.ceil(MIN_ROUND_SECONDS / max(last * contender.units, 1e-7)))
 
 
 def _seconds(contender: Contender, clock: Clock, calls: int) -> float:

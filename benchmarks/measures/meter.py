@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,12 @@ class Timing:
     """Seconds of a piece of work.
 
     first_seconds: of the first call of all, which compiles kernels, allocates and fills caches. samples: one number for
-    each round after the warm-up.
+    each round after the warm-up. ran: op -> the backends that the first call took, where that was looked at.
     """
 
     first_seconds: float
     samples: list[float]
+    ran: dict[str, list[str]] = field(default_factory=dict)
 
     def per(self, units: int) -> Timing:
         """The same of one of the `units` that the work consists of."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,11 +12,11 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from ...mixers import Mixer, create_mixer
-from ...models import ModelConfig, parse_layout
+from ...models import ModelConfig, compile_totals, compiled, compiled_since, parse_layout
 from ..precision import Precision, autocast, resolve
-from ..training import Progress
+from ..training import Compile, Progress
 from .bars import Bar, attention_ratios
-from .base import Measure, Size, part_of
+from .base import Measure, Size, check_compiles, part_of
 from .contest import Contender, peaks_in_turn, row, time_in_turn
 
 MIXER, ATTENTION = "mixer", "attention"
@@ -28,6 +29,7 @@ class MixerSpeed(Measure):
     modes: `forward` without gradients, and `decode`, one token after a context of that length. lengths: tokens.
     d_head: of the attention that it is compared with, PyTorch's fused kernel alone, causal, with `d_model / d_head`
     heads and without projections. batch: sequences at once. rounds: of each. new_tokens: decoded in a round.
+    compile: `off`, or the mode of `torch.compile`, of the mixer alone; for `forward`.
     bars: of kind `attention`, the most that the ratio may be; they hold for mixers whose card says that their time is
     linear (or linear times a logarithm) in the length.
     """
@@ -41,10 +43,12 @@ class MixerSpeed(Measure):
     rounds: int = Field(default=7, ge=1)
     new_tokens: int = Field(default=16, ge=1)
     precision: Precision = "auto"
+    compile: Compile = False
     bars: tuple[Bar, ...] = ()
 
     @model_validator(mode="after")
     def _bars_fit(self) -> Self:
+        check_compiles(self.compile, self.modes)
         for bar in self.bars:
             if (bar.kind, bar.mode, bar.backend, bar.over) != ("attention", "forward", MIXER, ATTENTION):
                 needed = f"kind: attention, mode: forward, backend: {MIXER} and over: {ATTENTION}"
@@ -54,19 +58,23 @@ class MixerSpeed(Measure):
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> dict[str, Any]:
-        """See `Measure.run`; metrics are `mixer`, `rows`, `ratios` (see `attention_ratios`) and `state_bytes`.
+        """See `Measure.run`; metrics are `mixer`, `rows`, `ratios` (see `attention_ratios`) and `state_bytes`;
+        with `compile` also `compile_seconds`, which no sample holds, and `graph_breaks`.
 
         A row is the mixer or the attention (`backend`) in one mode at one length: `median`, `q1`, `q3` of seconds (of a
-        call, in mode decode of one token), `rounds`, `samples`, `first_call_seconds`, `units` (tokens that the seconds
-        are of), `batch`, `peak_bytes` and `method`. state_bytes: by length, where decoding is measured.
+        call, in mode decode of one token), `rounds`, `samples`, `first_call_seconds`, `ran` (op -> backends), `units`
+        (tokens that the seconds are of), `batch`, `peak_bytes` and `method`. state_bytes: by length,
+        where decoding is measured.
         """
         mixer = _first_mixer(config, seed, device)
+        call: Callable[..., Any] = compiled(mixer, self.compile, device) if self.compile else mixer
+        before = compile_totals() if self.compile else {}
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(self.batch, max(self.lengths), config.d_model, generator=generator).to(device)
         contenders, state_bytes = [], {}
         for length in self.lengths:
             if "forward" in self.modes:
-                contenders += [self._forward(mixer, x[:, :length]), self._attention(config.d_model, length, x)]
+                contenders += [self._forward(call, x[:, :length]), self._attention(config.d_model, length, x)]
             if "decode" in self.modes:
                 contender, size = self._decode(mixer, x[:, :length])
                 contenders.append(contender)
@@ -86,9 +94,10 @@ class MixerSpeed(Measure):
             "rows": rows,
             "ratios": attention_ratios(rows, bars),
             "state_bytes": state_bytes,
+            **(compiled_since(before) if self.compile else {}),
         }
 
-    def _forward(self, mixer: Mixer, x: torch.Tensor) -> Contender:
+    def _forward(self, mixer: Callable[..., Any], x: torch.Tensor) -> Contender:
         @torch.no_grad()
         def work(_: Any) -> object:
             with autocast(x.device, self.precision):

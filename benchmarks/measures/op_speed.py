@@ -89,11 +89,11 @@ class OpSpeed(Measure):
         """See `Measure.run`; metrics are `rows`, `ratios` (see `ratios`), `copy_bandwidth` and `table_bytes`.
 
         A row is one backend in one mode at one length: `median`, `q1`, `q3` of seconds (of a call, in mode decode of
-        a token), `rounds`, `samples`, `first_call_seconds`, `units` (tokens that the seconds are of), `batch`,
-        `peak_bytes` (allocated above what was there before the call: table and tokens; in mode decode, over all decoded
-        tokens) and `method`, `floor_bytes` (that have to be moved, see `counted_bytes` of the op's work) and
-        `floor_seconds` (at the bandwidth of a copy in this run). copy_bandwidth: bytes read and written a second;
-        `median`, `q1`, `q3`.
+        a token), `rounds`, `samples`, `first_call_seconds`, `ran` (op -> backends), `units` (tokens that the seconds
+        are of), `batch`, `peak_bytes` (allocated above what was there before the call: table and tokens; in mode
+        decode, over all decoded tokens) and `method`, `floor_bytes` (that have to be moved, see `counted_bytes` of the
+        op's work) and `floor_seconds` (at the bandwidth of a copy in this run). copy_bandwidth: bytes read and written
+        a second; `median`, `q1`, `q3`.
         Raises `ValueError` if the layout has no such mixer, or a backend cannot run on `device`.
         """
         _check_backends(WORKS[self.op].op, self.backends, device)

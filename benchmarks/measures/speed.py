@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from ...models import ModelConfig
-from ..training import Precision, Progress
-from .base import Measure, Size, single, split_grid
+from ...models import ModelConfig, compile_totals, compiled_since
+from ..training import Compile, Precision, Progress
+from .base import Measure, Size, check_compiles, single, split_grid
 from .meter import Timing, quartiles, time_rounds
 from .workload import Workload
 
@@ -24,6 +24,7 @@ class Speed(Measure):
     modes: `forward` (logits of every position), `train` (forward, backward, AdamW step), `prefill` (read a context and
     keep the state, logits at its end), `decode` (one token at a time after a context of that length). batch: sequences
     at once. rounds: at least so many; more while they fit in budget_seconds. new_tokens: decoded in a round.
+    compile: `off`, or the mode of `torch.compile`; for `forward` and `train`.
     """
 
     exclusive: ClassVar[bool] = True
@@ -35,6 +36,12 @@ class Speed(Measure):
     budget_seconds: float = Field(default=2.0, ge=0)
     new_tokens: int = Field(default=16, ge=1)
     precision: Precision = "auto"
+    compile: Compile = False
+
+    @model_validator(mode="after")
+    def _can_be_compiled(self) -> Self:
+        check_compiles(self.compile, self.modes)
+        return self
 
     def cases(self) -> list[Self]:
         return split_grid(self)
@@ -43,12 +50,15 @@ class Speed(Measure):
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> dict[str, Any]:
         """See `Measure.run`; metrics are `seconds` and `tokens_per_second` (`median`, `q1`, `q3`), `rounds`, `samples`
-        and `first_call_seconds`, of the call before the warm-up, which compiles and allocates.
+        and `first_call_seconds`, of the call before the warm-up, which compiles and allocates. With `compile` also
+        `compile_seconds`, which no sample holds, and `graph_breaks`.
 
         Seconds are of one call, in mode decode of one token of every sequence; samples are the seconds of each round.
         """
         mode, length = single(self.modes, "modes"), single(self.lengths, "lengths")
-        work = Workload(config, batch=self.batch, length=length, seed=seed, device=device, precision=self.precision)
+        sizes: dict[str, Any] = {"batch": self.batch, "length": length, "seed": seed, "device": device}
+        work = Workload(config, **sizes, precision=self.precision, compile=self.compile)
+        before = compile_totals() if self.compile else {}
         options: dict[str, Any] = {"rounds": self.rounds, "budget_seconds": self.budget_seconds, "progress": progress}
         if mode == "decode":
             timing = self._time_decoding(work, device, options)
@@ -62,6 +72,7 @@ class Speed(Measure):
             "rounds": len(timing.samples),
             "samples": timing.samples,
             "first_call_seconds": timing.first_seconds,
+            **(compiled_since(before) if self.compile else {}),
         }
 
     def _time_decoding(self, work: Workload, device: torch.device, options: dict[str, Any]) -> Timing:

@@ -5,10 +5,11 @@ from .curriculum import Draw, MixedTask, Phase
 from .evaluation import accuracy, batch_loss, scored_logits
 from .loop import Progress, train, train_or_load
 from .optimizers import make_optimizer, make_optimizers
-from .settings import Bar, TrainingSettings
+from .settings import Bar, Compile, TrainingSettings
 
 __all__ = [
     "Bar",
+    "Compile",
     "Draw",
     "MixedTask",
     "Phase",
