@@ -97,7 +97,7 @@ class _Session:
         from .timing import Stopwatch
 
         case = self.cases[i]
-        problem = problem_of(self.op, case.variant, case.width)
+        problem = problem_of(self.op, case.variant, case.size)
         assert problem is not None
         seconds: dict[str, dict[str, float]] = {}
 

@@ -77,6 +77,7 @@ class Examination:
         self.at_once = at_once or max(1, min(_MOST_CHILDREN, cores))
         self.threads = max(1, cores // self.at_once)
         self.interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+        self._all_cases = {name: self._plan(op) for name, op in self.ops.items()}
         self.planned = [(op, b, case) for op, b in self._backends("proven") for case in self._cases(op, b)]
 
     @property
@@ -116,9 +117,14 @@ class Examination:
         every = ((op, b) for op in self.ops.values() for b in op.backends.values())
         return [(op, b) for op, b in every if b.trust == trust and b.why_not(self.device) is None]
 
+    def _plan(self, op: Op) -> list[Case]:
+        """The cases of every backend of an op; of small heads only where kernels are interpreted."""
+        if not any(b.trust == "proven" and b.why_not(self.device) is None for b in op.backends.values()):
+            return []
+        return cases(op, self.dtypes, op.widths[:1] if self.interpreted else op.widths)
+
     def _cases(self, op: Op, backend: Backend) -> list[Case]:
-        widths = op.widths[:1] if self.interpreted else op.widths
-        return list(cases(op, backend, self.dtypes, widths))
+        return [case._replace(backend=backend.name) for case in self._all_cases[op.name]]
 
     def _prove_jobs(self) -> list[Job]:
         """The open cases of each backend, in as many parts as children may run."""

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from ..ops.problems import Inputs, Problem
 from ..ops.verdicts import LENGTHS
+from .cases import cast
 
 _ROUNDS_SECONDS = 0.05  # of calls behind one median
 _SLOWEST = {"cuda": 2.0, "cpu": 0.25}  # seconds; a length that would take longer is left out
@@ -95,13 +95,7 @@ class Stopwatch:
     def _inputs(self, tokens: int) -> Inputs:
         rows = max(1, min(_MOST_ROWS, _TOKENS.get(self.device.type, 0) // tokens))
         drawn = self.problem.inputs(rows, tokens, torch.Generator().manual_seed(0))
-        return {n: self._place(n, t) for n, t in drawn.items()}
-
-    def _place(self, name: str, t: Tensor) -> Tensor:
-        if not t.is_floating_point():
-            return t.to(self.device)
-        exact = name in self.problem.exact
-        return t.to(self.device, torch.promote_types(self.dtype, torch.float32) if exact else self.dtype)
+        return cast(self.problem, drawn, self.dtype, self.device)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -191,9 +191,9 @@ def test_a_backend_with_wrong_gradients_is_chosen_without_them_only() -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rounding_passes_and_an_error_of_two_percent_does_not(dtype: str, planted: ModuleType) -> None:
-    right = Proof(planted.OP, Case(NAME, "kernel", "right", dtype, 32), CPU, FULL)
+    right = Proof(planted.OP, Case(NAME, "kernel", "right", dtype, 32, 32), CPU, FULL)
     assert all(e.passed and e.error > 1e-5 for e in [*right.forward().values(), *right.backward().values()])
-    wrong = Proof(planted.OP, Case(NAME, "kernel", "wrong", dtype, 32), CPU, FULL)
+    wrong = Proof(planted.OP, Case(NAME, "kernel", "wrong", dtype, 32, 32), CPU, FULL)
     assert not any(e.passed for e in wrong.forward().values())
 
 
@@ -214,7 +214,7 @@ def test_the_portable_code_widens_the_limit_up_to_a_ceiling(
 
         monkeypatch.setitem(planted.OP._functions, "portable", wrong)
         monkeypatch.setattr(Trial, "_in_pieces", lambda self, x, backend: planted.sums(**x, state=None)[0])
-        return Proof(planted.OP, Case(NAME, "kernel", "right", "float32", 32), CPU, FULL).forward()["forward"]
+        return Proof(planted.OP, Case(NAME, "kernel", "right", "float32", 32, 32), CPU, FULL).forward()["forward"]
 
     assert limit(0).limit == 2e-5
     assert limit(1e-4).limit == pytest.approx(3e-4, rel=0.01)
@@ -243,7 +243,7 @@ for i in range(job["first"], len(job["cases"])):
 
 def run_fakes(monkeypatch: pytest.MonkeyPatch, *variants: str) -> list[tuple[str, str]]:
     monkeypatch.setattr(children, "COMMAND", (sys.executable, "-c", ANSWERING))
-    job = Job("fake", "prove", [Case("fake", "kernel", v, "float32", 32) for v in variants], {})
+    job = Job("fake", "prove", [Case("fake", "kernel", v, "float32", 32, 32) for v in variants], {})
     told: list[int] = []
     run_jobs([job], at_once=1, time_limit=5, environment={}, finished=lambda job, i: told.append(i))
     assert told == list(range(len(variants)))
@@ -277,7 +277,7 @@ def test_what_a_dead_child_started_is_ended_with_it(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_child_ends_with_its_parent(planted: ModuleType) -> None:
-    case = Case(NAME, "kernel", "sleeps", "float32", 32)
+    case = Case(NAME, "kernel", "sleeps", "float32", 32, 32)
     job = Job(NAME, "prove", [case], {"device": "cpu", "threads": 1, "sizes": vars(FULL), "lengths": []})
     child = subprocess.Popen(children.COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     assert child.stdin is not None and child.stdout is not None
