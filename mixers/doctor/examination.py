@@ -21,7 +21,7 @@ _MOST_CHILDREN = 8
 # What libraries tune while others use the device is not to be kept.
 _WHILE_PROVING = {"FLA_CACHE_RESULTS": "0", "TRITON_CACHE_AUTOTUNING": "0"}
 
-Listener = Callable[[int, int, str, "Verdict | None"], None]
+Listener = Callable[[str, int, int, Verdict], None]
 
 
 @dataclass
@@ -85,10 +85,10 @@ class Examination:
         """The cases of which nothing is known yet."""
         return [(op, case) for op, _, case in self.planned if self.again or self.known(op, case) is None]
 
-    def run(self, listen: Listener = lambda done, total, text, verdict: None) -> Diagnosis:
+    def run(self, listen: Listener = lambda *told: None) -> Diagnosis:
         """Prove what is open, time what is right and not timed, and keep it; returns all that is known.
 
-        listen: told how many cases of how many are done, what was just done, and the verdict on it.
+        listen: told the work (`prove`, `time`), how many cases of how many are done, and what is known of the last.
         """
         self._work("prove", self._prove_jobs(), listen)
         self._work("time", self._time_jobs(), listen)
@@ -177,7 +177,7 @@ class Examination:
             start = {"outcome": "right"} if before is None else before.model_dump()
             verdict = make_verdict(op, case, {**start, **job.fields[i]})
             verdicts.of(self.device).keep([verdict])
-            listen(done, total, f"{work} {case}", verdict)
+            listen(work, done, total, verdict)
 
         proving = work == "prove"
         environment = {"OMP_NUM_THREADS": str(self.threads), **(_WHILE_PROVING if proving else {})}
