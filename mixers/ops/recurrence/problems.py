@@ -38,7 +38,7 @@ def _problem(variant: str, width: int) -> Problem:
     def inputs(batch: int, time: int, generator: torch.Generator) -> Inputs:
         return _inputs(given, width, batch, time, generator)
 
-    def run(x: Inputs, state: Any, backend: str) -> tuple[Tensor, Any]:
+    def run(x: dict[str, Any], state: Any, backend: str) -> tuple[Tensor, Any]:
         x = dict(x)
         erase = (x.pop("read_to_erase"), x.pop("written_to_erase", None)) if "erase" in given else None
         normaliser = "normaliser" in given

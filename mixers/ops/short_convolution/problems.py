@@ -27,7 +27,7 @@ def _problem(variant: str, size: int) -> Problem:
         x = {"x": normal(batch, time, CHANNELS), "weight": normal(CHANNELS, size)}
         return x | {"bias": normal(CHANNELS)} if "bias" in variant else x
 
-    def run(x: Inputs, state: Any, backend: str) -> tuple[Tensor, Any]:
+    def run(x: dict[str, Any], state: Any, backend: str) -> tuple[Tensor, Any]:
         return short_convolution(**x, activation="silu" if "silu" in variant else None, state=state, backend=backend)
 
     fixed = ("weight", "bias") if "bias" in variant else ("weight",)
