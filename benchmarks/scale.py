@@ -6,7 +6,7 @@ Its numbers say nothing. It shows that a suite made for a machine that is not at
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -18,7 +18,7 @@ from .yamlfile import SuiteError
 
 D_MODEL, D_FF = 32, 64
 SHORTEST, LENGTH_STEP = (64, 128, 256, 512), 16
-MOST_SECONDS = 120.0
+MOST_SECONDS = 600.0
 
 LENGTHS, LOADS = ("length", "lengths"), ("load", "loads", "n_needles")
 # What every setting becomes at most, wherever it stands among the measures.
@@ -58,15 +58,10 @@ def _toy(suite: Suite, shortest: int) -> Suite:
     measures = data["measures"]
     lengths = {length: shortest + LENGTH_STEP * i for i, length in enumerate(_numbers(measures, LENGTHS))}
     loads = {load: 1 + i for i, load in enumerate(_numbers(measures, LOADS))}
-    rules: dict[str, Callable[[Any], Any]] = {
-        **{name: lambda value: _mapped(value, lengths) for name in LENGTHS},
-        **{name: lambda value: _mapped(value, loads) for name in LOADS},
-        **{name: lambda value, most=most: None if value is None else min(value, most) for name, most in _MOST.items()},
-        **{name: lambda value, new=new: new for name, new in _REPLACED.items()},
-    }
-    data["measures"] = [_scaled(measure, rules) for measure in measures]
-    sizes = {"preset": "nano", "d_model": D_MODEL, "d_ff": D_FF}
-    data["model"] |= {**sizes, "mixer_defaults": _small_options(suite, data["model"])}
+    sizes = {**dict.fromkeys(LENGTHS, lengths), **dict.fromkeys(LOADS, loads)}
+    data["measures"] = [_scaled(measure, sizes) for measure in measures]
+    widths = {"preset": "nano", "d_model": D_MODEL, "d_ff": D_FF}
+    data["model"] |= {**widths, "mixer_defaults": _small_options(suite, data["model"])}
     data |= {
         "name": f"{data['name']}-toy",
         "description": "Toy scale, its numbers say nothing. " + data["description"],
@@ -79,12 +74,22 @@ def _toy(suite: Suite, shortest: int) -> Suite:
     return parse_suite(yaml.safe_dump(data, sort_keys=False), f"{data['name']}.yaml")
 
 
-def _scaled(value: Any, rules: Mapping[str, Callable[[Any], Any]]) -> Any:
+def _scaled(value: Any, sizes: Mapping[str, Mapping[int, int]]) -> Any:
     if isinstance(value, list):
-        return [_scaled(item, rules) for item in value]
+        return [_scaled(item, sizes) for item in value]
     if isinstance(value, dict):
-        return {k: rules[k](v) if k in rules else _scaled(v, rules) for k, v in value.items()}
+        return {name: _setting(name, item, sizes) for name, item in value.items()}
     return value
+
+
+def _setting(name: str, value: Any, sizes: Mapping[str, Mapping[int, int]]) -> Any:
+    if name in _REPLACED:
+        return _REPLACED[name]
+    if name in sizes:
+        return _mapped(value, sizes[name])
+    if name in _MOST and value is not None:
+        return min(value, _MOST[name])
+    return _scaled(value, sizes)
 
 
 def _mapped(value: Any, sizes: Mapping[int, int]) -> Any:

@@ -124,6 +124,7 @@ class MixerSpeed(Measure):
 
     def _attention_work(self, mode: Mode, d_model: int, length: int, x: torch.Tensor) -> Work:
         heads = max(1, d_model // self.d_head)
+        # as the layer around it hands them over: a cast of its own would be timed with it
         shape, dtype = (self.batch, heads, length, self.d_head), getattr(torch, resolve(self.precision, x.device))
         q, k, v, d_y = (torch.randn(shape, device=x.device, dtype=dtype) for _ in range(4))
 
