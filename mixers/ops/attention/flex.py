@@ -58,7 +58,9 @@ def attention(
     if device.type == "cpu":  # it refuses what could need a gradient, even where none is recorded
         queries, keys, values = queries.detach(), keys.detach(), values.detach()
     queries, keys, values = (_widened(x.transpose(1, 2), device) for x in (queries, keys, values))
-    mask = None if time == 1 else causal_mask(time, key_time, window, device)  # one query sees all keys that are given
+    # one query sees all keys that are given; a compiled graph makes its masks, and would warn of a cache
+    make = causal_mask.__wrapped__ if torch.compiler.is_compiling() else causal_mask
+    mask = None if time == 1 else make(time, key_time, window, device)
     case = Case(
         dtype=values.dtype,
         heads=queries.shape[1],
