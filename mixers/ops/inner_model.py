@@ -59,6 +59,15 @@ def _gelu_tanh_derivative(x: Tensor) -> Tensor:
     return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh.square()) * slope
 
 
+def gelu_tanh_curvature(x: Tensor) -> Tensor:
+    """The second derivative of GELU in its tanh approximation."""
+    square = x.square()
+    tanh = (math.sqrt(2 / math.pi) * x * (1 + 0.044715 * square)).tanh()
+    slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * square)
+    bend = math.sqrt(2 / math.pi) * 6 * 0.044715 * x
+    return (1 - tanh.square()) * (slope + x * (bend / 2 - tanh * slope.square()))
+
+
 def _gelu_derivative(x: Tensor) -> Tensor:
     density = (-0.5 * x.square()).exp() / math.sqrt(2 * math.pi)
     return 0.5 * (1 + (x / math.sqrt(2)).erf()) + x * density
