@@ -61,11 +61,11 @@ def _gelu_tanh_derivative(x: Tensor) -> Tensor:
 
 def gelu_tanh_curvature(x: Tensor) -> Tensor:
     """The second derivative of GELU in its tanh approximation."""
+    factor, cubic = math.sqrt(2 / math.pi), 0.044715
     square = x.square()
-    tanh = (math.sqrt(2 / math.pi) * x * (1 + 0.044715 * square)).tanh()
-    slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * square)
-    bend = math.sqrt(2 / math.pi) * 6 * 0.044715 * x
-    return (1 - tanh.square()) * (slope + x * (bend / 2 - tanh * slope.square()))
+    tanh = (factor * x * (1 + cubic * square)).tanh()
+    slope = factor * (1 + 3 * cubic * square)
+    return (1 - tanh.square()) * (factor * (1 + 6 * cubic * square) - x * tanh * slope.square())
 
 
 def _gelu_derivative(x: Tensor) -> Tensor:

@@ -14,16 +14,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..inner_model import GELU_TANH, Layers, Source, Write, moved, read, writes, zeros
+from ..inner_model import GELU_TANH, Layers, Source, moved, read, writes, zeros
 from . import TTTState
 from .reference import EPSILON, start
 from .steps import steps
 
-GROUP_BYTES = 2**28
-"""What the starting weights of mini-batches that are worked on together may take; they are the larger part of what a
-mini-batch needs. In training, a longer call keeps the weights of each group's start alone and computes it again."""
+GROUP_BYTES = {"cpu": 2**24}
+"""What the starting weights of mini-batches that are worked on together may take on a device, elsewhere 2^28: on a CPU
+they had better fit its caches. In training, a longer call keeps the weights of each group's start alone, and computes
+the group again in the backward pass."""
 
 Norm = tuple[Tensor, Tensor]
 Inputs = tuple[Tensor, ...]
@@ -124,7 +126,8 @@ def _mini_batches(inputs: Inputs, norm: Norm, scale: Tensor, weights: Layers) ->
     """In groups of as many mini-batches as `GROUP_BYTES` allows. A model is one of one sequence and head."""
     batch, time, heads, _ = inputs[0].shape
     layers = [torch.cat(layer, dim=2).flatten(0, 1) for layer in weights]
-    together = max(16, GROUP_BYTES // sum(w.numel() * w.element_size() for w in layers)) * len(scale)
+    allowed = GROUP_BYTES.get(scale.device.type, 2**28)
+    together = max(16, allowed // sum(w.numel() * w.element_size() for w in layers)) * len(scale)
     outputs = []
     for first in range(0, time, together):
         group = tuple(x[:, first : first + together] for x in inputs)
@@ -162,11 +165,15 @@ def _group(
     weight, bias = (x.repeat(batch, 1).unsqueeze(1) for x in (norm_weight, norm_bias))
     stepped = step * weight
     offset = stepped * (bias - (v - k))
-    folded = torch.cat([k, torch.ones_like(k[..., :1])], dim=-1)
-    done = steps(layers, folded, stepped * weight, offset, -scale[-1])
-    starts = tuple((w[:, :, :-1], w[:, :, -1:]) for w in done.starts)
-    written = [Write(x[..., :-1], g) for x, g in zip(done.inputs, done.gradients)]
-    z = read(q, [Source(starts)], reading_factors(scale), written, GELU_TANH)
+    done = steps(layers, _folded(k), stepped * weight, offset, -scale[-1])
+    z, factors = q, reading_factors(scale)
+    for i, (begun, learned, gradients) in enumerate(zip(done.starts, done.inputs, done.gradients)):
+        x = _folded(GELU_TANH.function(z) if i else z)
+        z = x @ begun + (factors * (x @ learned.mT)) @ gradients
     output = q + normalise(z)[0] * weight + bias
     output = output.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)
     return output, *done.last
+
+
+def _folded(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 1), value=1.0)

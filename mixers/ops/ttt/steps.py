@@ -24,7 +24,7 @@ from torch import Tensor, autocast
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..inner_model import GELU_TANH, gelu_tanh_curvature
+from ..inner_model import gelu_tanh_curvature
 from .reference import EPSILON
 
 aten = torch.ops.aten
@@ -163,8 +163,9 @@ def _reversed(
 
 
 def _activation_data(scale: Tensor, output: Tensor, weight: Tensor, written: Tensor, given_inputs: Tensor) -> Any:
+    slope = aten.gelu_backward(torch.ones_like(output), output, approximate="tanh")
     bend = gelu_tanh_curvature(output) * (written @ weight.mT)
-    return GELU_TANH.derivative(output), bend, weight, written, scale * written, given_inputs[..., :-1]
+    return slope, bend, weight, written, scale * written, given_inputs[..., :-1]
 
 
 def _curvature(output: Tensor, slope: Tensor, offset: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
