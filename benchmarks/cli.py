@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -118,6 +118,9 @@ def run_command(
     minutes: Annotated[
         float | None, typer.Option(min=0.0, help="Stop after so long; the next start goes on where this one stopped.")
     ] = None,
+    scale: Annotated[
+        Literal["full", "toy"], typer.Option(help="toy: the same at tiny sizes, on any device, to see that it runs.")
+    ] = "full",
     estimate: Annotated[bool, typer.Option(help="Say before the start how long it takes, and how much memory.")] = True,
 ) -> None:
     """Run a suite; running it again with the same --out runs only what is missing."""
@@ -127,10 +130,14 @@ def run_command(
     from .progress import reporter_for
     from .runner import Limits, TimeIsUp, check_folder, execute
     from .runs import Run
+    from .scale import toy
     from .suite import load_suite
 
     cli_mixers.load_plugins()
     loaded, console = load_suite(suite), Console()
+    if scale == "toy":
+        loaded = toy(loaded)
+        os.environ.setdefault("TRITON_INTERPRET", "0" if device.startswith("cuda") else "1")
     resolved, settings = loaded.resolved(), loaded.settings
     kind = choose_device(device, settings.device)
     planner = Planner(loaded.select(only), kind)

@@ -16,6 +16,7 @@ _ALIKE = {
     "op_speed": {"backends", "rounds", "slow", "slow_rounds", "bars", "decode_chunks", "copy_bytes"},
     "overhead": {"rounds", "bars"},
     "mixer_speed": {"rounds", "bars", "new_tokens"},
+    "library_overhead": {"rounds", "most"},
 }
 _ALWAYS_ALIKE = {"model", "layout_line", "threads", "modes", "lengths"}
 _TASK = "task.task"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,21 +20,25 @@ from .contest import Contender, peaks_in_turn, row, time_in_turn
 
 MIXER, ATTENTION = "mixer", "attention"
 LINEAR = ("O(T)", "O(T log T)")
+Mode = Literal["forward", "train", "prefill", "decode"]
+Work = Callable[[Any], object]
+_ATTENTION_MODES = ("forward", "train", "prefill")
 
 
 class MixerSpeed(Measure):
     """Seconds of the first mixer of the layout, without a model around it, on random input of width d_model.
 
-    modes: `forward` without gradients, and `decode`, one token after a context of that length. lengths: tokens.
+    modes: `forward` without gradients, `train` (forward and backward), `prefill` (as forward, and the state after it),
+    and `decode`, one token after a context of that length. lengths: tokens.
     d_head: of the attention that it is compared with, PyTorch's fused kernel alone, causal, with `d_model / d_head`
     heads and without projections. batch: sequences at once. rounds: of each. new_tokens: decoded in a round.
-    bars: of kind `attention`, the most that the ratio may be; they hold for mixers whose card says that their time is
-    linear (or linear times a logarithm) in the length.
+    bars: of kind `attention` and mode `forward` or `train`, the most that the ratio may be; they hold for mixers whose
+    card says that their time is linear (or linear times a logarithm) in the length.
     """
 
     exclusive: ClassVar[bool] = True
     measure: Literal["mixer_speed"] = "mixer_speed"
-    modes: tuple[Literal["forward", "decode"], ...] = Field(default=("forward", "decode"), min_length=1)
+    modes: tuple[Mode, ...] = Field(default=("forward", "decode"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)
     d_head: int = Field(default=64, ge=1)
     batch: int = Field(default=1, ge=1)
@@ -45,8 +50,9 @@ class MixerSpeed(Measure):
     @model_validator(mode="after")
     def _bars_fit(self) -> Self:
         for bar in self.bars:
-            if (bar.kind, bar.mode, bar.backend, bar.over) != ("attention", "forward", MIXER, ATTENTION):
-                needed = f"kind: attention, mode: forward, backend: {MIXER} and over: {ATTENTION}"
+            fits = (bar.kind, bar.backend, bar.over) == ("attention", MIXER, ATTENTION)
+            if not fits or bar.mode not in ("forward", "train"):
+                needed = f"kind: attention, mode: forward or train, backend: {MIXER} and over: {ATTENTION}"
                 raise ValueError(f"a bar of mixer_speed has {needed}")
         return self
 
@@ -64,8 +70,12 @@ class MixerSpeed(Measure):
         x = torch.randn(self.batch, max(self.lengths), config.d_model, generator=generator).to(device)
         contenders, state_bytes = [], {}
         for length in self.lengths:
-            if "forward" in self.modes:
-                contenders += [self._forward(mixer, x[:, :length]), self._attention(config.d_model, length, x)]
+            for mode in self.modes:
+                if mode in _ATTENTION_MODES:
+                    work = self._mixer_work(mode, mixer, x[:, :length])
+                    attention = self._attention_work(mode, config.d_model, length, x)
+                    contenders.append(Contender(MIXER, mode, length, work))
+                    contenders.append(Contender(ATTENTION, mode, length, attention))
             if "decode" in self.modes:
                 contender, size = self._decode(mixer, x[:, :length])
                 contenders.append(contender)
@@ -87,24 +97,38 @@ class MixerSpeed(Measure):
             "state_bytes": state_bytes,
         }
 
-    def _forward(self, mixer: Mixer, x: torch.Tensor) -> Contender:
-        @torch.no_grad()
-        def work(_: Any) -> object:
+    def _mixer_work(self, mode: Mode, mixer: Mixer, x: torch.Tensor) -> Work:
+        d_y = torch.randn_like(x)
+
+        def train(_: Any) -> object:
+            leaf = x.detach().requires_grad_()
             with autocast(x.device, self.precision):
-                return mixer(x)[0]
+                y = mixer(leaf)[0]
+            return torch.autograd.grad(y, [leaf, *mixer.parameters()], d_y.to(y.dtype), allow_unused=True)
 
-        return Contender(MIXER, "forward", x.shape[1], work)
+        @torch.no_grad()
+        def read(_: Any) -> object:
+            with autocast(x.device, self.precision):
+                return mixer(x, None, mode == "prefill")
 
-    def _attention(self, d_model: int, length: int, x: torch.Tensor) -> Contender:
+        return train if mode == "train" else read
+
+    def _attention_work(self, mode: Mode, d_model: int, length: int, x: torch.Tensor) -> Work:
         heads = max(1, d_model // self.d_head)
-        q, k, v = (torch.randn(self.batch, heads, length, self.d_head, device=x.device) for _ in range(3))
+        shape, dtype = (self.batch, heads, length, self.d_head), getattr(torch, self.precision)
+        q, k, v, d_y = (torch.randn(shape, device=x.device, dtype=dtype) for _ in range(4))
+
+        def train(_: Any) -> object:
+            leaves = queries, keys, values = [t.detach().requires_grad_() for t in (q, k, v)]
+            return torch.autograd.grad(
+                F.scaled_dot_product_attention(queries, keys, values, is_causal=True), leaves, d_y
+            )
 
         @torch.no_grad()
-        def work(_: Any) -> object:
-            with autocast(x.device, self.precision):
-                return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        def read(_: Any) -> object:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-        return Contender(ATTENTION, "forward", length, work)
+        return train if mode == "train" else read
 
     def _decode(self, mixer: Mixer, x: torch.Tensor) -> tuple[Contender, int]:
         """The contender, and the bytes of the state after the context."""

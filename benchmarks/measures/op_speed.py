@@ -21,6 +21,7 @@ from .op_work import FwpkmWork
 Mode = Literal["forward", "train", "decode"]
 WORKS = {"fwpkm": FwpkmWork}  # another op needs a class with the methods of this one
 _COPY = "copy"
+_MEASURED_BY = {"overhead": "overhead", "attention": "mixer_speed", "library": "library_overhead"}
 
 
 class OpSpeed(Measure):
@@ -66,8 +67,8 @@ class OpSpeed(Measure):
 
     def _check_bar(self, bar: Bar) -> None:
         """Raise `ValueError` if no ratio of this measure would be held to the bar."""
-        if bar.kind in ("overhead", "attention"):
-            measure = {"overhead": "overhead", "attention": "mixer_speed"}[bar.kind]
+        if bar.kind in _MEASURED_BY:
+            measure = _MEASURED_BY[bar.kind]
             raise ValueError(f"a bar of kind {bar.kind!r} belongs to the measure {measure}")
         if bar.mode not in self.modes:
             raise ValueError(f"a bar is about mode {bar.mode!r}, which is not in modes {list(self.modes)}")
