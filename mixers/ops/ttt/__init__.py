@@ -82,8 +82,8 @@ def ttt(
     weights: for each layer its matrix `[heads, d_in, d_out]` and its bias `[heads, 1, d_out]`, with which a sequence
     starts; a `state`, from an earlier call, brings its own.
 
-    fla's kernels (0.6.0) are no backend: they read `z + LayerNorm(z)`, without the query, and weigh the gradients that a
-    token reads by its own step size, not by theirs.
+    fla's kernels (0.6.0) are no backend: they read `z + LayerNorm(z)`, without the query, and weigh the gradients that
+    a token reads by its own step size, not by theirs.
     Returns the output in the dtype of `values`, and the state (float32 at least) or None.
     Raises `ValueError` if sizes do not fit together.
     """

@@ -88,7 +88,7 @@ def _open(inputs: Inputs, norm: Norm, scale: Tensor, state: TTTState) -> tuple[T
     written = writes(state.weights, k, GELU_TANH, gradient)
     sources = [Source(state.weights)] + [Source(state.gathered, factors[first:last, :1])] * (first > 0)
     z = read(q, sources, factors[first:last, first:last], written, GELU_TANH)
-    output = (q + normalise(z)[0] * weight + bias).transpose(1, 2)
+    output = (q + normalised(z) * weight + bias).transpose(1, 2)
     position = state.position + q.shape[2]
     if last < len(scale):
         gathered = moved((Source(state.gathered),), torch.ones_like(factors[:1, :1]), written)
@@ -103,16 +103,16 @@ def reading_factors(scale: Tensor) -> Tensor:
     return -scale.unsqueeze(-1).expand(-1, len(scale)).tril()
 
 
-def normalise(z: Tensor) -> tuple[Tensor, Tensor]:
-    """LayerNorm without weight and bias over the last dimension; also returns 1 / standard deviation."""
-    centred = z - z.mean(-1, keepdim=True)
-    inverse = (centred.square().mean(-1, keepdim=True) + EPSILON).rsqrt()
-    return centred * inverse, inverse
+def normalised(z: Tensor) -> Tensor:
+    """LayerNorm without weight and bias over the last dimension."""
+    return F.layer_norm(z, z.shape[-1:], eps=EPSILON)
 
 
 def reconstruction_gradient(z: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Gradient at z of `1/2 ||LayerNorm(z) * weight + bias - target||^2`, in closed form and differentiable."""
-    normal, inverse = normalise(z)
+    centred = z - z.mean(-1, keepdim=True)
+    inverse = (centred.square().mean(-1, keepdim=True) + EPSILON).rsqrt()
+    normal = centred * inverse
     outer = (normal * weight + bias - target) * weight
     centred = outer - outer.mean(-1, keepdim=True)
     return (centred - normal * (outer * normal).mean(-1, keepdim=True)) * inverse
@@ -154,8 +154,7 @@ def _group(
     *layers: Tensor,
 ) -> tuple[Tensor, ...]:
     """Output `[batch, time, heads, d_head]`, and each layer's folded weights `[models, d_in + 1, d_out]` after it."""
-    batch, time, heads, d_head = queries.shape
-    size = len(scale)
+    batch, heads, size = len(queries), queries.shape[2], len(scale)
 
     def split(x: Tensor) -> Tensor:
         """`[batch, time, heads, features]` to `[mini-batches, models, tokens, features]`."""
@@ -170,7 +169,7 @@ def _group(
     for i, (begun, learned, gradients) in enumerate(zip(done.starts, done.inputs, done.gradients)):
         x = _folded(GELU_TANH.function(z) if i else z)
         z = x @ begun + (factors * (x @ learned.mT)) @ gradients
-    output = q + normalise(z)[0] * weight + bias
+    output = q + normalised(z) * weight + bias
     output = output.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)
     return output, *done.last
 

@@ -188,7 +188,9 @@ def _curvature(output: Tensor, slope: Tensor, offset: Tensor, gradients: Tensor)
     second = (square / width) * (mixed + (mean(sloped * normal) + along) / 2 * normal - sloped)
     second = second - (inverse / width) * gradients
     one = torch.ones_like(normal)
-    left, right = (torch.stack(x, -2).flatten(1, 2) for x in ((one, normal, first, second), (first, second, one, normal)))
+    left, right = (
+        torch.stack(x, -2).flatten(1, 2) for x in ((one, normal, first, second), (first, second, one, normal))
+    )
     return square * (slope - along), left.mT, right
 
 

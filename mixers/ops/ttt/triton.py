@@ -184,9 +184,7 @@ def _backward_kernel(
         b -= factor_last * tl.sum(learned, axis=0)[None, :]
         # back through the outputs
         similarity, factors = _reading(q, k, factor, token, PRECISION)
-        read, read_inverse = _normalise(
-            _dot(q, w, PRECISION) + b + _dot(factors, learned, PRECISION), real, d
-        )
+        read, read_inverse = _normalise(_dot(q, w, PRECISION) + b + _dot(factors, learned, PRECISION), real, d)
         d_z_read = _through_norm(gamma * d_out, read, read_inverse, real, d)
         d_factors = _dot(d_z_read, tl.trans(learned), PRECISION)
         d_similarity = tl.where(token[:, None] >= token[None, :], factor[:, None] * d_factors, 0.0)
@@ -277,9 +275,7 @@ class _MiniBatches(torch.autograd.Function):
         return *before, *sequences, *(x.sum(0) for x in norms), scale.sum((0, 1))
 
 
-def _mini_batches(
-    inputs: chunked.Inputs, norm: chunked.Norm, scale: Tensor, weights: Layers
-) -> tuple[Tensor, Layers]:
+def _mini_batches(inputs: chunked.Inputs, norm: chunked.Norm, scale: Tensor, weights: Layers) -> tuple[Tensor, Layers]:
     ((weight, bias),) = weights
     q, k, v, step_sizes = inputs
     sequences = (*(x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)), step_sizes)
