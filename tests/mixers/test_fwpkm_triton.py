@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,12 +55,15 @@ def test_it_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         fwpkm(*tensors, top_k=1, chunk_size=2, backend="triton")
 
 
+INTEGERS = ("ids", "token", "rows", "offsets", "index", "pairs")
+SIZES = re.compile("n|n_.*|heads|slots|d|time|carried|paired|.*_(memory|head|half|subkey|row|token|feature)")
+
+
 def types(kernel, constants: dict[str, object], dtype: str) -> dict[str, str]:
-    """What the kernel is called with: pointers to float or int64, int32 sizes, and constants."""
-    integers = dict.fromkeys(("ids", "order", "rows", "offsets", "index", "pairs"), "*i64")
-    floats = dict.fromkeys(("halves", "keys", "best", "total", "table", "weights", "out", "x"), f"*{dtype}")
-    known = {**integers, **floats, "sign": "fp32", **dict.fromkeys(constants, "constexpr")}
-    return {name: known.get(name, "i32") for name in kernel.arg_names}
+    """What the kernel is called with: pointers to int64 or float, int32 sizes and strides, and constants."""
+    known = {**dict.fromkeys(INTEGERS, "*i64"), **dict.fromkeys(constants, "constexpr")}
+    sizes = dict.fromkeys(filter(SIZES.fullmatch, kernel.arg_names), "i32")
+    return {name: (sizes | known).get(name, f"*{dtype}") for name in kernel.arg_names}
 
 
 @needs_package
@@ -78,17 +82,17 @@ def test_kernels_compile_for_hopper_and_fit(n_subkeys, top_k, d_v, dtype, tmp_pa
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    blocks = backend.row_constants(d_v, top_k)
-    read = dict(zip(("BLOCK_T", "BLOCK_J", "BLOCK_D"), blocks))
-    spread = dict(zip(("BLOCK_R", "BLOCK_A", "BLOCK_D"), backend.row_constants(d_v, 4)))
+    rows, steps = backend.row_constants(d_v, top_k), backend.step_constants(d_v)
     address = backend.address_constants(n_subkeys, top_k, 4 if dtype == "fp32" else 8)
     launch = {name: address.pop(name) for name in ("num_warps", "num_stages")}
     for kernel, constants, options in (
         (backend._address_kernel, {"TOP_K": top_k, "IDW": True, **address}, launch),
-        (backend._read_kernel, read, {}),
-        (backend._dot_kernel, read, {}),
-        (backend._spread_kernel, {"ADD": True, **spread}, {}),
-        (backend._spread_kernel, {"ADD": False, **spread}, {}),
+        (backend._read_kernel, rows, {}),
+        (backend._dot_kernel, rows, {}),
+        (backend._spread_kernel, steps, {}),
+        (backend._add_kernel, {"BOTH": True, **steps}, {}),
+        (backend._recall_kernel, {"KEEP_EARLY": True, **rows}, {}),
+        (backend._recall_backward_kernel, backend.backward_constants(d_v, top_k), {}),
     ):
         source = ASTSource(kernel, types(kernel, constants, dtype), constants)
         built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
