@@ -5,8 +5,11 @@
 
 import csv
 import os
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
+# what was proven on this machine must not decide what is tested
+os.environ["MIXERZOO_CACHE"] = tempfile.mkdtemp(prefix="mixerzoo-tests-")
 
 _compared: list[dict[str, object]] = []
 

@@ -3,20 +3,61 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import importlib
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
+
+from . import verdicts
+
+logger = logging.getLogger(__name__)
 
 _recorders: ContextVar[tuple[dict[str, set[str]], ...]] = ContextVar("recorders", default=())
 
+Trust = Literal["always", "proven", "never"]
+
+
+class Call(NamedTuple):
+    """What a backend is chosen by, beside the device.
+
+    dtype: of the values. width: the largest head size that the kernels see. tokens: of this call, per sequence; 1 is
+    decoding. gradient: whether a backward pass may follow. variant: which of the op's cases this is: the names of what
+    is given, joined by `+`.
+    """
+
+    dtype: torch.dtype
+    width: int
+    tokens: int
+    gradient: bool
+    variant: str = ""
+
+    @staticmethod
+    def of(values: Tensor, *others: Tensor | None, width: int, tokens: int, variant: str = "") -> Call:
+        """Of `values` and whatever `others` a gradient may be wanted of."""
+        gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (values, *others))
+        return Call(values.dtype, width, tokens, gradient, variant)
+
+    @property
+    def key(self) -> verdicts.Key:
+        return verdicts.Key(self.variant, str(self.dtype).removeprefix("torch."), verdicts.width_class(self.width))
+
 
 def _anywhere(device: torch.device) -> str | None:
+    return None
+
+
+def _anything(call: Call) -> str | None:
     return None
 
 
@@ -48,20 +89,44 @@ class Backend:
     target: `module:function`, relative to the op's package; imported on first use, so that
         nothing is chosen by import alone.
     why_not: None if it can run on a device, else the reason, for the error message.
-    automatic: whether `backend="auto"` may pick it: not a definition, nor what nobody has run on its device yet.
+    trust: whether `backend="auto"` may pick it: `always`; `proven`, where `mixerzoo doctor` has found it right and
+        fastest on this very machine; `never`, as a definition.
+    refuses: None if it can take a call, else the reason.
+    libraries: distributions that it calls; a verdict holds for one version of them.
     """
 
     name: str
     target: str
     why_not: Callable[[torch.device], str | None] = _anywhere
-    automatic: bool = True
+    trust: Trust = "always"
+    refuses: Callable[[Call], str | None] = _anything
+    libraries: tuple[str, ...] = ()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of its libraries; those that are not installed are missing."""
+        found = {}
+        for library in self.libraries:
+            with contextlib.suppress(PackageNotFoundError):
+                found[library] = version(library)
+        return found
+
+    def reason(self, device: torch.device, call: Call | None) -> str | None:
+        """Why it cannot run this call on this device; None if it can."""
+        return self.why_not(device) or (None if call is None else self.refuses(call))
 
 
 class Op:
-    """The backends of one op, fastest first. `package` is the `__name__` of the op's package."""
+    """The backends of one op; of those that are always trusted, the first that can run is what `auto` falls back to.
 
-    def __init__(self, package: str, *backends: Backend) -> None:
-        self.package = package
+    package: the `__name__` of the op's package. problems: `module:function` in it, which gives what `mixerzoo doctor`
+    proves backends on, see `Problem`; an op with a `proven` backend has them.
+    """
+
+    def __init__(self, package: str, *backends: Backend, problems: str | None = None) -> None:
+        if problems is None and any(b.trust == "proven" for b in backends):
+            raise ValueError(f"the op {package} has a backend that must be proven, but no problems to prove it on")
+        self.package, self.problems = package, problems
         self.name = package.rpartition(".")[2]
         self.backends = {b.name: b for b in backends}
         self._functions: dict[str, Callable[..., Any]] = {}
@@ -70,29 +135,97 @@ class Op:
         """Names of the backends that can run on `device`."""
         return [b.name for b in self.backends.values() if b.why_not(torch.device(device)) is None]
 
-    def select(self, backend: str, device: torch.device) -> Callable[..., Any]:
-        """The function behind `backend` (`auto`: the fastest that can run on `device`); the choice is recorded, except
-        by code that torch.compile has compiled.
+    def select(self, backend: str, device: torch.device, call: Call | None = None) -> Callable[..., Any]:
+        """The function behind `backend`; the choice is recorded, except by code that torch.compile has compiled.
 
+        `auto` is the fastest backend that is proven for such a call on this device; without a call, or a verdict, the
+        first that is always trusted.
         Raises `ValueError` for an unknown name, `RuntimeError` for one that cannot run here, each with what to do.
         """
         if backend == "auto":
-            chosen = next(b for b in self.backends.values() if b.automatic and b.why_not(device) is None)
+            chosen = self.backends[_automatic(self, device, call)]
         elif backend in self.backends:
             chosen = self.backends[backend]
+            reason = chosen.reason(device, call)
+            if reason is not None:
+                usable = ", ".join(b.name for b in self.backends.values() if b.reason(device, call) is None)
+                raise RuntimeError(f"backend {backend!r} of {self.name} cannot run: {reason}; here run auto, {usable}")
         else:
             raise ValueError(f"{self.name} has no backend {backend!r}; it has auto, {', '.join(self.backends)}")
-        reason = chosen.why_not(device)
-        if reason is not None:
-            usable = ", ".join(self.available(device))
-            raise RuntimeError(f"backend {backend!r} of {self.name} cannot run: {reason}; here run auto, {usable}")
         if not torch.compiler.is_compiling():  # a context variable would break the compiled graph in two
             for record in _recorders.get():
                 record.setdefault(self.name, set()).add(chosen.name)
-        if chosen.name not in self._functions:
-            module, _, function = chosen.target.partition(":")
-            self._functions[chosen.name] = getattr(importlib.import_module(f".{module}", self.package), function)
-        return self._functions[chosen.name]
+        return self.function(chosen.name)
+
+    def function(self, backend: str) -> Callable[..., Any]:
+        """What `backend` calls, imported now if it was not before."""
+        if backend not in self._functions:
+            self._functions[backend] = self._import(self.backends[backend].target)
+        return self._functions[backend]
+
+    def load_problems(self) -> Callable[[int], Any]:
+        """`problems(width)`, see `Problem`."""
+        if self.problems is None:
+            raise ValueError(f"the op {self.name} has no problems to prove a backend on")
+        return self._import(self.problems)
+
+    @functools.cached_property
+    def source(self) -> str:
+        """A hash of the package's Python files: what was proven of other code says nothing of this one."""
+        spec = importlib.util.find_spec(self.package)
+        folders = () if spec is None else spec.submodule_search_locations or ()
+        digest = hashlib.sha256()
+        for path in sorted(path for folder in folders for path in Path(folder).rglob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def _import(self, target: str) -> Callable[..., Any]:
+        module, _, function = target.partition(":")
+        return getattr(importlib.import_module(f".{module}", self.package), function)
+
+
+def _automatic(op: Op, device: torch.device, call: Call | None) -> str:
+    """The name of what `auto` stands for."""
+    usable = [b for b in op.backends.values() if b.trust == "always" and b.reason(device, call) is None]
+    if call is not None and any(b.trust == "proven" for b in op.backends.values()):
+        # the class of the length, not the length: a graph compiled for any length then serves a whole class
+        proven = _fastest(op, device, *call._replace(tokens=verdicts.LENGTHS[verdicts.length_class(call.tokens)]))
+        return proven or usable[0].name
+    return usable[0].name
+
+
+def _fastest(op: Op, device: torch.device, *call: Any) -> str | None:
+    """See `_look_up`; the parts of a call one by one, as constants of a compiled graph must be."""
+    return _look_up(op, device, Call(*call), verdicts.generation())
+
+
+# It looks into files; a compiled graph may keep what it found. `torch.compiler.assume_constant_result` says just this,
+# but imports the whole compiler.
+_fastest._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.lru_cache(maxsize=4096)
+def _look_up(op: Op, device: torch.device, call: Call, generation: int) -> str | None:
+    """The fastest backend for `call` among those that can run it and are trusted; None where nothing is known.
+
+    generation: of the verdicts, since what was looked up is kept.
+    """
+    usable = {b.name: b for b in op.backends.values() if b.trust != "never" and b.reason(device, call) is None}
+    if all(b.trust == "always" for b in usable.values()):
+        return None
+    known = verdicts.of(device).find(op.name, call.key)
+    mine = {
+        name: known[name] for name, b in usable.items() if name in known and known[name].holds(op.source, b.versions)
+    }
+    if device.type != "cpu" and any(b.trust == "proven" and name not in mine for name, b in usable.items()):
+        _hint(device)
+    right = [v for v in mine.values() if usable[v.backend].trust == "always" or v.trusted(call.gradient)]
+    return verdicts.fastest(right, call.tokens, call.gradient)
+
+
+@functools.cache
+def _hint(device: torch.device) -> None:
+    logger.warning("faster kernels may run on %s once `mixerzoo doctor` has proven them; using portable code", device)
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def test_where_it_may_run(interpret: str, device: str, runs: bool, monkeypatch: 
     monkeypatch.setenv("TRITON_INTERPRET", interpret)
     backend = OP.backends["triton"]
     assert (backend.why_not(torch.device(device)) is None) == runs
-    assert not backend.automatic  # until it has been run on a GPU
+    assert backend.trust != "always"  # until it has been run on a GPU
 
 
 def test_it_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

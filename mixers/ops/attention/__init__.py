@@ -17,9 +17,9 @@ def _needs_no_gradient_on_cpu(device: torch.device) -> str | None:
 OP = Op(
     __name__,
     Backend("sdpa", "sdpa:attention"),
-    Backend("flex", "flex:attention", _needs_no_gradient_on_cpu, automatic=False),
-    Backend("flash_attn", "flash_attn:attention", needs_cuda_package("flash_attn"), automatic=False),
-    Backend("reference", "reference:attention", automatic=False),
+    Backend("flex", "flex:attention", _needs_no_gradient_on_cpu, trust="never"),
+    Backend("flash_attn", "flash_attn:attention", needs_cuda_package("flash_attn"), trust="never"),
+    Backend("reference", "reference:attention", trust="never"),
 )
 
 __all__ = ["OP", "attention"]

@@ -11,7 +11,7 @@ from .selection import nearest_blocks
 OP = Op(
     __name__,
     Backend("blockwise", "blockwise:block_attention"),
-    Backend("reference", "reference:block_attention", automatic=False),
+    Backend("reference", "reference:block_attention", trust="never"),
 )
 
 __all__ = ["OP", "block_attention", "nearest_blocks"]

@@ -14,7 +14,7 @@ from ..dispatch import Backend, Op
 
 __all__ = ["OP", "FwmlpOptions", "FwmlpOutput", "FwmlpState", "Problem", "Solution", "Weights", "finish", "fwmlp"]
 
-OP = Op(__name__, Backend("chunked", "chunked:run"), Backend("reference", "reference:run", automatic=False))
+OP = Op(__name__, Backend("chunked", "chunked:run"), Backend("reference", "reference:run", trust="never"))
 
 Weights = tuple[Tensor, ...]
 """up `[d_hidden, d_k]`, its bias `[d_hidden]`, gate and bias of the same shapes, down `[d_v, d_hidden]`, bias `[d_v]`.

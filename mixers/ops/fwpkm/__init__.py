@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, autocast, compiler, float32, promote_types
 
 from ..chunks import Boundary, Tokens, check_options, described
-from ..dispatch import Backend, Op, needs_triton
+from ..dispatch import Backend, Call, Op, needs_triton
 from ..product_keys import Score
 from .problem import (
     FwpkmOptions,
@@ -26,9 +26,10 @@ __all__ = ["OP", "FwpkmOptions", "FwpkmOutput", "FwpkmState", "finish", "fwpkm"]
 
 OP = Op(
     __name__,
-    Backend("triton", "triton:run", needs_triton, automatic=False),
+    Backend("triton", "triton:run", needs_triton, trust="proven", libraries=("triton",)),
     Backend("compact", "compact:run"),
-    Backend("reference", "reference:run", automatic=False),
+    Backend("reference", "reference:run", trust="never"),
+    problems="problems:problems",
 )
 
 
@@ -201,7 +202,15 @@ def _check_state(state: FwpkmState, batch: int, keys: Tensor, values: Tensor, op
 
 
 def _solve(problem: Problem, backend: str) -> Solution:
-    run = OP.select(backend, problem.queries.device)
+    memory, tokens = problem.memory, (problem.queries, problem.targets, problem.gates)
+    call = Call.of(
+        memory.initial,
+        *(memory.keys, *tokens),
+        width=max(problem.queries.shape[3], memory.initial.shape[1]),
+        tokens=problem.end - problem.position,
+        variant=problem.options.key_objective,
+    )
+    run = OP.select(backend, problem.queries.device, call)
     with autocast(problem.queries.device.type, enabled=False):
         return run(problem)
 

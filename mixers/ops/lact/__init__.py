@@ -10,7 +10,7 @@ from torch import Tensor, autocast
 from ...state import StateValue
 from ..dispatch import Backend, Op
 
-OP = Op(__name__, Backend("chunked", "chunked:lact"), Backend("reference", "reference:lact", automatic=False))
+OP = Op(__name__, Backend("chunked", "chunked:lact"), Backend("reference", "reference:lact", trust="never"))
 
 __all__ = ["OP", "LactState", "Weights", "lact"]
 

@@ -10,7 +10,7 @@ from ..dispatch import Backend, Op
 OP = Op(
     __name__,
     Backend("chunked", "chunked:log_linear_attention"),
-    Backend("reference", "reference:log_linear_attention", automatic=False),
+    Backend("reference", "reference:log_linear_attention", trust="never"),
 )
 
 __all__ = ["OP", "log_linear_attention", "memories_held"]

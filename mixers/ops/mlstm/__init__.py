@@ -9,7 +9,7 @@ from ..dispatch import Backend, Op
 OP = Op(
     __name__,
     Backend("chunked", "chunked:mlstm"),
-    Backend("reference", "reference:mlstm", automatic=False),
+    Backend("reference", "reference:mlstm", trust="never"),
 )
 
 __all__ = ["OP", "mlstm"]

@@ -13,7 +13,7 @@ from ..dispatch import Backend, Op
 OP = Op(
     __name__,
     Backend("chunked", "chunked:path_attention"),
-    Backend("reference", "reference:path_attention", automatic=False),
+    Backend("reference", "reference:path_attention", trust="never"),
 )
 
 __all__ = ["OP", "PathCache", "path_attention"]

@@ -12,7 +12,7 @@ from ..product_keys import Score
 
 __all__ = ["OP", "PkmOutput", "Score", "pkm"]
 
-OP = Op(__name__, Backend("factored", "factored:pkm"), Backend("reference", "reference:pkm", automatic=False))
+OP = Op(__name__, Backend("factored", "factored:pkm"), Backend("reference", "reference:pkm", trust="never"))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from .inputs import Inputs, check
 OP = Op(
     __name__,
     Backend("chunked", "chunked:linear_recurrence"),
-    Backend("fla", "fla:linear_recurrence", needs_cuda_package("fla"), automatic=False),
-    Backend("reference", "reference:linear_recurrence", automatic=False),
+    Backend("fla", "fla:linear_recurrence", needs_cuda_package("fla"), trust="never"),
+    Backend("reference", "reference:linear_recurrence", trust="never"),
 )
 
 __all__ = ["OP", "linear_recurrence"]

@@ -13,7 +13,7 @@ from ..dispatch import Backend, Op
 OP = Op(
     __name__,
     Backend("chunked", "chunked:ridge_regression"),
-    Backend("reference", "reference:ridge_regression", automatic=False),
+    Backend("reference", "reference:ridge_regression", trust="never"),
 )
 
 __all__ = ["OP", "RidgeState", "Solver", "ridge_regression"]

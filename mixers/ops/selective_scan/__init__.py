@@ -10,7 +10,7 @@ from ..dispatch import Backend, Op
 OP = Op(
     __name__,
     Backend("chunked", "chunked:selective_scan"),
-    Backend("reference", "reference:selective_scan", automatic=False),
+    Backend("reference", "reference:selective_scan", trust="never"),
 )
 
 __all__ = ["OP", "selective_scan"]

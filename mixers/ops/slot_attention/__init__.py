@@ -10,7 +10,7 @@ from ..dispatch import Backend, Op
 OP = Op(
     __name__,
     Backend("chunked", "chunked:slot_attention"),
-    Backend("reference", "reference:slot_attention", automatic=False),
+    Backend("reference", "reference:slot_attention", trust="never"),
 )
 
 __all__ = ["OP", "slot_attention"]

@@ -10,7 +10,7 @@ from ..dispatch import Backend, Op
 OP = Op(
     __name__,
     Backend("blockwise", "blockwise:stick_breaking"),
-    Backend("reference", "reference:stick_breaking", automatic=False),
+    Backend("reference", "reference:stick_breaking", trust="never"),
 )
 
 __all__ = ["OP", "stick_breaking"]

@@ -11,7 +11,7 @@ from ...state import StateValue
 from ..dispatch import Backend, Op
 from ..inner_model import Layers, shapes
 
-OP = Op(__name__, Backend("chunked", "chunked:titans"), Backend("reference", "reference:titans", automatic=False))
+OP = Op(__name__, Backend("chunked", "chunked:titans"), Backend("reference", "reference:titans", trust="never"))
 
 __all__ = ["OP", "TitansState", "titans"]
 
