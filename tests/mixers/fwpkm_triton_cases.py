@@ -10,11 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from mixerzoo.mixers.ops.fwpkm import FwpkmOptions, fwpkm
+from mixerzoo.mixers.ops.fwpkm import triton as backend
 from mixerzoo.mixers.ops.fwpkm.addressing import address
 from mixerzoo.mixers.ops.fwpkm.primitives import TORCH, Accesses, Rows, Window
 from mixerzoo.mixers.ops.fwpkm.triton import TRITON
+from torch.utils._python_dispatch import _disable_current_modes
 
-from .fwpkm_problems import CONFIGURATIONS, check_against_definition, memories
+from .fwpkm_problems import CONFIGURATIONS, check_against_definition, memories, problem
+from .launches import Launches, per_chunk
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -52,6 +55,19 @@ def test_addresses_and_their_gradients(memories, heads, n, n_subkeys, d, top_k, 
 
 def test_addresses_in_float32():
     check_address(1, 1, 8, 512, 256, 8, "idw", torch.float32)
+
+
+def test_products_of_the_precision_that_torch_is_allowed(monkeypatch):
+    """Which one reaches the kernel; what it does there no interpreter shows, so the scores stay as they are."""
+    precisions, launch = [], backend._launch
+    monkeypatch.setattr(backend, "_launch", lambda *a, **c: (precisions.append(c["PRECISION"]), launch(*a, **c)))
+    arguments = draw(1, 1, 2, 5, 8, dtype=torch.float32), draw(1, 1, 2, 16, 8, dtype=torch.float32), 3, "idw"
+    exact = TRITON.address(*arguments)
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "product_precision", lambda dtype: "tf32")
+        rounded = TRITON.address(*arguments)
+    assert precisions == ["ieee", "tf32"]
+    torch.testing.assert_close(rounded[0], exact[0], rtol=2e-2, atol=2e-2)
 
 
 def test_equal_scores_give_distinct_places():
@@ -138,6 +154,32 @@ def test_a_table_that_is_no_whole_block_is_not_written_to():
 @given(CONFIGURATIONS)
 def test_any_configuration_equals_the_definition(configuration):
     check_against_definition("triton", configuration, DEVICE)
+
+
+@pytest.mark.parametrize(("gradients", "kernels", "aten"), [(False, 2, 0), (True, 5, 0)])
+def test_a_chunk_costs_few_launches(gradients, kernels, aten, monkeypatch):
+    names, launch, of_ours = [], backend._launch, {}
+
+    def uncounted(kernel, *arguments, **constants):
+        names.append(kernel)
+        with _disable_current_modes():  # the interpreter calls torch
+            launch(kernel, *arguments, **constants)
+
+    monkeypatch.setattr(backend, "_launch", uncounted)
+
+    def run(chunks):
+        inputs = [t.to(DEVICE).requires_grad_(gradients) for t in problem(batch=2, time=8 * chunks)]
+        names.clear()
+        with Launches() as launches, torch.set_grad_enabled(gradients):
+            output = fwpkm(*inputs, top_k=3, chunk_size=8, key_objective="none", backend="triton")
+            if gradients:
+                torch.autograd.grad(output.retrieved.sum(), inputs)
+        of_ours[chunks] = len(names)
+        return launches
+
+    launches, waits = per_chunk(run, 2)
+    assert (launches, waits) == (aten, 0)
+    assert (of_ours[4] - of_ours[2]) / 2 == kernels
 
 
 def test_a_call_repeats_itself_bit_by_bit():

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from ..chunks import Segment
 from .addressing import Addresses, address, entropy_gradient, key_gradient, recall_gradient
 from .plan import Layout, lay_out, make_plan
-from .primitives import TORCH, Kernels, Rows, Window
+from .primitives import TORCH, Kernels, Rows
 from .problem import Memory, Problem, Solution
 from .values import ValuePass, coefficients_of, rewrite
 
@@ -105,7 +105,9 @@ def _read_one_token(call: _Call) -> Solution:
     rows = memory.read(call.rows(found.slots).flatten()).unflatten(0, (len(call.gates), 1, -1))
     weights = found.weights.view(*rows.shape[:3])
     slots, shape = found.slots.view(weights.shape), (heads, -1)
-    return Solution((weights[..., None] * rows).sum(2), slots.unflatten(-1, shape), weights.unflatten(-1, shape), memory)
+    return Solution(
+        (weights[..., None] * rows).sum(2), slots.unflatten(-1, shape), weights.unflatten(-1, shape), memory
+    )
 
 
 def _address(call: _Call, queries: Tensor, keys: Tensor) -> Addresses:
@@ -117,7 +119,7 @@ def _address(call: _Call, queries: Tensor, keys: Tensor) -> Addresses:
 def _address_at_once(call: _Call, layout: Layout) -> _Found:
     """With keys that stay as they are; of long texts as many tokens at once as may have scores in memory."""
     keys = call.problem.memory.keys
-    memories, each, n, heads, _ = call.queries.shape
+    memories, each, _, heads, _ = call.queries.shape
     scores = _SCORES_IN_CACHE if keys.device.type == "cpu" else _SCORES_IN_MEMORY
     at_once = max(1, scores // (memories * each * heads * 2 * keys.shape[3]))
     found = [_address(call, queries, keys) for queries in call.queries.split(at_once, dim=2)]
@@ -195,9 +197,7 @@ class _Halves(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _rehearse(
-    call: _Call, memory: Memory, segment: Segment, rows: Tensor, weights: Tensor
-) -> tuple[Tensor, Memory]:
+def _rehearse(call: _Call, memory: Memory, segment: Segment, rows: Tensor, weights: Tensor) -> tuple[Tensor, Memory]:
     """Run one chunk's values ahead of the second pass, for keys that follow the memory loss.
 
     Returns the gradient of that loss, the mean over tokens and features, with respect to the weights `[T, J]`, and the

@@ -107,9 +107,7 @@ class Kernels:
     spread: Callable[[Accesses, Tensor, Tensor], Tensor]
     add: Callable[[Tensor, Accesses, Tensor, Tensor], None]
     recall: Callable[[Tensor, Accesses, Tensor, Window, Rows], Tensor]
-    recall_backward: Callable[
-        [Tensor, Accesses, Tensor, Window, Rows, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]
-    ]
+    recall_backward: Callable[[Tensor, Accesses, Tensor, Window, Rows, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     add_both: Callable[[Tensor, Tensor, Accesses, tuple[Tensor, Tensor], tuple[Tensor, Tensor]], None]
 
 

@@ -7,19 +7,24 @@ Bytes a kernel moves between the chip and its memory, for `N` tokens of `J = hea
 - `_address_kernel`, one program per tile of tokens and head, reads the queries once, `4 * N * heads * d_k`, and writes
   `36 * N * J` of sub-scores, sums and places. Every tile reads all sub-keys, `4 * n_subkeys * d_k`, from the L2 cache.
   The scores of a tile against one codebook live in registers, and the best are taken out one after the other; no
-  matrix of scores reaches memory. Products are of float32 precision.
-- `_read_kernel`, one program per token, reads `J` rows of the table: `N * (J * (4 * d_v + 12) + 4 * d_v)`.
-- `_dot_kernel` reads the same rows, and `x`: `N * (J * (4 * d_v + 12) + 4 * d_v)`.
-- `_spread_kernel`, one program per written row, reads `x` once per access, after the first time from the L2 cache, and
-  reads and writes each row once: `N * (J * 12 + 4 * d_v) + R * (8 * d_v + 16)`.
+  matrix of scores reaches memory. Sums are of float32, products as precise as torch's own of float32 matrices: TF32
+  only where its user allowed that. All else is float32 throughout; reading few rows has no use for tensor cores.
+- `_recall_kernel`, one program per token, reads `J` rows of the table and the target, and writes what was retrieved
+  and the error: `N * (J * (4 * d_v + 12) + 12 * d_v)`. `_read_kernel` and `_dot_kernel` read the same rows.
+- `_add_kernel`, one program per written row, reads the errors once per access, after the first time from the L2 cache,
+  and reads and writes each row once: `N * (J * 12 + 4 * d_v) + R * (8 * d_v + 16)`.
+- `_recall_backward_kernel`, one program per token, reads `J` rows of the table's gradient once for the gradients of
+  what was read and of the coefficients: `N * (J * (4 * d_v + 16) + 24 * d_v)`. Then `_add_kernel` undoes the update
+  and adds to the gradient of the same rows, and `_dot_kernel` has the gradient of the weights.
 
-The backward of addressing and the step of the keys use the last three kernels on codebooks in place of the table.
+So a chunk takes two launches forwards and three backwards, besides its key step and what clipping or decay add. The
+backward of addressing and the step of the keys use `_read_kernel`, `_dot_kernel` and `_spread_kernel` on codebooks in
+place of the table.
 
 No GPU has run this yet; the kernels compile for one, and tile sizes were chosen from registers and shared memory. To
-try on an H200: products in `tf32x3` instead of `ieee`; the two halves in programs of their own; more warps and fewer
-tokens a tile (512 sub-keys spill 256 bytes a thread); rows in pieces of 256 or 1,024 features; the backward's reading
-and inner products, which touch the same rows, in one kernel; rows with thousands of accesses, which one program adds up
-alone, in two stages; and one launch for all chunks' sorting, which is torch's.
+try on an H200: the two halves in programs of their own; more warps and fewer tokens a tile (512 sub-keys spill 256
+bytes a thread); rows in pieces of 256 or 1,024 features; rows with thousands of accesses, which one program adds up
+alone, in two stages.
 
 On a CPU the kernels run in Triton's interpreter, far too slow for anything but tests, and only if the environment
 variable TRITON_INTERPRET is 1 before triton is first imported. There and on a GPU they take float32 or float64.
@@ -54,7 +59,7 @@ def _launch(kernel: Any, grid: tuple[int, int], first: Tensor, /, *rest: Any, **
 @triton.jit
 def _score_tile(
     halves, keys, token, n, n_subkeys, d, stride_token, stride_subkey,
-    IDW: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    IDW: tl.constexpr, PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Scores `[BLOCK_T, BLOCK_S]` of a tile of tokens against a codebook; IDW: minus the squared distances."""
     subkey = tl.arange(0, BLOCK_S)
@@ -67,7 +72,7 @@ def _score_tile(
         query = tl.load(halves + token[:, None] * stride_token + feature[None, :], mask=query_mask, other=0.0)
         key_mask = (subkey[None, :] < n_subkeys) & (feature[:, None] < d)
         key = tl.load(keys + subkey[None, :] * stride_subkey + feature[:, None], mask=key_mask, other=0.0)
-        product = tl.dot(query, key, product, input_precision="ieee", out_dtype=halves.dtype.element_ty)
+        product = tl.dot(query, key, product, input_precision=PRECISION, out_dtype=halves.dtype.element_ty)
         if IDW:
             token_norm += tl.sum(query * query, axis=1)
             key_norm += tl.sum(key * key, axis=0)
@@ -96,11 +101,12 @@ def _take_best(scores, last, TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S
 @triton.jit
 def _best_subkeys(
     halves, keys, best, index, token, n, n_subkeys, d, stride_token, stride_subkey, TOP_K: tl.constexpr,
-    IDW: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+    IDW: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Score one half, store its best sub-scores and their places, and return the sub-scores."""
     scores = _score_tile(
-        halves, keys, token, n, n_subkeys, d, stride_token, stride_subkey, IDW, BLOCK_T, BLOCK_S, BLOCK_D
+        halves, keys, token, n, n_subkeys, d, stride_token, stride_subkey, IDW, PRECISION, BLOCK_T, BLOCK_S, BLOCK_D
     )
     values, places = _take_best(scores, n_subkeys - 1, TOP_K, BLOCK_T, BLOCK_S, BLOCK_K)
     rank = tl.arange(0, BLOCK_K)[None, :]
@@ -116,7 +122,7 @@ def _best_subkeys(
 def _address_kernel(
     halves, keys, best, index, total, pairs, n, n_subkeys, d, heads,
     half_memory, half_head, half_half, half_token, key_memory, key_head, key_half, key_subkey,
-    TOP_K: tl.constexpr, IDW: tl.constexpr,
+    TOP_K: tl.constexpr, IDW: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -129,11 +135,11 @@ def _address_kernel(
     index += codebook * 2 * n * TOP_K
     first = _best_subkeys(
         halves, keys, best, index,
-        token, n, n_subkeys, d, half_token, key_subkey, TOP_K, IDW, BLOCK_T, BLOCK_S, BLOCK_D, BLOCK_K,
+        token, n, n_subkeys, d, half_token, key_subkey, TOP_K, IDW, PRECISION, BLOCK_T, BLOCK_S, BLOCK_D, BLOCK_K,
     )  # fmt: skip
     second = _best_subkeys(
         halves + half_half, keys + key_half, best + n * TOP_K, index + n * TOP_K,
-        token, n, n_subkeys, d, half_token, key_subkey, TOP_K, IDW, BLOCK_T, BLOCK_S, BLOCK_D, BLOCK_K,
+        token, n, n_subkeys, d, half_token, key_subkey, TOP_K, IDW, PRECISION, BLOCK_T, BLOCK_S, BLOCK_D, BLOCK_K,
     )  # fmt: skip
     sums = tl.reshape(first[:, :, None] + second[:, None, :], [BLOCK_T, BLOCK_K * BLOCK_K])
     values, places = _take_best(sums, BLOCK_K * TOP_K - 1, TOP_K, BLOCK_T, BLOCK_K * BLOCK_K, BLOCK_K)
@@ -145,14 +151,50 @@ def _address_kernel(
     tl.store(pairs + place, places.to(tl.int64), mask=mask)
 
 
-def address_constants(n_subkeys: int, top_k: int, itemsize: int = 4) -> dict[str, int]:
-    """Tile sizes and launch options of `_address_kernel`: about 32 scores a thread, and two tiles of sub-keys that fit
-    into shared memory; one tile of float64, which is for checks only."""
+def address_constants(n_subkeys: int, top_k: int, itemsize: int, shared_memory: int) -> dict[str, int]:
+    """Tile sizes and launch options of `_address_kernel`: about 32 scores a thread, and of the features as many at a
+    time, if possible loaded ahead, as fit into the bytes of shared memory that a program may have.
+
+    Raises `RuntimeError` if nothing fits.
+    """
     subkeys, best = max(16, triton.next_power_of_2(n_subkeys)), max(2, triton.next_power_of_2(top_k))
     width = max(subkeys, best * best)
     tokens = min(64, max(16, 8192 // width))
-    sizes = {"BLOCK_T": tokens, "BLOCK_S": subkeys, "BLOCK_D": 16, "BLOCK_K": best}
-    return sizes | {"num_warps": min(16, max(4, tokens * width // 1024)), "num_stages": 3 if itemsize == 4 else 1}
+    warps = min(16, max(4, tokens * width // 1024))
+    for features, stages in ((16, 3), (16, 1), (8, 1)):
+        ahead = stages > 1 and itemsize > 4  # float64 is for checks only
+        if not ahead and address_shared_bytes(tokens, subkeys, features, stages, itemsize) <= shared_memory:
+            sizes = {"BLOCK_T": tokens, "BLOCK_S": subkeys, "BLOCK_D": features, "BLOCK_K": best}
+            return sizes | {"num_warps": warps, "num_stages": stages}
+    needed = address_shared_bytes(tokens, subkeys, 8, 1, itemsize)
+    raise RuntimeError(
+        f"the triton backend of fwpkm needs {needed} bytes of shared memory for {n_subkeys} sub-keys, and this device "
+        f"has {shared_memory}; use backend='compact'"
+    )
+
+
+def address_shared_bytes(tokens: int, subkeys: int, features: int, stages: int, itemsize: int) -> int:
+    """What a program takes at most: tiles of queries and sub-keys, one for each stage ahead, and 1 KB to reduce in."""
+    return max(1, stages - 1) * (tokens + subkeys) * features * itemsize + 1024
+
+
+@functools.lru_cache(maxsize=64)
+def _shared_memory(device: torch.device) -> int:
+    """The bytes that one program may have: 99 KB on consumer cards, 163 on an A100, 227 on an H100."""
+    if device.type != "cuda":
+        return 227 * 1024
+    # torch tells it from 2.7 on, and not for AMD
+    return triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
+
+
+def product_precision(dtype: torch.dtype) -> str:
+    """As torch multiplies matrices of this dtype on a GPU: `tf32` if its user allowed that for float32, else `ieee`."""
+    matmul = torch.backends.cuda.matmul
+    if dtype != torch.float32 or torch.version.hip:
+        return "ieee"
+    if hasattr(matmul, "fp32_precision"):  # torch 2.9 on; there asking for allow_tf32 may be an error
+        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if matmul.allow_tf32 else "ieee"
 
 
 def _address(halves: Tensor, keys: Tensor, top_k: int, score: Score) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -161,7 +203,7 @@ def _address(halves: Tensor, keys: Tensor, top_k: int, score: Score) -> tuple[Te
     best = halves.new_empty((memories, heads, 2, n, top_k))
     total = halves.new_empty((memories, heads, n, top_k))
     index, pairs = torch.empty_like(best, dtype=torch.long), torch.empty_like(total, dtype=torch.long)
-    constants = address_constants(keys.shape[3], top_k, halves.element_size())
+    constants = address_constants(keys.shape[3], top_k, halves.element_size(), _shared_memory(halves.device))
     grid = (triton.cdiv(n, constants["BLOCK_T"]), memories * heads)
     if n:
         _launch(
@@ -171,6 +213,7 @@ def _address(halves: Tensor, keys: Tensor, top_k: int, score: Score) -> tuple[Te
             *(*halves.stride()[:4], *keys.stride()[:4]),
             TOP_K=top_k,
             IDW=score == "idw",
+            PRECISION=product_precision(halves.dtype),
             **constants,
         )
     return best, index, total, pairs
@@ -219,7 +262,9 @@ def _dot_kernel(table, ids, x, out, n, slots, d, BLOCK_T: tl.constexpr, BLOCK_J:
 
 
 @triton.jit
-def _sums(x, weights, token, begin, end, feature, d, BLOCK_R: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_D: tl.constexpr):
+def _sums(
+    x, weights, token, begin, end, feature, d, BLOCK_R: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """The sums `[BLOCK_R, BLOCK_D]` of `weight * x[token]` over the sorted accesses `begin:end` of each row."""
     total = tl.zeros([BLOCK_R, BLOCK_D], x.dtype.element_ty)
     for start in range(0, tl.max(end - begin, axis=0), BLOCK_A):
@@ -293,7 +338,9 @@ def _recall_kernel(
     at = (token % time)[:, None]
     mask = (token[:, None] < n) & (feature[None, :] < d)
     tl.store(
-        retrieved + batch_row * retrieved_row + (at - carried) * d + feature[None, :], total, mask=mask & (at >= carried)
+        retrieved + batch_row * retrieved_row + (at - carried) * d + feature[None, :],
+        total,
+        mask=mask & (at >= carried),
     )
     if KEEP_EARLY:
         tl.store(early + batch_row * early_row + at * d + feature[None, :], total, mask=mask & (at < carried))
@@ -368,7 +415,9 @@ def _read(table: Tensor, accesses: Accesses, weights: Tensor) -> Tensor:
     out, constants = table.new_empty((n, d)), row_constants(d, slots)
     grid = (triton.cdiv(n, constants["BLOCK_T"]), triton.cdiv(d, constants["BLOCK_D"]))
     if n:
-        _launch(_read_kernel, grid, table.contiguous(), accesses.ids, weights.contiguous(), out, n, slots, d, **constants)
+        _launch(
+            _read_kernel, grid, table.contiguous(), accesses.ids, weights.contiguous(), out, n, slots, d, **constants
+        )
     return out
 
 

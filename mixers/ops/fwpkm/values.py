@@ -120,9 +120,7 @@ def _kept(counts: Tensor, options: FwpkmOptions, like: Tensor) -> Tensor:
     return torch.ones_like(like[:, :1]).masked_fill(counts[:, None] > 0, options.kept_share)
 
 
-def rewrite(
-    table: Tensor, accesses: Accesses, counts: Tensor, step: Tensor, options: FwpkmOptions
-) -> Tensor | None:
+def rewrite(table: Tensor, accesses: Accesses, counts: Tensor, step: Tensor, options: FwpkmOptions) -> Tensor | None:
     """Add a window's `step [R, d_v]` to the table. Returns the rows before it if they decayed: `_undo` needs them."""
     if options.longest_step is not None:
         step = step * _shortening(step, options.longest_step)
