@@ -30,7 +30,10 @@ _WIDE = 10_000  # columns of a console that breaks no line
 def doctor_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N for one of several GPUs.")] = "auto",
     mixers: Annotated[str, typer.Option(help="Only the ops of mixers that match this pattern.")] = "*",
-    dtype: Annotated[list[str] | None, typer.Option(help="Only float32, bfloat16 or float16; may be repeated.")] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(help="float32, bfloat16 or float16, may be repeated; default all, on a CPU float32."),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Prove what is known already.")] = False,
     every_width: Annotated[bool, typer.Option("--all", help="A row for every class of head sizes.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for an issue.")] = False,
@@ -49,7 +52,8 @@ def doctor_command(
     if not names:
         raise ValueError(f"no mixer matches {mixers!r}; `mixerzoo list` shows all")
     place = torch.device(choose_device(device))
-    examination = Examination(ops_of(names), place, dtypes=dtype or DTYPES, again=again, time_limit=time_limit)
+    usual = ("float32",) if place.type == "cpu" else DTYPES
+    examination = Examination(ops_of(names), place, dtypes=dtype or usual, again=again, time_limit=time_limit)
     diagnosis = examine(examination, Console(stderr=True))
     findings = summarise(diagnosis, every_width=every_width)
     if as_json:
