@@ -55,8 +55,8 @@ class _Session:
         torch.set_num_threads(job["threads"])
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
+        if self.device.index is not None and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # Triton launches on the current one, wherever the tensors are
         self.op = importlib.import_module(job["op"]).OP
         self.cases = [Case(*case) for case in job["cases"]]
         self.gradients: list[bool] = job["gradients"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ import torch
 from mixerzoo.mixers import list_mixers
 from mixerzoo.mixers.doctor import Case, Diagnosis, Examination, children, summarise
 from mixerzoo.mixers.doctor.cases import DTYPES, cases, key_of, ops_of, problem_of
+from mixerzoo.mixers.doctor.child import _Session
 from mixerzoo.mixers.doctor.children import Job, run_jobs
 from mixerzoo.mixers.doctor.proof import FULL, Proof, Trial, relative_error
 from mixerzoo.mixers.ops import verdicts
@@ -277,6 +279,35 @@ def test_what_a_dead_child_started_is_ended_with_it(monkeypatch: pytest.MonkeyPa
     assert run_fakes(monkeypatch, "leaves a child", "well")[0][0] == "crashed"
     orphan = int((tmp_path / "pid").read_text())
     assert not psutil.pid_exists(orphan) or psutil.Process(orphan).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(("device", "made_current"), [("cuda", []), ("cuda:1", [torch.device("cuda:1")])])
+def test_a_child_works_on_its_gpu_and_ends_when_that_is_spoiled(
+    planted: ModuleType, monkeypatch: pytest.MonkeyPatch, device: str, made_current: list[torch.device]
+) -> None:
+    told: list[dict[str, object]] = []
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(_Session, "_prove", lambda self, i: [("forward", "outcome", lambda: {"outcome": "right"})])
+    works = iter([True, False])
+    monkeypatch.setattr(_Session, "_device_works", lambda self: next(works))
+    job = Job(NAME, "prove", [Case(NAME, "kernel", "right", "float32", 32, 32)] * 3, {})
+    settings = {"device": device, "threads": 1, "sizes": FULL, "lengths": []}
+    with tf32_as_it_is():
+        _Session({**json.loads(job.to_json()), **settings}, lambda **message: told.append(message)).work()
+    assert current == made_current
+    assert [m["done"] for m in told if "done" in m] == [0, 1]  # the third is for another child
+
+
+@contextlib.contextmanager
+def tf32_as_it_is() -> Iterator[None]:
+    """What the child sets for its whole process is undone."""
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    assert not torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest"
+    torch.set_num_threads(before[0])
+    torch.set_float32_matmul_precision(before[1])
+    torch.backends.cudnn.allow_tf32 = before[2]
 
 
 def test_a_child_ends_with_its_parent(planted: ModuleType) -> None:
