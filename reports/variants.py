@@ -18,7 +18,7 @@ _ALIKE = {
     "mixer_speed": {"rounds", "bars", "new_tokens"},
     "library_overhead": {"rounds", "most"},
 }
-_ALWAYS_ALIKE = {"model", "layout_line", "threads", "modes", "lengths"}
+_ALWAYS_ALIKE = {"model", "layout_line", "threads", "tf32", "modes", "lengths"}  # TF32 follows from the precision
 _TASK = "task.task"
 _LONG = 40  # characters of a value
 _TRAINED = ("tuning", "training", "recall", "perplexity")  # what a model is trained for, and what is asked of it

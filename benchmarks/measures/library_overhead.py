@@ -18,7 +18,8 @@ from ...mixers.ops import library
 from ...mixers.ops.dispatch import Backend, Op
 from ...mixers.ops.problems import Inputs, Problem
 from ...models import ModelConfig, parse_layout
-from ..training import Precision, Progress
+from ..precision import Precision, resolve
+from ..training import Progress
 from .bars import Bar, library_ratios
 from .base import Measure, Size, part_of
 from .contest import Contender, peaks_in_turn, row, time_in_turn
@@ -44,7 +45,7 @@ class LibraryOverhead(Measure):
     batch: int = Field(default=1, ge=1)
     rounds: int = Field(default=15, ge=3)
     most: float | None = Field(default=None, gt=0)
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
 
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
@@ -66,18 +67,18 @@ class LibraryOverhead(Measure):
             names = ", ".join(op.name for op in ops)
             raise ValueError(f"no backend of {names} that can run on {device} calls a library's kernel")
         contenders = [contender for pair in pairs for contender in pair]
-        samples = time_in_turn(
+        timings = time_in_turn(
             contenders, device, rounds=self.rounds, slow_rounds=self.rounds, progress=part_of(progress, 0.0, 0.9)
         )
         peaks = peaks_in_turn(contenders, device, part_of(progress, 0.9, 1.0))
         rows = [
             row(c, own, batch=self.batch, units=self.batch * c.tokens, **peak)
-            for c, own, peak in zip(contenders, samples, peaks)
+            for c, own, peak in zip(contenders, timings, peaks)
         ]
         return {"rows": rows, "ratios": [r for i in range(0, len(rows), 2) for r in self._ratios(rows[i : i + 2])]}
 
     def _placed(self, problem: Problem, inputs: Inputs, device: torch.device) -> Inputs:
-        low = getattr(torch, self.precision)
+        low = getattr(torch, resolve(self.precision, device))
         return {name: t.to(device, torch.float32 if name in problem.exact else low) for name, t in inputs.items()}
 
     def _ratios(self, pair: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ class Card:
 def measure(monkeypatch, tmp_path, card=Card, **fields):
     monkeypatch.setattr(library_overhead, "mixer_card", lambda name: card)
     config = ModelConfig("identity", d_model=8, n_layers=1, vocab_size=8)
-    fields = {"lengths": (16,), "d_head": 8, "rounds": 3, **fields}
+    fields = {"lengths": (16,), "d_head": 8, "rounds": 3, "precision": "bfloat16", **fields}
     work = LibraryOverhead(**fields)
     return work.run(config, seed=0, device=torch.device("cpu"), folder=tmp_path, progress=lambda *_: None)
 
