@@ -81,7 +81,7 @@ def coefficients(step_sizes: Tensor, log_decay: Tensor, log_momentum: Tensor) ->
 
 def _whole_chunks(inputs: list[Tensor], state: TitansState, chunk_size: int) -> tuple[Tensor, TitansState]:
     """Whole chunks, one after the other but for their coefficients, and the state after them."""
-    q, k, v, *gates = (x.unflatten(2, (-1, chunk_size)).movedim(2, 0) for x in inputs)
+    q, k, v, *gates = (x.unflatten(2, (-1, chunk_size)).movedim(2, 0).contiguous() for x in inputs)
     c = coefficients(*gates)
     outputs = []
     for *tokens, own, end in zip(q, k, v, zip(*c), zip(*_ends(c))):

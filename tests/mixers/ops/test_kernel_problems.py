@@ -7,11 +7,19 @@ from typing import Any
 import pytest
 import torch
 from mixerzoo.mixers import create_mixer, list_mixers
-from mixerzoo.mixers.ops import recurrence, ridge_regression, scan, selective_scan, short_convolution, slot_attention
+from mixerzoo.mixers.ops import (
+    recurrence,
+    ridge_regression,
+    scan,
+    selective_scan,
+    short_convolution,
+    slot_attention,
+    ttt,
+)
 from mixerzoo.mixers.ops.dispatch import Call, Op
 from mixerzoo.mixers.registry import mixer_options
 
-OPS = [m.OP for m in (recurrence, ridge_regression, scan, selective_scan, short_convolution, slot_attention)]
+OPS = [m.OP for m in (recurrence, ridge_regression, scan, selective_scan, short_convolution, slot_attention, ttt)]
 PROBLEMS = [(op, problem) for op in OPS for problem in op.load_problems()(16)]
 
 
