@@ -124,7 +124,7 @@ def test_check_prints_every_result_and_fails_with_code_1(mixerzoo, monkeypatch):
         (["check", "fwpkm", "--all"], "name one mixer, or give --all"),
         (["check", "linear_attention", "--only", "one"], "--only takes numbers of checks"),
         (["run", "quik"], "did you mean quick"),
-        (["run", "smoke", "--device", "gpu"], "unknown device 'gpu'; give auto, cpu or cuda"),
+        (["run", "smoke", "--device", "gpu"], "unknown device 'gpu'; give auto, cpu, cuda, or cuda:N"),
         (["run", "smoke", "--only", "nothing*"], "--only 'nothing*' matches nothing; layouts are"),
         (["run", "{folder}/broken.yaml"], "broken.yaml:1: layouts: is missing"),
         (["run", "{suite}", "--out", "{folder}"], "is not empty and holds no run"),
