@@ -170,7 +170,12 @@ def _attend(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, causal: bool = False
 ) -> Tensor:
     """PyTorch's attention over `[batch, heads, time, d_head]`: every call of it is here."""
-    how = {"attn_mask": mask, "is_causal": causal, "scale": scale, "enable_gqa": queries.shape[1] != keys.shape[1]}
+    how: dict[str, Any] = {
+        "attn_mask": mask,
+        "is_causal": causal,
+        "scale": scale,
+        "enable_gqa": queries.shape[1] != keys.shape[1],
+    }
     # without the causal flag there is a cache or a mask: lengths change from call to call
     with _AS_IT_IS if causal or not on_cuda(queries.device) else without_cudnn():
         if recording():
