@@ -1,7 +1,7 @@
 """What the backends of attention are proven on: every case twice, with as many key heads as query heads and with fewer.
 
-Before the tokens of a cached case stand `PAST` others, the same ones in all rows, as in decoding. What it has read is its
-state. Nothing continues the other cases: it would be a cached one, which not every backend takes.
+Before the tokens of a cached case stand `PAST` others, the same ones in all rows, as in decoding. What it has read is
+its state. Nothing continues the other cases: it would be a cached one, which not every backend takes.
 """
 
 from __future__ import annotations
