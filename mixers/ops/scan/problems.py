@@ -12,10 +12,14 @@ from . import linear_scan
 from .fla import POSITIVE
 
 CHANNELS = 1024
+LEAST_CLASS = 16  # of widths
 
 
 def problems(width: int) -> list[Problem]:
-    """Decays from hardly any to nearly all, over some thousand channels, whatever the width: scans know no heads."""
+    """Decays from hardly any to nearly all, over some thousand channels. Scans know no heads: their calls are of width
+    1, and the larger classes of widths have no problems."""
+    if width > LEAST_CLASS:
+        return []
 
     def inputs(batch: int, time: int, generator: torch.Generator) -> Inputs:
         def normal() -> Tensor:
@@ -23,7 +27,7 @@ def problems(width: int) -> list[Problem]:
 
         return {"decay": (3 * normal() + 2).sigmoid(), "writes": normal()}
 
-    def run(x: Inputs, state: Any, backend: str) -> tuple[Tensor, Any]:
+    def run(x: dict[str, Any], state: Any, backend: str) -> tuple[Tensor, Any]:
         return linear_scan(**x, positive=True, state=state, return_state=True, backend=backend)
 
     return [Problem(POSITIVE, inputs, run, exact=("decay", "writes"))]

@@ -42,6 +42,19 @@ def test_the_recurrence_and_its_gradients(kind, decay, write):
     assert_close(*found, 4e-3 if low else 2e-5)
 
 
+def test_a_floor_for_decays_changes_nothing_but_the_kernel():
+    given = problem("channel", "erase", 66, batch=1, heads=1, q_heads=1, k_heads=1, d_k=11, d_v=13, dtype=torch.float32)
+    given["log_decay"] = (-0.6 * given["log_decay"].detach().sigmoid()).requires_grad_()
+    inputs = Inputs(**{name: given.get(name) for name in Inputs._fields[:-1]}, decay_floor=-0.6)
+    found = []
+    for output, state in (
+        fla.linear_recurrence(inputs, 0.3, 64, given["state"], True),
+        linear_recurrence(**given, decay_floor=-0.6, scale=0.3, return_state=True),
+    ):
+        found.append((output, state, *torch.autograd.grad(output.sin().sum() + state.sin().sum(), leaves(given))))
+    assert_close(*found, 1e-4)  # it divides by products of decays
+
+
 def agrees(run, leaves, limit, gradient):
     """Backend `fla` and the portable one give the same outputs, states and gradients; run: `run(backend)`."""
     found = []

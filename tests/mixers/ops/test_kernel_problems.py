@@ -56,6 +56,10 @@ def tensors(state: Any) -> list[torch.Tensor]:
     return list(state) if isinstance(state, tuple) else list(vars(state).values())
 
 
+def test_ops_without_heads_are_proven_once():
+    assert [len(op.load_problems()(32)) for op in (scan.OP, short_convolution.OP)] == [0, 0]
+
+
 def test_every_case_that_mixers_make_of_the_ops_has_a_problem(calls):
     """But for those that all library kernels refuse."""
     for family in ("delta", "linear", "memory", "state space"):
