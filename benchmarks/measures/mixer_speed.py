@@ -129,8 +129,9 @@ class MixerSpeed(Measure):
         q, k, v, d_y = (torch.randn(shape, device=x.device, dtype=dtype) for _ in range(4))
 
         def train(_: Any) -> object:
-            leaves = [t.detach().requires_grad_() for t in (q, k, v)]
-            return torch.autograd.grad(F.scaled_dot_product_attention(*leaves, is_causal=True), leaves, d_y)
+            queries, keys, values = (t.detach().requires_grad_() for t in (q, k, v))
+            y = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+            return torch.autograd.grad(y, [queries, keys, values], d_y)
 
         @torch.no_grad()
         def read(_: Any) -> object:
