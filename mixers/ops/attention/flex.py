@@ -87,7 +87,7 @@ def attention(
     )
     if sinks is not None:  # the share of a softmax that does not go to the sink
         y, log_sum = y[0], getattr(y[1], "lse", y[1])
-        y = y * (log_sum - sinks[:, None]).sigmoid().unsqueeze(-1).to(y.dtype)
+        y = (y * (log_sum - sinks[:, None]).sigmoid().unsqueeze(-1)).to(y.dtype)
     return y[..., :d_value].transpose(1, 2)
 
 

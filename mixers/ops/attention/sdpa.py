@@ -178,7 +178,7 @@ def _attend(
     }
     # without the causal flag there is a cache or a mask: lengths change from call to call
     with _AS_IT_IS if causal or not on_cuda(queries.device) else without_cudnn():
-        if recording():
+        if recording() and queries.device.type in ("cpu", "cuda"):  # others may have no choice to tell
             record_kernel("attention", "sdpa", KERNELS[torch._fused_sdp_choice(queries, keys, values, **how)])
         return F.scaled_dot_product_attention(queries, keys, values, **how)
 
