@@ -28,6 +28,14 @@ _recorders: ContextVar[tuple[dict[str, set[str]], ...]] = ContextVar("recorders"
 Trust = Literal["always", "proven", "never"]
 
 
+class CannotRunError(RuntimeError):
+    """A backend that was asked for by name cannot run here, or not this call. reason: of the backend, in its words."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class Call(NamedTuple):
     """What a backend is chosen by, beside the device.
 
@@ -120,13 +128,20 @@ class Op:
     """The backends of one op; of those that are always trusted, the first that can run is what `auto` falls back to.
 
     package: the `__name__` of the op's package. problems: `module:function` in it, which gives what `mixerzoo doctor`
-    proves backends on, see `Problem`; an op with a `proven` backend has them.
+    proves backends on, see `Problem`; an op with a `proven` backend has them. widths: the classes that it proves. The
+    package calls the op `OP`.
     """
 
-    def __init__(self, package: str, *backends: Backend, problems: str | None = None) -> None:
+    def __init__(
+        self,
+        package: str,
+        *backends: Backend,
+        problems: str | None = None,
+        widths: tuple[int, ...] = (32, 64, 128, 256),
+    ) -> None:
         if problems is None and any(b.trust == "proven" for b in backends):
             raise ValueError(f"the op {package} has a backend that must be proven, but no problems to prove it on")
-        self.package, self.problems = package, problems
+        self.package, self.problems, self.widths = package, problems, widths
         self.name = package.rpartition(".")[2]
         self.backends = {b.name: b for b in backends}
         self._functions: dict[str, Callable[..., Any]] = {}
@@ -140,7 +155,8 @@ class Op:
 
         `auto` is the fastest backend that is proven for such a call on this device; without a call, or a verdict, the
         first that is always trusted.
-        Raises `ValueError` for an unknown name, `RuntimeError` for one that cannot run here, each with what to do.
+        Raises `ValueError` for an unknown name, `CannotRunError` (a `RuntimeError`) for one that cannot run here, each
+        with what to do.
         """
         if backend == "auto":
             chosen = self.backends[_automatic(self, device, call)]
@@ -149,7 +165,8 @@ class Op:
             reason = chosen.reason(device, call)
             if reason is not None:
                 usable = ", ".join(b.name for b in self.backends.values() if b.reason(device, call) is None)
-                raise RuntimeError(f"backend {backend!r} of {self.name} cannot run: {reason}; here run auto, {usable}")
+                message = f"backend {backend!r} of {self.name} cannot run: {reason}; here run auto, {usable}"
+                raise CannotRunError(message, reason)
         else:
             raise ValueError(f"{self.name} has no backend {backend!r}; it has auto, {', '.join(self.backends)}")
         if not torch.compiler.is_compiling():  # a context variable would break the compiled graph in two
@@ -171,11 +188,14 @@ class Op:
 
     @functools.cached_property
     def source(self) -> str:
-        """A hash of the package's Python files: what was proven of other code says nothing of this one."""
+        """A hash of the package's Python files, and of those beside it, which ops share: what was proven of other code
+        says nothing of this one."""
         spec = importlib.util.find_spec(self.package)
         folders = () if spec is None else spec.submodule_search_locations or ()
+        own = [path for folder in folders for path in Path(folder).rglob("*.py")]
+        shared = [path for folder in folders for path in Path(folder).parent.glob("*.py")]
         digest = hashlib.sha256()
-        for path in sorted(path for folder in folders for path in Path(folder).rglob("*.py")):
+        for path in sorted([*own, *shared]):
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()[:16]
 

@@ -50,7 +50,7 @@ def length_class(tokens: int) -> str:
 class Error(BaseModel):
     """A relative error and the largest that passes."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     error: float
     limit: float

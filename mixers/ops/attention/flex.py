@@ -58,12 +58,22 @@ def attention(
     if device.type == "cpu":  # it refuses what could need a gradient, even where none is recorded
         queries, keys, values = queries.detach(), keys.detach(), values.detach()
     queries, keys, values = (_widened(x.transpose(1, 2), device) for x in (queries, keys, values))
-    mask = None if time == 1 else causal_mask(time, key_time, window, device)  # one query sees all keys that are given
+    # one query sees all keys that are given; a compiled graph makes its masks, and would warn of a cache
+    make = causal_mask.__wrapped__ if torch.compiler.is_compiling() else causal_mask
+    mask = None if time == 1 else make(time, key_time, window, device)
     case = Case(
-        values.dtype,
-        *(queries.shape[1], keys.shape[1], queries.shape[3], values.shape[3]),
-        *(len(queries) == 1, key_time > time, mask is not None, window is not None),
-        *(sinks is not None, log_forget is not None, torch.is_grad_enabled()),
+        dtype=values.dtype,
+        heads=queries.shape[1],
+        kv_heads=keys.shape[1],
+        d_head=queries.shape[3],
+        d_value=values.shape[3],
+        one_sequence=len(queries) == 1,
+        cached=key_time > time,
+        masked=mask is not None,
+        window=window is not None,
+        sinks=sinks is not None,
+        forgetting=log_forget is not None,
+        gradient=torch.is_grad_enabled(),
     )
     y = _kernel(device, case)(
         queries,

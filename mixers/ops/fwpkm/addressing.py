@@ -79,7 +79,7 @@ class _Scores(torch.autograd.Function):
         best, index, total, pairs = kernels.address(halves, keys, top_k, score)
         sizes, n_subkeys = index.shape[:3], keys.shape[3]
         books = torch.arange(sizes.numel(), device=index.device).view(*sizes, 1, 1)
-        codes = Accesses((books * n_subkeys + index).flatten(0, -2), sizes.numel() * n_subkeys)
+        codes = Accesses.to((books * n_subkeys + index).flatten(0, -2), sizes.numel() * n_subkeys)
         ctx.save_for_backward(halves, keys, best, pairs)
         ctx.codes, ctx.score, ctx.kernels = codes, score, kernels
         ctx.mark_non_differentiable(index, pairs)
@@ -95,7 +95,7 @@ class _Scores(torch.autograd.Function):
             grad_scores = grad_scores + _onto_halves(d_total, pairs)
         if ctx.score == "idw":
             grad_scores = _per_distance(grad_scores, best)
-        d_halves = ctx.kernels.read(keys.flatten(0, 3), ctx.codes.ids, grad_scores.flatten(0, -2)).view(halves.shape)
+        d_halves = ctx.kernels.read(keys.flatten(0, 3), ctx.codes, grad_scores).view(halves.shape)
         if ctx.score == "idw":
             d_halves -= grad_scores.sum(-1, keepdim=True) * halves
         return (
@@ -127,7 +127,7 @@ def _grad_keys(
 
     Also, for `idw`, the sums of grad_scores alone, `[sub-keys, 1]`.
     """
-    grad_keys = kernels.spread(codes, halves.reshape(-1, halves.shape[-1]), grad_scores.flatten(0, -2))
+    grad_keys = kernels.spread(codes, halves.reshape(-1, halves.shape[-1]), codes.sort(grad_scores))
     total = None
     if score == "idw":
         total = _sums(codes, grad_scores, kernels)
@@ -137,8 +137,7 @@ def _grad_keys(
 
 def _sums(codes: Accesses, weights: Tensor, kernels: Kernels) -> Tensor:
     """The sum of the accesses' weights for each sub-key, `[sub-keys, 1]`."""
-    weights = weights.flatten(0, -2)
-    return kernels.spread(codes, weights.new_ones((len(weights), 1)), weights)
+    return kernels.spread(codes, weights.new_ones((len(codes.ids), 1)), codes.sort(weights))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -217,11 +216,11 @@ class _KeyGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_gradient: Tensor) -> tuple[Any, ...]:
         grad_scores, halves, keys, total = ctx.saved_tensors
-        ids, rows = ctx.codes.ids, d_gradient.flatten(0, 3).contiguous()
-        d_grad_scores = ctx.kernels.gather_dot(rows, ids, halves.reshape(len(ids), -1))
-        d_halves = ctx.kernels.read(rows, ids, grad_scores.flatten(0, -2)).view(halves.shape)
+        codes, rows = ctx.codes, d_gradient.flatten(0, 3).contiguous()
+        d_grad_scores = ctx.kernels.gather_dot(rows, codes, halves.reshape(len(codes.ids), -1))
+        d_halves = ctx.kernels.read(rows, codes, grad_scores).view(halves.shape)
         d_keys = None
         if total is not None:
-            d_grad_scores = d_grad_scores - (rows * keys.flatten(0, 3)).sum(-1)[ids]
+            d_grad_scores = d_grad_scores - (rows * keys.flatten(0, 3)).sum(-1)[codes.ids]
             d_keys = (-total * rows).view(keys.shape)
         return d_grad_scores.view(grad_scores.shape), d_halves, d_keys, None, None, None
