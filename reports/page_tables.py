@@ -20,7 +20,8 @@ from .taught_tables import taught_tables
 def page_tables(run: RunData) -> list[Table]:
     """The tables of the page, in its order."""
     measured = (_speed_tables, _memory_tables, _state_tables, _ratio_tables, _op_speed_tables, _perplexity_tables)
-    makers = (taught_tables, recall_tables, *measured, _training_tables, _model_tables, _backend_tables)
+    about = (_training_tables, _model_tables, _backend_tables, _doctor_tables)
+    makers = (taught_tables, recall_tables, *measured, *about)
     return [table for make in makers for table in make(run)]
 
 
@@ -216,3 +217,33 @@ def _backend_tables(run: RunData) -> Iterator[Table]:
         note = "The implementation behind every number."
         columns = ["Layout", "Op", "Backend", "Device", "Measures"]
         yield Table("backends", "models", "What ran", columns, rows, note, text_columns=5)
+
+
+def _doctor_tables(run: RunData) -> Iterator[Table]:
+    """What `mixerzoo doctor` found out where the run was made."""
+    found = run.environment.get("doctor") or {}
+    rows = [
+        [
+            r["op"],
+            r["backend"],
+            r["variant"],
+            r["dtype"],
+            ", ".join(map(str, r["widths"])),
+            r["outcome"],
+            r["backward"] or formats.NOTHING,
+            f"{r['chosen'][0]} of {r['chosen'][1]}" if r["chosen"][1] else formats.NOTHING,
+            r["detail"],
+        ]
+        for r in found.get("rows", [])
+    ]
+    rows += [
+        [op, name, *[""] * 3, "cannot run", *[formats.NOTHING] * 2, why]
+        for op, name, why in found.get("unavailable", [])
+    ]
+    if rows:
+        columns = ["Op", "Backend", "Variant", "Dtype", "Head sizes", "Result", "Backward", "Fastest", "Reason"]
+        note = (
+            "By mixerzoo doctor, against float64. auto takes a backend only where it is right, and faster than the "
+            "portable code: in so many of the lengths, with and without gradients, that were timed."
+        )
+        yield Table("doctor", "models", "Backends proven on this machine", columns, rows, note, text_columns=9)
