@@ -39,7 +39,17 @@ def _speed_tables(run: RunData) -> Iterator[Table]:
             f"Speed, {name}: tokens per second{', and seconds of a token' if decoding else ''}{in_brackets(variant)}"
         )
         note = f"Median [first, third quartile] of at least {pooled['rounds'].min()} rounds."
-        yield Table(f"speed{suffix}", "speed", title, columns, cells, note)
+        yield Table(f"speed{suffix}", "speed", title, columns, cells, note + _compiled(rows))
+
+
+def _compiled(rows: pd.DataFrame) -> str:
+    """What torch.compile took, where it was asked for; none of the seconds that are shown."""
+    known = rows[["compile_seconds", "graph_breaks"]].dropna()
+    if known.empty:
+        return ""
+    seconds, breaks = known.max()
+    took, found = formats.seconds(seconds), formats.whole(breaks)
+    return f" Before, torch.compile took at most {took}; graph breaks: {found} at most."
 
 
 def _memory_tables(run: RunData) -> Iterator[Table]:
@@ -88,10 +98,12 @@ def _op_speed_tables(run: RunData) -> Iterator[Table]:
                 formats.bytes_(r.floor_bytes),
                 formats.si(r.seconds / r.floor_seconds),
                 formats.whole(r.rounds),
+                r.ran or formats.NOTHING,
             ]
             for r in rows_of(run.op_speed)
         ]
         columns = ["What", "Layout", "Backend", "Batch", "Seconds", "A token", "Peak", "Floor", "Times floor", "Rounds"]
+        columns += ["Ran"]
         rates = sorted(run.op_speed["copy_bandwidth"].dropna().unique())
         copied = formats.listing([f"{formats.bytes_(rate)}/s" for rate in rates])
         methods = formats.listing(sorted({str(m) for m in run.op_speed["method"].dropna()}))
@@ -99,6 +111,7 @@ def _op_speed_tables(run: RunData) -> Iterator[Table]:
             "Seconds of a call, in decoding of a token: median [first, third quartile]. Peak: bytes above what was "
             f"there before the call; how they were read: {methods}."
         )
+        note += _compiled(run.op_speed)
         if rates:
             note += f" Floor: bytes that must be moved; as time at the rate of a copy in the same case: {copied}."
         yield Table("op-speed", "op-speed", "What ran in turn, in one process", columns, rows, note, 3)
