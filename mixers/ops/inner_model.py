@@ -123,8 +123,9 @@ def moved(sources: Sequence[Source], steps: Tensor, written: Sequence[Write]) ->
     after = []
     for i, (inputs, gradients) in enumerate(written):
         stepped = steps * gradients
-        change = (outer(inputs, stepped), stepped.sum(-2, keepdim=True))
-        layer = list(change[: len(sources[0].layers[i])])
+        layer = [outer(inputs, stepped)]
+        if len(sources[0].layers[i]) > 1:
+            layer.append(stepped.sum(-2, keepdim=True))
         for layers, coefficient in sources:
             layer = [
                 c + w if coefficient is None else torch.addcmul(c, coefficient, w) for c, w in zip(layer, layers[i])

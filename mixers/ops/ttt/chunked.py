@@ -24,8 +24,7 @@ from .steps import steps
 
 GROUP_BYTES = {"cpu": 2**24}
 """What the starting weights of mini-batches that are worked on together may take on a device, elsewhere 2^28: on a CPU
-they had better fit its caches. In training, a longer call keeps the weights of each group's start alone, and computes
-the group again in the backward pass."""
+they had better fit its caches."""
 
 Norm = tuple[Tensor, Tensor]
 Inputs = tuple[Tensor, ...]
@@ -123,7 +122,8 @@ def reconstruction_gradient(z: Tensor, target: Tensor, weight: Tensor, bias: Ten
 
 
 def _mini_batches(inputs: Inputs, norm: Norm, scale: Tensor, weights: Layers) -> tuple[Tensor, Layers]:
-    """In groups of as many mini-batches as `GROUP_BYTES` allows. A model is one of one sequence and head."""
+    """In groups of mini-batches. In training, a call of several groups keeps the weights at each group's start alone,
+    and computes the group again in the backward pass."""
     batch, time, heads, _ = inputs[0].shape
     layers = [torch.cat(layer, dim=2).flatten(0, 1) for layer in weights]
     allowed = GROUP_BYTES.get(scale.device.type, 2**28)
