@@ -50,7 +50,7 @@ def log_linear_attention(
         k=filled(keys.to(values.dtype), 64).contiguous(),
         v=filled(values, max(16, 1 << (d_v - 1).bit_length())).contiguous(),
         g=log_decay.float().contiguous(),
-        level_scales=level_scales.float().contiguous(),
+        level_scales=level_scales.to(values.dtype).contiguous(),
         scale=scale,
     )
     return y[..., :d_v], state
