@@ -61,7 +61,7 @@ class _Session:
         self.cases = [Case(*case) for case in job["cases"]]
         self.gradients: list[bool] = job["gradients"]
         self.lengths: list[str] = job["lengths"]
-        self.sizes = Sizes(**{k: tuple(v) if isinstance(v, list) else v for k, v in job["sizes"].items()})
+        self.sizes = Sizes(*job["sizes"])
         tell(ready=True)
 
     def work(self) -> None:

@@ -21,7 +21,7 @@ _MOST_CHILDREN = 8
 # What libraries tune while others use the device is not to be kept.
 _WHILE_PROVING = {"FLA_CACHE_RESULTS": "0", "TRITON_CACHE_AUTOTUNING": "0"}
 
-Listener = Callable[[int, int, str, "Verdict | None"], None]
+Listener = Callable[[str, int, int, Verdict], None]
 
 
 @dataclass
@@ -85,10 +85,10 @@ class Examination:
         """The cases of which nothing is known yet."""
         return [(op, case) for op, _, case in self.planned if self.again or self.known(op, case) is None]
 
-    def run(self, listen: Listener = lambda done, total, text, verdict: None) -> Diagnosis:
+    def run(self, listen: Listener = lambda *told: None) -> Diagnosis:
         """Prove what is open, time what is right and not timed, and keep it; returns all that is known.
 
-        listen: told how many cases of how many are done, what was just done, and the verdict on it.
+        listen: told the work (`prove`, `time`), how many cases of how many are done, and what is known of the last.
         """
         self._work("prove", self._prove_jobs(), listen)
         self._work("time", self._time_jobs(), listen)
@@ -99,7 +99,7 @@ class Examination:
         found = Diagnosis(str(self.device), verdicts.describe(self.device))
         for op in self.ops.values():
             proven = (b for b in op.backends.values() if b.trust == "proven")
-            reasons = ((b.name, b.why_not(self.device)) for b in proven)
+            reasons = ((b.name, self._why_not(b)) for b in proven)
             found.unavailable += [(op.name, name, reason) for name, reason in reasons if reason is not None]
         for op, backend in [*self._backends("proven"), *self._backends("always")]:
             if backend.trust == "proven":
@@ -113,13 +113,17 @@ class Examination:
         verdict = verdicts.of(self.device).find(op.name, case.key).get(case.backend)
         return verdict if verdict is not None and verdict.holds(op.source, op.backends[case.backend].versions) else None
 
+    def _why_not(self, backend: Backend) -> str | None:
+        with torch.no_grad():  # some run without gradients only: that is for the backward pass to find out
+            return backend.why_not(self.device)
+
     def _backends(self, trust: str) -> list[tuple[Op, Backend]]:
         every = ((op, b) for op in self.ops.values() for b in op.backends.values())
-        return [(op, b) for op, b in every if b.trust == trust and b.why_not(self.device) is None]
+        return [(op, b) for op, b in every if b.trust == trust and self._why_not(b) is None]
 
     def _plan(self, op: Op) -> list[Case]:
         """The cases of every backend of an op; of small heads only where kernels are interpreted."""
-        if not any(b.trust == "proven" and b.why_not(self.device) is None for b in op.backends.values()):
+        if not any(b.trust == "proven" and self._why_not(b) is None for b in op.backends.values()):
             return []
         return cases(op, self.dtypes, op.widths[:1] if self.interpreted else op.widths)
 
@@ -162,7 +166,7 @@ class Examination:
     def _settings(self) -> dict[str, Any]:
         """Of every child. Interpreted kernels are never fast: what they take at one token says that."""
         sizes, lengths = (INTERPRETED, ["one"]) if self.interpreted else (FULL, list(verdicts.LENGTHS))
-        return {"device": str(self.device), "threads": self.threads, "sizes": vars(sizes), "lengths": lengths}
+        return {"device": str(self.device), "threads": self.threads, "sizes": sizes, "lengths": lengths}
 
     def _work(self, work: str, jobs: list[Job], listen: Listener) -> None:
         total = sum(len(job.cases) for job in jobs)
@@ -177,7 +181,7 @@ class Examination:
             start = {"outcome": "right"} if before is None else before.model_dump()
             verdict = make_verdict(op, case, {**start, **job.fields[i]})
             verdicts.of(self.device).keep([verdict])
-            listen(done, total, f"{work} {case}", verdict)
+            listen(work, done, total, verdict)
 
         proving = work == "prove"
         environment = {"OMP_NUM_THREADS": str(self.threads), **(_WHILE_PROVING if proving else {})}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +27,7 @@ _SEED = 20
 Results = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Of the inputs that are compared. cuts: where a sequence is continued; lengths: of the documents, one for each
     row."""
 
@@ -69,7 +68,7 @@ class Trial:
     def backward(self, backend: str, device: torch.device, dtype: torch.dtype) -> Results:
         """The gradients of the whole and of the valid parts of padded rows, by input; and the output again, since a
         kernel that keeps things for its gradients is another kernel."""
-        found = {}
+        found: Results = {}
         for name, inputs in (("", self.inputs), ("documents ", self.padded)):
             x = self._cast(inputs, device, dtype)
             x = {n: t.requires_grad_() if t.is_floating_point() else t for n, t in x.items()}

@@ -121,7 +121,21 @@ class Backend:
 
     def reason(self, device: torch.device, call: Call | None) -> str | None:
         """Why it cannot run this call on this device; None if it can."""
-        return self.why_not(device) or (None if call is None else self.refuses(call))
+        return _why_not(self, device) or (None if call is None else self.refuses(call))
+
+
+@dataclass
+class _Imported:
+    """What a target names, once it is loaded."""
+
+    package: str
+    target: str
+    function: Any = None
+
+
+def _load(imported: _Imported) -> None:
+    if imported.function is None:
+        imported.function = _import(imported.package, imported.target)
 
 
 class Op:
@@ -144,7 +158,7 @@ class Op:
         self.package, self.problems, self.widths = package, problems, widths
         self.name = package.rpartition(".")[2]
         self.backends = {b.name: b for b in backends}
-        self._functions: dict[str, Callable[..., Any]] = {}
+        self._imported = {b.name: _Imported(package, b.target) for b in backends}
 
     def available(self, device: torch.device | str = "cpu") -> list[str]:
         """Names of the backends that can run on `device`."""
@@ -176,15 +190,15 @@ class Op:
 
     def function(self, backend: str) -> Callable[..., Any]:
         """What `backend` calls, imported now if it was not before."""
-        if backend not in self._functions:
-            self._functions[backend] = self._import(self.backends[backend].target)
-        return self._functions[backend]
+        imported = self._imported[backend]
+        _load(imported)
+        return imported.function
 
     def load_problems(self) -> Callable[[int], Any]:
         """`problems(width)`, see `Problem`."""
         if self.problems is None:
             raise ValueError(f"the op {self.name} has no problems to prove a backend on")
-        return self._import(self.problems)
+        return _import(self.package, self.problems)
 
     @functools.cached_property
     def source(self) -> str:
@@ -199,9 +213,10 @@ class Op:
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()[:16]
 
-    def _import(self, target: str) -> Callable[..., Any]:
-        module, _, function = target.partition(":")
-        return getattr(importlib.import_module(f".{module}", self.package), function)
+
+def _import(package: str, target: str) -> Callable[..., Any]:
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(f".{module}", package), function)
 
 
 def _automatic(op: Op, device: torch.device, call: Call | None) -> str:
@@ -219,9 +234,14 @@ def _fastest(op: Op, device: torch.device, *call: Any) -> str | None:
     return _look_up(op, device, Call(*call), verdicts.generation())
 
 
-# It looks into files; a compiled graph may keep what it found. `torch.compiler.assume_constant_result` says just this,
-# but imports the whole compiler.
-_fastest._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _why_not(backend: Backend, device: torch.device) -> str | None:
+    return backend.why_not(device)
+
+
+# They look into files; a compiled graph may keep what they found. `torch.compiler.assume_constant_result` says just
+# this, but imports the whole compiler.
+for _looks in (_fastest, _why_not, _load):
+    _looks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -38,7 +38,7 @@ def check_address(memories, heads, n, n_subkeys, d, top_k, score, dtype=torch.fl
         loss = (found.scores * draw(*found.scores.shape, seed=2, dtype=dtype)).sum()
         loss = loss + (found.total * draw(*found.total.shape, seed=3, dtype=dtype)).sum()
         gradients = torch.autograd.grad(loss, (halves, keys))
-        results.append((found.scores, found.codes.ids, found.total, found.pairs, found.slots, *gradients))
+        results.append((found.scores, found.codes.accesses.ids, found.total, found.pairs, found.slots, *gradients))
     tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
     for found, expected in zip(results[1], results[0]):
         torch.testing.assert_close(found, expected, **tolerance)

@@ -10,17 +10,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import psutil
 import pytest
 import torch
+from mixerzoo.mixers import list_mixers
 from mixerzoo.mixers.doctor import Case, Diagnosis, Examination, children, summarise
+from mixerzoo.mixers.doctor.cases import DTYPES, cases, key_of, ops_of, problem_of
 from mixerzoo.mixers.doctor.children import Job, run_jobs
 from mixerzoo.mixers.doctor.proof import FULL, Proof, Trial, relative_error
 from mixerzoo.mixers.ops import verdicts
-from mixerzoo.mixers.ops.dispatch import record_backends
+from mixerzoo.mixers.ops.dispatch import Op, record_backends
 from mixerzoo.mixers.ops.verdicts import Error, Verdict
 from torch import Tensor
 
@@ -36,7 +39,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     folder = tmp_path_factory.mktemp("doctor")
     (folder / NAME).mkdir()
     shutil.copy(Path(__file__).with_name("planted_op.py"), folder / NAME / "kernels.py")
-    (folder / NAME / "__init__.py").write_text("from .kernels import OP, running_sum, sums\n")
+    (folder / NAME / "__init__.py").write_text("from .kernels import OP, problems, running_sum, sums\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(verdicts.CACHE_VARIABLE, str(folder / "cache"))
         patch.setenv("PLANTED", ",".join(VARIANTS))
@@ -278,7 +281,7 @@ def test_what_a_dead_child_started_is_ended_with_it(monkeypatch: pytest.MonkeyPa
 
 def test_a_child_ends_with_its_parent(planted: ModuleType) -> None:
     case = Case(NAME, "kernel", "sleeps", "float32", 32, 32)
-    job = Job(NAME, "prove", [case], {"device": "cpu", "threads": 1, "sizes": vars(FULL), "lengths": []})
+    job = Job(NAME, "prove", [case], {"device": "cpu", "threads": 1, "sizes": FULL, "lengths": []})
     child = subprocess.Popen(children.COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     assert child.stdin is not None and child.stdout is not None
     child.stdin.write(job.to_json().encode() + b"\n")
@@ -288,6 +291,33 @@ def test_a_child_ends_with_its_parent(planted: ModuleType) -> None:
     child.stdin.close()  # as the end of the parent does
     assert child.wait(timeout=60) == -signal.SIGKILL
     child.stdout.close()
+
+
+OPS = [op for op in ops_of(list_mixers()) if op.problems is not None]
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_the_cases_of_an_op_are_those_of_its_calls(op: Op) -> None:
+    """The verdict on a case must be found again by the calls that it is about."""
+    found = cases(op, DTYPES, op.widths[:1])
+    assert found
+    for case in found:
+        problem = problem_of(op, case.variant, case.size)
+        assert problem is not None and key_of(op, problem, case.dtype) == case.key
+
+
+def test_an_op_that_computes_in_float32_has_no_cases_in_sixteen_bits() -> None:
+    found = {op.name: cases(op, ["bfloat16"], op.widths[:2]) for op in OPS}
+    assert {(case.dtype, case.width) for case in found["fwpkm"]} == {("float32", 32), ("float32", 64)}
+    assert {(case.dtype, case.width) for case in found["scan"]} == {("float32", 16)}  # which knows no heads
+    assert {(case.dtype, case.width) for case in found["recurrence"]} == {("bfloat16", 32), ("bfloat16", 64)}
+    assert {case.variant for case in found["selective_scan"]} == {"", "carried"}  # the second call's
+
+
+def test_a_problem_must_be_about_calls_of_its_variant(planted: ModuleType) -> None:
+    (problem, *_) = planted.problems(32)
+    with pytest.raises(ValueError, match="the problem 'another' of planted makes no such call, but 'segfault'"):
+        key_of(planted.OP, replace(problem, variant="another"), "float32")
 
 
 def test_unknown_dtypes_are_told(planted: ModuleType) -> None:

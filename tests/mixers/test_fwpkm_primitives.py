@@ -66,7 +66,7 @@ def test_the_plan_of_all_windows_is_that_of_each(position, end, finish, boundary
     slots = by_token[layout.token]
     plan = make_plan(layout, slots, torch.float64)
     assert plan.touched.tolist() == sorted(set(slots.flatten().tolist()))
-    written = set()
+    written, all_weights = set(), draw(len(slots), slots_each, seed=1)
     for i, (segment, accesses, counts) in enumerate(zip(segments, plan.accesses, plan.counts)):
         tokens = [(r, t) for r in range(rows) for t in range(segment.start, segment.end)]
         mine = [by_token[r * n + t - begin].tolist() for r, t in tokens]
@@ -79,12 +79,13 @@ def test_the_plan_of_all_windows_is_that_of_each(position, end, finish, boundary
         assert counts.tolist() == [counted.count(s) for s in plan.touched[accesses.rows].tolist()]
         share = [[slots_each * segment.scale / max(1, counted.count(s)) for s in m] for m in mine]
         torch.testing.assert_close(plan.split(plan.share)[i].tolist(), share)
-        weights = draw(rows * (segment.end - segment.start), slots_each, seed=i)
+        weights = plan.split(all_weights)[i]
         x, expected = torch.eye(len(tokens), dtype=torch.float64), torch.zeros(len(plan.touched), len(tokens))
         for token, places in enumerate(accesses.ids.tolist()):
             for j, row in enumerate(places):
                 expected[row, token] += weights[token, j]
-        found = TORCH.spread(accesses, x, accesses.sort(weights))
+        found = TORCH.spread(accesses, x, accesses.sort(all_weights))
         torch.testing.assert_close(found, expected[accesses.rows].double())
+        assert accesses.sort(all_weights).equal(plan.sort(all_weights)[i])
         written |= set(counted)
     assert plan.touched[plan.written()].tolist() == sorted(written)

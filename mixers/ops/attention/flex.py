@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def attention(
     )
     if sinks is not None:  # the share of a softmax that does not go to the sink
         y, log_sum = y[0], getattr(y[1], "lse", y[1])
-        y = y * (log_sum - sinks[:, None]).sigmoid().unsqueeze(-1).to(y.dtype)
+        y = (y * (log_sum - sinks[:, None]).sigmoid().unsqueeze(-1)).to(y.dtype)
     return y[..., :d_value].transpose(1, 2)
 
 
@@ -152,7 +152,9 @@ def _widened(x: Tensor, device: torch.device) -> Tensor:
 
 def _kernel(device: torch.device, case: Case) -> Callable[..., Any]:
     """Without the compiler FlexAttention computes all scores, which is all that a CPU without one can do."""
-    return flex.flex_attention if device.type == "cpu" or torch.compiler.is_compiling() else compiled(case)
+    if device.type == "cpu" or torch.compiler.is_compiling():
+        return cast(Any, flex.flex_attention)
+    return compiled(case)
 
 
 @functools.cache

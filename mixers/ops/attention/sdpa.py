@@ -170,10 +170,15 @@ def _attend(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, causal: bool = False
 ) -> Tensor:
     """PyTorch's attention over `[batch, heads, time, d_head]`: every call of it is here."""
-    how = {"attn_mask": mask, "is_causal": causal, "scale": scale, "enable_gqa": queries.shape[1] != keys.shape[1]}
+    how: dict[str, Any] = {
+        "attn_mask": mask,
+        "is_causal": causal,
+        "scale": scale,
+        "enable_gqa": queries.shape[1] != keys.shape[1],
+    }
     # without the causal flag there is a cache or a mask: lengths change from call to call
     with _AS_IT_IS if causal or not on_cuda(queries.device) else without_cudnn():
-        if recording():
+        if recording() and queries.device.type in ("cpu", "cuda"):  # others may have no choice to tell
             record_kernel("attention", "sdpa", KERNELS[torch._fused_sdp_choice(queries, keys, values, **how)])
         return F.scaled_dot_product_attention(queries, keys, values, **how)
 

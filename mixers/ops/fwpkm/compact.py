@@ -7,6 +7,7 @@ chunk is done only what depends on the chunk before: on a GPU, every launch coun
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,13 +56,13 @@ class _Call:
         batch, n = self.gates.shape
         return lay_out(segments, self.begin, n, self.problem.options.lookahead, batch, self.gates.device)
 
-    def rows(self, slots: Tensor) -> Tensor:
-        """`memory * n_slots + slot` of `slots [memories, ...]`."""
-        memories = len(slots)
+    def rows(self, slots: Tensor, token: Tensor | None = None) -> Tensor:
+        """`memory * n_slots + slot` of `slots [T, J]` of the tokens `[T]` among `batch * n`, or of all of those."""
+        memories, each, n = self.queries.shape[:3]
         if memories == 1:
             return slots
-        base = torch.arange(memories, device=slots.device) * self.problem.memory.n_slots
-        return slots + base.view(-1, *[1] * (slots.ndim - 1))
+        token = torch.arange(len(slots), device=slots.device) if token is None else token
+        return slots + (token // (each * n) * self.problem.memory.n_slots)[:, None]
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _read_one_token(call: _Call) -> Solution:
     """A token of each row that completes no chunk, as in decoding: nothing to sort, and the host waits for nothing."""
     memory, heads = call.problem.memory, call.queries.shape[3]
     found = _address(call, call.queries, memory.keys)
-    rows = memory.read(call.rows(found.slots).flatten()).unflatten(0, (len(call.gates), 1, -1))
+    rows = memory.read(call.rows(found.slots.flatten(0, 1)).flatten()).unflatten(0, (len(call.gates), 1, -1))
     weights = found.weights.view(*rows.shape[:3])
     slots, shape = found.slots.view(weights.shape), (heads, -1)
     return Solution(
@@ -129,7 +130,7 @@ def _address_at_once(call: _Call, layout: Layout) -> _Found:
     )
     new = call.problem.position - call.begin
     return _Found(
-        call.rows(slots).flatten(0, 2).index_select(0, layout.token),
+        call.rows(slots.flatten(0, 2).index_select(0, layout.token), layout.token),
         weights.flatten(0, 2).index_select(0, layout.token),
         slots.flatten(0, 1)[:, new:],
         weights.flatten(0, 1)[:, new:],
@@ -139,33 +140,40 @@ def _address_at_once(call: _Call, layout: Layout) -> _Found:
 
 def _address_in_turn(call: _Call, layout: Layout) -> _Found:
     """With keys that every rewriting window moves."""
-    options, memory = call.problem.options, call.problem.memory
-    keys, parts = memory.keys, []
+    options, memory, keys = call.problem.options, call.problem.memory, call.problem.memory.keys
     all_halves = _Halves.apply(call.queries, [slice(s.start - call.begin, s.end - call.begin) for s in call.segments])
-    counted = layout.counted.split(layout.lengths)
-    for i, (segment, window) in enumerate(zip(call.segments, layout.windows)):
-        found = address(all_halves[i], keys, options, call.kernels)
-        slots, weights = found.slots.flatten(0, 1), found.weights.flatten(0, 1)
-        rows = call.rows(found.slots).flatten(0, 1)
-        new = (t.view(window.rows, window.time, -1)[:, window.carried :] for t in (slots, weights))
-        parts.append((rows, weights, *new))
-        if window.rewrites:
+    all_counted = layout.counted.split(layout.lengths)
+    all_found: list[Addresses] = []
+    for segment, halves, counted in zip(call.segments, all_halves, all_counted):
+        found = address(halves, keys, options, call.kernels, *all_found[-1:])
+        all_found.append(found)
+        if segment.complete:
             with torch.set_grad_enabled(torch.is_grad_enabled() and options.key_gradient == "exact"):
-                parts_of_gradient = []
-                if options.keys_follow_address_loss:
-                    tokens = counted[i][: found.scores.shape[3]]  # the same in all memories
-                    count = (segment.access_end - segment.start) * call.queries.shape[1]
-                    parts_of_gradient.append(
-                        options.address_weight * entropy_gradient(found, tokens, count, call.kernels)
-                    )
-                if options.keys_follow_memory_loss:
-                    slope, memory = _rehearse(call, memory, segment, rows, weights)
-                    parts_of_gradient.append(recall_gradient(found, slope.view_as(found.weights), options))
-                gradient = key_gradient(sum(parts_of_gradient), found, keys, options.score, call.kernels)
-            keys = keys - options.learning_rate * gradient
-    rows, weights = (torch.cat([p[j] for p in parts]) for j in range(2))
-    new_slots, new_weights = (torch.cat([p[j] for p in parts], dim=1) for j in (2, 3))
-    return _Found(rows, weights, new_slots, new_weights, keys)
+                gradient, memory = _key_gradient(call, memory, keys, segment, found, counted)
+            keys = torch.sub(keys, gradient, alpha=options.learning_rate)
+    parts = [(f.slots.flatten(0, 1), f.weights.flatten(0, 1)) for f in all_found]
+    slots, weights = (torch.cat(p) for p in zip(*parts))
+    new_slots, new_weights = (
+        torch.cat([t.view(w.rows, w.time, -1)[:, w.carried :] for t, w in zip(p, layout.windows)], dim=1)
+        for p in zip(*parts)
+    )
+    return _Found(call.rows(slots, layout.token), weights, new_slots, new_weights, keys)
+
+
+def _key_gradient(
+    call: _Call, memory: Memory, keys: Tensor, segment: Segment, found: Addresses, counted: Tensor
+) -> tuple[Tensor, Memory]:
+    """The gradient of the chunk's key objective; the memory after the chunk, if the objective looks at values."""
+    options, kernels, grad_scores = call.problem.options, call.kernels, []
+    if options.keys_follow_address_loss:
+        tokens = (segment.access_end - segment.start) * call.queries.shape[1]
+        counted = counted[: found.halves.shape[3]]  # alike in all memories
+        grad_scores.append(entropy_gradient(found, counted, tokens, options.address_weight, kernels))
+    if options.keys_follow_memory_loss:
+        slope, memory = _rehearse(call, memory, segment, found)
+        grad_scores.append(recall_gradient(found, slope.view_as(found.weights), options))
+    total = functools.reduce(torch.add, grad_scores)
+    return key_gradient(total, found, keys, options.score, kernels), memory
 
 
 class _Halves(torch.autograd.Function):
@@ -197,15 +205,15 @@ class _Halves(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _rehearse(call: _Call, memory: Memory, segment: Segment, rows: Tensor, weights: Tensor) -> tuple[Tensor, Memory]:
+def _rehearse(call: _Call, memory: Memory, segment: Segment, found: Addresses) -> tuple[Tensor, Memory]:
     """Run one chunk's values ahead of the second pass, for keys that follow the memory loss.
 
     Returns the gradient of that loss, the mean over tokens and features, with respect to the weights `[T, J]`, and the
-    memory after the chunk. The host waits for the device a few times: which rows come next depends on this step.
+    memory after the chunk. Here the host waits for the device: which rows come next depends on this step.
     """
     options, kernels = call.problem.options, call.kernels
-    layout = call.lay_out([segment])
-    plan = make_plan(layout, rows, weights.dtype)
+    layout, weights = call.lay_out([segment]), found.weights.flatten(0, 1)
+    plan = make_plan(layout, call.rows(found.slots.flatten(0, 1), layout.token), weights.dtype)
     (window,), (accesses,) = layout.windows, plan.accesses
     table = memory.read(plan.touched)
     retrieved = table.new_empty((window.rows, window.time - window.carried, table.shape[1]))

@@ -90,7 +90,7 @@ def _on_device(values: Tensor, device: torch.device) -> Tensor:
 class Plan:
     """What the value pass does, on tables with a row for each of the slots `touched [U]`, sorted and distinct.
 
-    accesses: to those rows, window by window; order `[T*J]`: theirs, as places among the accesses of all windows.
+    accesses: to those rows, window by window; order `[T*J]`: of all of them.
     counts: how many of its accesses count, of each row of each window's accesses. share `[T, J]`: `heads * top_k` over
     the accessed row's count, times the step's scale.
     """
@@ -150,7 +150,7 @@ def make_plan(layout: Layout, slots: Tensor, dtype: torch.dtype) -> Plan:
     starts, owner = bags(max(layout.lengths), per_token, device)
     parts = zip(
         ids.view(slots.shape).split(layout.lengths),
-        (order - first * per_token).split([n * per_token for n in layout.lengths]),
+        order.split([n * per_token for n in layout.lengths]),
         (token - first).split([n * per_token for n in layout.lengths]),
         rows.split(groups),
         (offsets[:-1] - (first * per_token).index_select(0, offsets[:-1])).split(groups),

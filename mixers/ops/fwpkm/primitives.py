@@ -18,9 +18,10 @@ _SUM = 0  # mode of an embedding bag
 class Accesses:
     """Which rows of a table `N` tokens touch, `J` each: `ids [N, J]`; and the same sorted by row.
 
-    order `[N*J]`: the places of the accesses in `ids.flatten()`, sorted by row; token `[N*J]`: whose they are, in that
-    order. rows `[R]`: sorted and distinct, all that are touched, maybe more; offsets `[R]`: where in `order` each of
-    them begins. starts `[N]`, owner `[N*J]`: where in `ids.flatten()` a token begins, and whose each place is.
+    order `[N*J]`: the places in `ids.flatten()`, sorted by row; of accesses that were sorted together with others, among
+    all of them. token `[N*J]`: whose they are, in that order. rows `[R]`: sorted and distinct, all that are touched,
+    maybe more; offsets `[R]`: where in `order` each of them begins. starts `[N]`, owner `[N*J]`: where in
+    `ids.flatten()` a token begins, and whose each place is.
     """
 
     ids: Tensor
@@ -32,15 +33,21 @@ class Accesses:
     owner: Tensor
 
     @classmethod
-    def to(cls, ids: Tensor, n_rows: int) -> Accesses:
-        """The accesses `ids [N, J]` to a table of `n_rows`, each of which is one of `rows`."""
+    def to(cls, ids: Tensor, n_rows: int, like: Accesses | None = None) -> Accesses:
+        """The accesses `ids [N, J]` to a table of `n_rows`, each of which is one of `rows`.
+
+        like: others that may be of the same sizes, and then share what depends on those alone.
+        """
         (n, slots), ids = ids.shape, ids.contiguous()
+        if like is not None and (like.ids.shape, len(like.rows)) == ((n, slots), n_rows):
+            rows, bounds = like.rows, (like.starts, like.owner)
+        else:
+            rows, bounds = torch.arange(n_rows, device=ids.device), bags(n, slots, ids.device)
         ordered, order = ids.flatten().sort(stable=True)
-        rows = torch.arange(n_rows, device=ids.device)
-        return cls(ids, order, order // slots, rows, torch.searchsorted(ordered, rows), *bags(n, slots, ids.device))
+        return cls(ids, order, order // slots, rows, torch.searchsorted(ordered, rows), *bounds)
 
     def sort(self, weights: Tensor) -> Tensor:
-        """Weights of the accesses, `[N, J]` or with as many elements, in the order of `order`."""
+        """Weights of all accesses that were sorted together, those of these in the order of `order`."""
         return weights.reshape(-1).index_select(0, self.order)
 
 
