@@ -9,18 +9,19 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_inspect, cli_layouts, cli_mixers, cli_train
+from . import cli_doctor, cli_inspect, cli_layouts, cli_mixers, cli_train
 
 if TYPE_CHECKING:
     from .plan import Planner
@@ -43,6 +44,7 @@ def build_app() -> typer.Typer:
     app.command("list")(cli_mixers.list_command)
     app.command("show")(cli_mixers.show_command)
     app.command("check")(cli_mixers.check_command)
+    app.command("doctor")(cli_doctor.doctor_command)
     app.command("layouts")(cli_layouts.layouts_command)
     app.command("suites")(suites_command)
     app.command("run")(run_command)
@@ -108,7 +110,7 @@ def run_command(
     only: Annotated[
         list[str] | None, typer.Option(help="Only layouts or measures that match this pattern; may be repeated.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N for one of several GPUs.")] = "auto",
     jobs: Annotated[int | None, typer.Option(min=1, help="Cases at a time; speed and memory run alone.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cases and run nothing.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what did not end ok.")] = False,
@@ -118,7 +120,11 @@ def run_command(
     minutes: Annotated[
         float | None, typer.Option(min=0.0, help="Stop after so long; the next start goes on where this one stopped.")
     ] = None,
+    scale: Annotated[
+        Literal["full", "toy"], typer.Option(help="toy: the same at tiny sizes, on any device, to see that it runs.")
+    ] = "full",
     estimate: Annotated[bool, typer.Option(help="Say before the start how long it takes, and how much memory.")] = True,
+    doctor: Annotated[bool, typer.Option(help="On CUDA, prove backends first that were not: see the doctor.")] = True,
 ) -> None:
     """Run a suite; running it again with the same --out runs only what is missing."""
     from .device import choose_device
@@ -127,28 +133,43 @@ def run_command(
     from .progress import reporter_for
     from .runner import Limits, TimeIsUp, check_folder, execute
     from .runs import Run
+    from .scale import toy
     from .suite import load_suite
 
     cli_mixers.load_plugins()
     loaded, console = load_suite(suite), Console()
-    resolved, settings = loaded.resolved(), loaded.settings
-    kind = choose_device(device, settings.device)
-    planner = Planner(loaded.select(only), kind)
+    if scale == "toy":
+        loaded = toy(loaded)
+        os.environ.setdefault("TRITON_INTERPRET", "0" if device.startswith("cuda") else "1")
+    settings = loaded.settings
+    place = choose_device(device, settings.device)
+    resolved = loaded.on(place).resolved()
+    planner = Planner(loaded.select(only), place)
     others = [Run(folder) for folder in reuse or ()]
     run = Run(out or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}")
     if dry_run:
-        check_folder(run, resolved, kind)
+        check_folder(run, resolved, place)
         console.print(_case_table(planner, run))
     if estimate:
-        console.print(estimate_run(planner, run, kind, jobs or settings.jobs).text(), highlight=False, soft_wrap=True)
+        console.print(estimate_run(planner, run, place, jobs or settings.jobs).text(), highlight=False, soft_wrap=True)
     if dry_run:
         return
-    seconds = None if minutes is None else 60 * minutes
+    begun = time.monotonic()
+    examined = cli_doctor.before_run(loaded.select(only), place, doctor, console)
+    seconds = None if minutes is None else max(0.0, 60 * minutes - (time.monotonic() - begun))
     limits = Limits(jobs or settings.jobs, settings.time_limit_seconds, settings.memory_limit_bytes, seconds)
     reporter = reporter_for(console)
     try:
         results = execute(
-            planner, run, resolved, limits, reporter, device=kind, retry_failed=retry_failed, reuse=others
+            planner,
+            run,
+            resolved,
+            limits,
+            reporter,
+            device=place,
+            retry_failed=retry_failed,
+            reuse=others,
+            doctor=examined,
         )
     except (KeyboardInterrupt, TimeIsUp) as stop:
         again = shlex.join(["mixerzoo", "run", suite, "--out", str(run.folder)])

@@ -8,13 +8,19 @@ import webbrowser
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
-from mixerzoo.benchmarks.runs import RunError
+from mixerzoo.benchmarks.runs import Run, RunError
 from mixerzoo.reports import write_report
 from mixerzoo.reports.command import report
 from mixerzoo.reports.formats import bytes_, markdown, percent_interval, seconds, si
+from mixerzoo.reports.page import _content
+from mixerzoo.reports.page_tables import page_tables
 from mixerzoo.reports.statistics import Interval
+from mixerzoo.reports.tables import read_run
+
+from .conftest import HOSTILE
 
 MakeRun = Callable[..., Path]
 
@@ -144,6 +150,57 @@ def test_a_partial_run_shows_what_it_has(make_run: MakeRun) -> None:
     assert "The suite does not measure speed." in page.text and "No case failed." in page.text
     assert "Smallest state" in page.text and "commit not known" in page.text
     assert {f.name for f in (folder / "figures").glob("*.svg")} == {"memory.svg", "state.svg"}
+
+
+def test_a_gpu_is_named_and_clocks_that_were_held_down_are_a_warning(make_run: MakeRun) -> None:
+    folder = make_run(lambda line: False)
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "device cpu" in page.text and "held down" not in page.text  # a run of before it was noted
+    run = Run(folder)
+    moment = {"index": 1, "sm_clock_mhz": 1200, "clock_reasons": ["sw_power_cap"]}
+    start = {"started": "2026-01-02", "ended": "2026-01-03", "before": [], "after": [moment]}
+    finished = [{**start, "held_down": ["sw_power_cap", "hw_slowdown"]}, {**start, "held_down": []}, {"ended": "now"}]
+    gpu = {"index": 1, "name": "Example GPU", "uuid": "GPU-1"}
+    environment = {**run.environment(), "device": "cuda:1", "gpu": gpu, "finished": finished}
+    run.write_environment(environment)
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    warning = "The clock of the GPU was held down (sw power cap and hw slowdown) in what was run from 2026-01-02"
+    for text in (page.text, (folder / "report.md").read_text(encoding="utf-8")):
+        assert text.count(warning) == 1 and "device cuda:1 (Example GPU)" in text
+    assert "finished[0].after[0].sm clock mhz" in page.text
+
+
+def test_backends_that_were_proven_where_the_run_was_made_are_a_table(make_run: MakeRun) -> None:
+    folder = make_run(lambda line: False)
+    run = Run(folder)
+    right: dict[str, Any] = {"op": "recurrence", "backend": "fla", "variant": "beta", "dtype": "bfloat16"}
+    right |= {"widths": [64, 128], "outcome": "right", "backward": "right", "detail": "", "chosen": [13, 14]}
+    wrong = {**right, "dtype": "float32", "outcome": "wrong", "backward": None, "chosen": [0, 0], "detail": HOSTILE}
+    found = {"rows": [right, wrong], "unavailable": [["attention", "flex", "it is not installed"]], "fastest": {}}
+    run.write_environment({**run.environment(), "doctor": found})
+    table = next(t for t in page_tables(read_run(folder)) if t.name == "doctor")
+    assert [row[4:] for row in table.rows] == [
+        ["64, 128", "right", "right", "13 of 14", ""],
+        ["64, 128", "wrong", "–", "–", HOSTILE],
+        ["", "cannot run", "–", "–", "it is not installed"],
+    ]
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "Backends proven on this machine" in page.text and HOSTILE in page.text
+    assert "doctor.rows" not in page.text  # told once
+    run.write_environment({**run.environment(), "doctor": {"skipped": "--no-doctor"}})
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "Backends proven" not in page.text and "doctor.skipped" in page.text
+
+
+def test_the_page_says_in_which_precision_it_was_measured(make_run: MakeRun) -> None:
+    folder = make_run(lambda line: line.measure == "memory" and line.layout == "swa")
+    run = Run(folder)
+    with run.locked() as results:
+        for line in run.results():
+            known = {"precision": "bfloat16", "tf32": line.parameters["modes"] == ["train"]}
+            results.append(line.model_copy(update={"parameters": {**line.parameters, **known}}))
+    said = dict(_content(read_run(folder), [], [])["machine"])["precision"]
+    assert said == "bfloat16 (memory); bfloat16 with TF32 (memory)"
 
 
 def test_the_command_prints_the_path_and_opens_the_page(
