@@ -34,7 +34,7 @@ class Stepper:
     A step changes nothing in place but what `views` gives it. Subclasses raise `CannotStep` where they cannot serve.
     """
 
-    carried: list[Tensor]
+    carried: list[Tensor] = []  # noqa: RUF012  # replaced, never appended to
     n_views = 0
     has_edges = False
     structure: Any = None
@@ -43,6 +43,10 @@ class Stepper:
     def begin(self, state: Any) -> None:
         """Take over a state, which is not changed, nor shared with."""
         raise NotImplementedError
+
+    def resume(self, state: Any) -> None:
+        """Take over the state that the mixer made of the last one given out, at an edge."""
+        self.begin(state)
 
     def views(self, position: int) -> list[Tensor]:
         """The `n_views` tensors that the step at `position` works on beside them, in place if need be. Their lengths may
@@ -97,10 +101,30 @@ class StateStepper(Stepper):
         new = list(tensors_of(after))
         if description(after) != description(before):
             raise CannotStep("its state changes its structure from token to token")
+        if any(not isinstance(found, Tensor) or found.dtype != torch.int64 for found in _positions(after)):
+            raise CannotStep("its state's position is not that of before and one more")
         return y, new
 
     def state(self, position: int) -> MixerState:
         return rebuilt(self.skeleton, iter([t.clone() for t in self.carried]), position)
+
+
+class ChunkedStepper(StateStepper):
+    """Of a mixer whose state keeps its sizes, but where the last token of a chunk is not like the others.
+
+    A position that is a tensor tells its `forward` that the token at it does not end a chunk of `chunk_size`.
+    """
+
+    has_edges = True
+
+    def __init__(self, mixer: Mixer, chunk_size: int) -> None:
+        super().__init__(mixer)
+        if chunk_size == 1:
+            raise CannotStep("every token ends a chunk")
+        self.chunk_size = chunk_size
+
+    def is_edge(self, position: int) -> bool:
+        return (position + 1) % self.chunk_size == 0
 
 
 def check_own(mixer: Mixer, kind: type[Mixer], *methods: str) -> None:
@@ -154,7 +178,7 @@ def _parts(value: StateValue) -> Sequence[tuple[str, Any]]:
     return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
 
 
-def _positions(value: Any) -> Iterator[int]:
+def _positions(value: Any) -> Iterator[int | Tensor]:
     if isinstance(value, tuple):
         for part in value:
             yield from _positions(part)

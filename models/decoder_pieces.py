@@ -46,18 +46,22 @@ class Sublayer:
         """Take over a state."""
         if not isinstance(self.module, Mixer):
             return
-        old = None if self.stepper is None else self.stepper.carried
         try:
             if self.reason is None:
                 _check_hooks(self.module)
                 self.stepper = self.stepper or self.module.stepper(max_length, static)
-                self.stepper.begin(state)
-                if static and old is not None:
-                    self.stepper.carried = [_kept(a, b) for a, b in zip(old, self.stepper.carried)]
+                self._take(self.stepper.begin, state, static)
         except CannotStep as why:
             self.refuse(str(why))
         if self.reason is not None:
             self.held = state
+
+    def _take(self, begin: Callable[[Any], None], state: MixerState | None, static: bool) -> None:
+        assert self.stepper is not None
+        old = self.stepper.carried
+        begin(state)
+        if static and len(old) == len(self.stepper.carried):
+            self.stepper.carried = [_kept(a, b) for a, b in zip(old, self.stepper.carried)]
 
     def refuse(self, reason: str, position: int | None = None) -> None:
         """Call the module from now on."""
@@ -80,12 +84,13 @@ class Sublayer:
             y, self.held = self.module(y, self.held, return_state=True)
         elif self.stepper.is_edge(position):
             y, after = self.module(y, self.stepper.state(position), return_state=True)
-            self.begin(after, 0, static)
+            self._take(self.stepper.resume, after, static)
         else:
             y, after = self.stepper.step(y, where, self.stepper.carried, self.stepper.views(position))
             if static:
-                after = [_kept(a, b) for a, b in zip(self.stepper.carried, after)]
-            self.stepper.carried = after
+                assign(self.stepper.carried, after)
+            else:
+                self.stepper.carried = after
         return x + y.to(x.dtype)
 
     @property
@@ -103,6 +108,16 @@ class Sublayer:
 def _check_hooks(module: nn.Module) -> None:
     if any(m._forward_hooks or m._forward_pre_hooks for m in module.modules()):
         raise CannotStep("it has hooks, which want to be called")
+
+
+def assign(held: list[Tensor], new: list[Tensor]) -> None:
+    """Give tensors new contents, which may be those of one another."""
+    storages = {t.untyped_storage().data_ptr() for t in held}
+    shares = [t is not own and t.untyped_storage().data_ptr() in storages for own, t in zip(held, new)]
+    new = [t.clone() if shared else t for t, shared in zip(new, shares)]
+    for own, t in zip(held, new, strict=True):
+        if t is not own:
+            own.copy_(t)
 
 
 def _kept(old: Tensor, new: Tensor) -> Tensor:
@@ -200,11 +215,7 @@ class Segment:
         inputs = self._inputs(self._x, where, position)
         held = [t for stepper in self._steppers for t in stepper.carried]
 
-        def commit(outputs: list[Tensor]) -> None:
-            for t, new in zip(held, outputs[1:]):
-                t.copy_(new)
-
-        return self.graphs.capture(lambda: program(*inputs), commit)
+        return self.graphs.capture(lambda: program(*inputs), lambda outputs: assign(held, outputs[1:]))
 
 
 def _stepped(

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..inner_model import GELU, Layers, Source, moved, read, writes
+from ..chunks import ends_chunk, until_edge
+from ..inner_model import GELU, Layers, Source, converted, moved, read, writes
 from . import TitansState
 from .reference import settled, start
 
@@ -44,13 +45,15 @@ def titans(
     state: TitansState | None,
 ) -> tuple[Tensor, TitansState]:
     dtype = torch.promote_types(values.dtype, torch.float32)
-    state = start(weights, len(values), dtype) if state is None else state.map_tensors(lambda x: x.to(dtype))
+    state = start(weights, len(values), dtype) if state is None else state
+    anchor, memory, momentum = (converted(part, dtype) for part in (state.anchor, state.memory, state.momentum))
+    state = TitansState(anchor, memory, momentum, state.position)
     # [batch, heads, time, features]
     q, k, v = (x.to(dtype).transpose(1, 2) for x in (queries, keys, values))
     gates = [x.to(dtype).transpose(1, 2) for x in (step_sizes, log_decay, log_momentum)]
     outputs, first, time = [], 0, q.shape[2]
     while first < time:
-        last = min(time, first + chunk_size - state.position % chunk_size)
+        last = min(time, first + until_edge(state.position, chunk_size))
         piece = slice(first, last)
         found = coefficients(*(x[:, :, piece] for x in gates))
         output, state = _chunk(q[:, :, piece], k[:, :, piece], v[:, :, piece], found, state, chunk_size)
@@ -89,4 +92,4 @@ def _chunk(
     memory = moved(ends, last(c.memory_steps).mT, written)
     momentum = moved((Source(state.momentum, last(c.momentum)),), last(c.momentum_steps).mT, written)
     position = state.position + q.shape[2]
-    return output, TitansState(state.anchor if position % chunk_size else memory, memory, momentum, position)
+    return output, TitansState(memory if ends_chunk(position, chunk_size) else state.anchor, memory, momentum, position)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..inner_model import GELU_TANH, Layers, Source, moved, read, writes, zeros
+from ..chunks import ends_chunk, until_edge
+from ..inner_model import GELU_TANH, Layers, Source, converted, moved, read, writes, zeros
 from . import TTTState
 from .reference import EPSILON, start
 
@@ -31,10 +32,12 @@ def ttt(
     norm = norm_weight.to(dtype).unsqueeze(1), norm_bias.to(dtype).unsqueeze(1)
     scale = -position_scale.to(dtype)
     steps = scale.unsqueeze(-1).expand(-1, len(scale)).tril()
-    state = start(weights, len(values), dtype) if state is None else state.map_tensors(lambda x: x.to(dtype))
+    if state is None:
+        state = start(weights, len(values), dtype)
+    state = TTTState(converted(state.weights, dtype), converted(state.gathered, dtype), state.position)
     outputs, first, time = [], 0, q.shape[2]
     while first < time:
-        last = min(time, first + len(scale) - state.position % len(scale))
+        last = min(time, first + until_edge(state.position, len(scale)))
         z, state = _piece(tuple(x[:, :, first:last] for x in inputs), norm, steps, state)
         outputs.append(z)
         first = last
@@ -50,18 +53,27 @@ def _piece(
     steps `[i, j]`, for the whole mini-batch: what token i multiplies the gradient of token j with.
     """
     q, k, target, step = inputs
-    first = state.position % len(steps)
-    last = first + q.shape[2]
     written = writes(state.weights, k, GELU_TANH, lambda z: step * reconstruction_gradient(z, target, *norm))
-    sources = [Source(state.weights)] + [Source(state.gathered, steps[first:last, :1])] * (first > 0)
-    z = read(q, sources, steps[first:last, first:last], written, GELU_TANH)
+    first, of_gathered, of_own = _coefficients(steps, state.position, q.shape[2])
+    sources = [Source(state.weights)] + [Source(state.gathered, of_gathered)] * first
+    z = read(q, sources, of_own, written, GELU_TANH)
     position = state.position + q.shape[2]
-    if last < len(steps):
+    if not ends_chunk(position, len(steps)):
         gathered = moved((Source(state.gathered),), torch.ones_like(steps[:1, :1]), written)
         return z, TTTState(state.weights, gathered, position)
     sources = [Source(state.weights)] + [Source(state.gathered, steps[-1, :1])] * (first > 0)
     fast = moved(sources, steps[-1, :1], written)
     return z, TTTState(fast, zeros(fast) if first else state.gathered, position)
+
+
+def _coefficients(steps: Tensor, position: int | Tensor, time: int) -> tuple[bool, Tensor, Tensor]:
+    """Whether anything may be gathered already, and what the tokens multiply that and their own gradients with."""
+    if isinstance(position, Tensor):  # one token anywhere in the mini-batch; its row repeats one number
+        own = steps.index_select(0, (position % len(steps)).unsqueeze(0))[:, :1]
+        return True, own, own
+    first = position % len(steps)
+    last = first + time
+    return first > 0, steps[first:last, :1], steps[first:last, first:last]
 
 
 def normalise(z: Tensor) -> tuple[Tensor, Tensor]:
