@@ -20,6 +20,9 @@ from .state import GrowableBuffer, MixerState, StateValue
 if TYPE_CHECKING:
     from .interface import Mixer
 
+Stepped = tuple[Tensor, list[Tensor]]
+"""The output of a step, and what the tensors that it carries become."""
+
 _POSITION = "position"
 
 
@@ -31,14 +34,15 @@ class Stepper:
     """How one mixer decodes. Every step works on `x [batch, 1, d_model]` and the position, int64, of no dimensions.
 
     carried: tensors that a step takes and gives back anew, each of the same shape and dtype; the decoder replaces them.
-    A step changes nothing in place but what `views` gives it. Subclasses raise `CannotStep` where they cannot serve.
+    A step changes nothing in place but what `views` gives it. structure: what a recording depends on; where it is
+    another one than before, a step has to be recorded anew. has_edges: whether `is_edge` is to be asked. Subclasses
+    raise `CannotStep` where they cannot serve.
     """
 
     carried: list[Tensor] = []  # noqa: RUF012  # replaced, never appended to
     n_views = 0
     has_edges = False
     structure: Any = None
-    """What a recording depends on: where it is another one than before, a step has to be recorded anew."""
 
     def begin(self, state: Any) -> None:
         """Take over a state, which is not changed, nor shared with."""
@@ -49,8 +53,10 @@ class Stepper:
         self.begin(state)
 
     def views(self, position: int) -> list[Tensor]:
-        """The `n_views` tensors that the step at `position` works on beside them, in place if need be. Their lengths may
-        differ from step to step; `step` must then consist of the same operations for every length."""
+        """The `n_views` tensors that the step at `position` works on beside them, in place if need be.
+
+        Their lengths may differ from step to step; `step` must then consist of the same operations for every length.
+        """
         return []
 
     def step(

@@ -46,6 +46,8 @@ class Decoder:
         self._static = self.graphs is not None
         self.position = 0
         """Tokens read so far."""
+        with torch.inference_mode():
+            self._where = torch.zeros((), dtype=torch.int64, device=self.device)  # position, for what is recorded
         self._started = False
         self._sublayers = list(sublayers_of(model))
         self._pieces: list[Segment | Sublayer] = []
@@ -142,7 +144,7 @@ class Decoder:
 
     def _begin(self, state: ModelState) -> None:
         with torch.inference_mode():
-            self._where = torch.tensor(state.position, device=self.device)
+            self._where.fill_(state.position)
             for sublayer in self._sublayers:
                 layer, part = sublayer.where
                 sublayer.begin(state.layers[layer][part], self.max_length, self._static)

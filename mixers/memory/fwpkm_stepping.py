@@ -13,7 +13,7 @@ from ..interface import NotFiniteInputError
 from ..ops.fwpkm import FwpkmOptions, FwpkmState
 from ..ops.fwpkm.lookup import Rows, read_token
 from ..state import GrowableBuffer
-from ..stepping import CannotStep, Stepper
+from ..stepping import CannotStep, Stepped, Stepper
 from .fwpkm_inspection import recorder
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class FwpkmStepper(Stepper):
     def is_edge(self, position: int) -> bool:
         return (position + 1) % self.options.chunk_size == 0 or recorder() is not None
 
-    def step(self, x: Tensor, position: Tensor, carried: list[Tensor], views: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def step(self, x: Tensor, position: Tensor, carried: list[Tensor], views: list[Tensor]) -> Stepped:
         mixer, (keys, place, rows, *buffers) = self.mixer, views
         queries, targets, gates = mixer.project(x)
         queries = mixer.normalise_queries(queries.unflatten(-1, (mixer.heads, -1))).to(keys.dtype)

@@ -19,8 +19,11 @@ SMALLEST_BUCKET = 256
 
 @dataclass(frozen=True)
 class Cache:
-    """What one step sees of a cache: buffers `[batch, length, ...]`, of which the token's own place `slot [1]` is yet to
-    be written; visible `[1, length]`: which places are, with that one, None if all of them are."""
+    """What one step sees of a cache.
+
+    buffers `[batch, length, ...]`, of which the token's own place `slot [1]` is yet to be written; visible
+    `[1, length]`: which places are, with that one; None if all of them are.
+    """
 
     buffers: list[Tensor]
     slot: Tensor

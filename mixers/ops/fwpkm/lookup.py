@@ -13,8 +13,11 @@ FEWEST_ROWS = 64
 
 
 class Rows:
-    """The rows that memories wrote, `rows [capacity, d_v]`, and where to find them: `place [memories * n_slots]`, -1 for
-    a slot that is as it was initially. Both keep their addresses until the capacity, which doubles, is used up."""
+    """The rows that memories wrote, `rows [capacity, d_v]`, and where to find them, `place [memories * n_slots]`.
+
+    A place is -1 for a slot that is as it was initially. Both tensors keep their addresses until the capacity, which
+    then doubles, is used up.
+    """
 
     def __init__(self, n_places: int, d_v: int, like: Tensor) -> None:
         self.place = torch.full((n_places,), -1, dtype=torch.long, device=like.device)
@@ -47,7 +50,7 @@ def read_token(
 
     keys `[memories, heads, 2, n_subkeys, d_k/2]`; place, rows: see `Rows`; initial `[n_slots, d_v]`.
     """
-    memories, n_subkeys, (n_slots, d_v) = len(keys), keys.shape[3], initial.shape
+    memories, n_subkeys, n_slots = len(keys), keys.shape[3], len(initial)
     # [memories, heads, 2, tokens, d_k/2]
     halves = queries.squeeze(1).unflatten(-1, (2, -1)).unflatten(0, (memories, -1)).permute(0, 2, 3, 1, 4)
     best, index = best_subkeys(halves.flatten(0, 2), keys.flatten(0, 2), options.top_k, options.score)
