@@ -7,6 +7,7 @@ import hashlib
 import json
 from typing import Any
 
+from .device import kind_of
 from .runs import SCHEMA_VERSION
 
 
@@ -16,7 +17,7 @@ class Case:
 
     label: the layout's name in the suite. layout_line: the layout itself. model: the model's configuration as a dict.
     measure: name of the measure. parameters: those of the measure, `measure` itself left out.
-    device: `cpu` or `cuda`. exclusive: nothing else may run beside it.
+    device: `cpu`, `cuda` or `cuda:N`. exclusive: nothing else may run beside it. tf32: whether it may use TF32.
     """
 
     label: str
@@ -27,18 +28,20 @@ class Case:
     seed: int
     device: str
     exclusive: bool
+    tf32: bool = False
 
     @property
     def id(self) -> str:
-        """12 hex digits that depend on what the case means, not on its label, its suite, or what runs beside it."""
+        """12 hex digits that depend on what the case means, not on its label, its suite, which of several GPUs runs it,
+        or what runs beside it."""
         meaning = {
             "schema_version": SCHEMA_VERSION,
             "model": self.model,
             "measure": self.measure,
             "parameters": self.parameters,
             "seed": self.seed,
-            "device": self.device,
-        }
+            "device": kind_of(self.device),
+        } | ({"tf32": True} if self.tf32 else {})
         canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -108,7 +108,7 @@ def run_command(
     only: Annotated[
         list[str] | None, typer.Option(help="Only layouts or measures that match this pattern; may be repeated.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N for one of several GPUs.")] = "auto",
     jobs: Annotated[int | None, typer.Option(min=1, help="Cases at a time; speed and memory run alone.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cases and run nothing.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what did not end ok.")] = False,
@@ -118,6 +118,9 @@ def run_command(
     minutes: Annotated[
         float | None, typer.Option(min=0.0, help="Stop after so long; the next start goes on where this one stopped.")
     ] = None,
+    scale: Annotated[
+        Literal["full", "toy"], typer.Option(help="toy: the same at tiny sizes, on any device, to see that it runs.")
+    ] = "full",
     estimate: Annotated[bool, typer.Option(help="Say before the start how long it takes, and how much memory.")] = True,
 ) -> None:
     """Run a suite; running it again with the same --out runs only what is missing."""
@@ -127,20 +130,25 @@ def run_command(
     from .progress import reporter_for
     from .runner import Limits, TimeIsUp, check_folder, execute
     from .runs import Run
+    from .scale import toy
     from .suite import load_suite
 
     cli_mixers.load_plugins()
     loaded, console = load_suite(suite), Console()
-    resolved, settings = loaded.resolved(), loaded.settings
-    kind = choose_device(device, settings.device)
-    planner = Planner(loaded.select(only), kind)
+    if scale == "toy":
+        loaded = toy(loaded)
+        os.environ.setdefault("TRITON_INTERPRET", "0" if device.startswith("cuda") else "1")
+    settings = loaded.settings
+    place = choose_device(device, settings.device)
+    resolved = loaded.on(place).resolved()
+    planner = Planner(loaded.select(only), place)
     others = [Run(folder) for folder in reuse or ()]
     run = Run(out or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}")
     if dry_run:
-        check_folder(run, resolved, kind)
+        check_folder(run, resolved, place)
         console.print(_case_table(planner, run))
     if estimate:
-        console.print(estimate_run(planner, run, kind, jobs or settings.jobs).text(), highlight=False, soft_wrap=True)
+        console.print(estimate_run(planner, run, place, jobs or settings.jobs).text(), highlight=False, soft_wrap=True)
     if dry_run:
         return
     seconds = None if minutes is None else 60 * minutes
@@ -148,7 +156,7 @@ def run_command(
     reporter = reporter_for(console)
     try:
         results = execute(
-            planner, run, resolved, limits, reporter, device=kind, retry_failed=retry_failed, reuse=others
+            planner, run, resolved, limits, reporter, device=place, retry_failed=retry_failed, reuse=others
         )
     except (KeyboardInterrupt, TimeIsUp) as stop:
         again = shlex.join(["mixerzoo", "run", suite, "--out", str(run.folder)])

@@ -26,21 +26,22 @@ def inspect_command(
     text: Annotated[Path, typer.Option(help="The file that the model reads, byte by byte.")],
     token: Annotated[int, typer.Option(help="The token to trace, by its position; negative: from the end.")] = -1,
     out: Annotated[Path | None, typer.Option(help="Folder for what is found; default runs/inspect-TIME.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N for one of several GPUs.")] = "auto",
 ) -> None:
     """Look into the sparse memories of a model while it reads a text: gates, slots, rewrites, and who wrote what."""
     import torch
 
-    from .device import choose_device
+    from .device import choose_device, make_current
     from .inspect_model import inspect, load_model, read_text, resolve_token
     from .inspect_plots import save_charts
 
     cli_mixers.load_plugins()
-    kind = torch.device(choose_device(device))
+    place = torch.device(choose_device(device))
+    make_current(place)
     content = read_text(text)
     position = resolve_token(token, len(content))
-    model = load_model(checkpoint, kind)
-    found = inspect(model, content, position, kind)
+    model = load_model(checkpoint, place)
+    found = inspect(model, content, position, place)
     console = Console()
     console.print(usage_table(found))
     for layer in found["token"]["layers"]:

@@ -27,7 +27,7 @@ LINE_SECONDS = 60.0  # between two lines about the progress where there is no te
 def train_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML with model, task, training and seed.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the model; default runs/train-TIME.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N for one of several GPUs.")] = "auto",
 ) -> None:
     """Train one model; the same command with the same --out goes on with a training that was interrupted.
 
@@ -35,6 +35,7 @@ def train_command(
     parallel: ddp or parallel: fsdp in the file's training.
     """
     from .device import choose_device
+    from .precision import allows_tf32, tf32
     from .train_file import load_train_file
     from .training import train_or_load
     from .training.distributed import process_group
@@ -46,7 +47,11 @@ def train_command(
         raise ValueError("several processes need one folder: give --out FOLDER")
     folder = out or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
     console = Console(quiet=several and os.environ["RANK"] != "0")
-    with process_group(choose_device(device)) as own, report_to(console) as progress:
+    with (
+        process_group(choose_device(device)) as own,
+        tf32(allows_tf32("auto", loaded.training.precision, own)),
+        report_to(console) as progress,
+    ):
         _, record = train_or_load(
             loaded.config,
             loaded.task,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -16,30 +13,28 @@ from typing import Any
 
 import psutil
 
+from .device import kind_of
+from .gpus import MOMENTARY, gpus, held_down, output_of, used_gpu
+
 PACKAGES = ("mixerzoo", "torch", "numpy", "triton", "fla-core", "flash-linear-attention", "flash-attn", "safetensors")
-_GPU_FIELDS = {
-    "name": "name",
-    "driver_version": "driver",
-    "memory.total": "memory_mib",
-    "clocks.sm": "sm_clock_mhz",
-    "clocks.max.sm": "max_sm_clock_mhz",
-    "clocks.mem": "memory_clock_mhz",
-    "power.limit": "power_limit_watts",
-}
 
 
-def collect_environment(*, device: str, jobs: int, threads: int, command: list[str] | None = None) -> dict[str, Any]:
+def collect_environment(
+    *, device: str, jobs: int, threads: int, tf32: bool | str = "auto", command: list[str] | None = None
+) -> dict[str, Any]:
     """What `environment.json` says; sizes in bytes, clocks in MHz. What cannot be read is None.
 
-    jobs: cases at a time. threads: those of a case that runs alone. command: what was typed, default `sys.argv`.
+    jobs: cases at a time. threads: those of a case that runs alone. tf32: the suite's switch. command: what was typed,
+    default `sys.argv`.
     """
     return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": _time(),
         "command": shlex.join(command or ["mixerzoo", *sys.argv[1:]]),
         "device": device,
         "jobs": jobs,
         "threads": threads,
         "machine": machine(),
+        **(_cuda(device, tf32) if kind_of(device) == "cuda" else {}),
         "gpus": gpus(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -49,7 +44,7 @@ def collect_environment(*, device: str, jobs: int, threads: int, command: list[s
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
     """What changed between two environments and matters to a measurement: name -> [old, new]."""
-    watched = ("machine", "gpus", "python", "packages", "source", "threads")
+    watched = ("machine", "gpu", "cuda", "tf32", "gpus", "python", "packages", "source", "threads")
     ours, theirs = ({k: _lasting(e.get(k)) for k in watched} for e in (new, old))
     return {name: [theirs[name], ours[name]] for name in watched if ours[name] != theirs[name]}
 
@@ -75,32 +70,57 @@ def usable_cores() -> int:
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
-def gpus() -> list[dict[str, Any]]:
-    """Every NVIDIA GPU that `nvidia-smi` lists: name, driver, memory, clocks now and at most; empty without it."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = f"--query-gpu={','.join(_GPU_FIELDS)}"
-    output = _output(["nvidia-smi", query, "--format=csv,noheader,nounits"])
-    rows = csv.reader((output or "").splitlines(), skipinitialspace=True)
-    return [{name: _number(v) for name, v in zip(_GPU_FIELDS.values(), row)} for row in rows]
+def end_of_start(now: dict[str, Any]) -> dict[str, Any]:
+    """What is added when a start of a run ends that began with the environment `now`.
+
+    On CUDA, the GPUs `before` and `after` it, and `held_down`: what held the clock of the one in use down meanwhile.
+    """
+    times = {"started": now["started"], "ended": _time()}
+    if kind_of(now["device"]) != "cuda":
+        return times
+    after = gpus()
+    reasons = held_down(now["gpus"], after, (now["gpu"] or {}).get("uuid"))
+    moments = ([{k: gpu.get(k) for k in ("index", *MOMENTARY)} for gpu in found] for found in (now["gpus"], after))
+    return {**times, **dict(zip(("before", "after"), moments)), "held_down": reasons}
+
+
+def _cuda(device: str, switch: Any) -> dict[str, Any]:
+    """The GPU in use, the versions that torch was built with, and where TF32 is allowed by the suite's `switch`."""
+    import torch
+
+    from .precision import allows_tf32
+
+    return {
+        "gpu": used_gpu(device),
+        "cuda": {"version": torch.version.cuda, "cudnn": torch.backends.cudnn.version()},
+        "tf32": {
+            "switch": switch,
+            "in_float32": allows_tf32(switch, "float32", device),
+            "in_bfloat16": allows_tf32(switch, "bfloat16", device),
+        },
+    }
 
 
 def source() -> dict[str, Any] | None:
     """Commit of the source tree and whether it has changes; None where mixerzoo does not run from a git checkout."""
     root = Path(__file__).resolve().parents[1]
-    top = _output(["git", "-C", str(root), "rev-parse", "--show-toplevel"])
-    commit = _output(["git", "-C", str(root), "rev-parse", "HEAD"])
+    top = output_of(["git", "-C", str(root), "rev-parse", "--show-toplevel"])
+    commit = output_of(["git", "-C", str(root), "rev-parse", "HEAD"])
     # an installed copy may lie inside somebody else's repository: that commit is not ours
     if not top or not commit or Path(top).resolve() != root:
         return None
-    return {"commit": commit, "dirty": bool(_output(["git", "-C", str(root), "status", "--porcelain"]))}
+    return {"commit": commit, "dirty": bool(output_of(["git", "-C", str(root), "status", "--porcelain"]))}
 
 
 def _lasting(value: Any) -> Any:
-    """Without the clocks, which change from moment to moment."""
+    """Without clocks and temperatures, which change from moment to moment."""
     if isinstance(value, dict):
-        return {k: v for k, v in value.items() if k not in ("cpu_mhz", "sm_clock_mhz", "memory_clock_mhz")}
+        return {k: v for k, v in value.items() if k not in ("cpu_mhz", *MOMENTARY)}
     return [_lasting(v) for v in value] if isinstance(value, list) else value
+
+
+def _time() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _version(package: str) -> str | None:
@@ -125,19 +145,3 @@ def _cpu_frequency() -> tuple[float | None, float | None]:
     except (OSError, NotImplementedError, AttributeError):
         frequency = None
     return (round(frequency.current), round(frequency.max) or None) if frequency else (None, None)
-
-
-def _output(command: list[str]) -> str | None:
-    """What a program prints; None if it is not there or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text if text and not text.startswith("[") else None  # [N/A]

@@ -17,11 +17,13 @@ import torch
 
 from ..models import LanguageModel, ModelConfig
 from .case import Case
+from .device import make_current
 from .environment import usable_cores
 from .measures import Perplexity, Recall, Training, Tuning
 from .measures.meter import measure_memory
 from .measures.trained import Trained
 from .plan import Planner, everything
+from .precision import tf32
 from .runner import Limits
 from .runs import Run
 from .suite import parse_measure
@@ -104,6 +106,7 @@ def estimate_run(planner: Planner, run: Run, device: str, jobs: int | None) -> E
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, usable_cores() // jobs))
     try:
+        make_current(torch.device(device))
         probes = {label: probe(case, torch.device(device)) for label, case in _to_probe(pending).items()}
     finally:
         torch.set_num_threads(threads)
@@ -122,7 +125,8 @@ def _to_probe(pending: Sequence[Case]) -> dict[str, Case]:
 def probe(case: Case, device: torch.device) -> Probe:
     """Train the model of a case for a few steps, and let it read texts of two lengths."""
     # in an empty context, what runs here is not recorded as the backend of a case
-    return contextvars.Context().run(_probe, case, device)
+    with tf32(case.tf32):
+        return contextvars.Context().run(_probe, case, device)
 
 
 def _probe(case: Case, device: torch.device) -> Probe:

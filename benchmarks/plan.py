@@ -15,15 +15,16 @@ from ..models import parse_layout
 from .case import Case, Plan
 from .measures import Measure, Training, Tuning
 from .measures.trained import Choice, Trained, apply_choice
+from .precision import allows_tf32
 from .runs import ResultLine
 from .suite import Entry, Suite, mixer_names
 
 
 class Planner:
-    """The plan of a suite on a kind of device (`cpu` or `cuda`), as results come in."""
+    """The plan of a suite on a device (`cpu`, `cuda`, `cuda:1`), as results come in."""
 
     def __init__(self, suite: Suite, device: str) -> None:
-        self.suite, self.device = suite, device
+        self.suite, self.device = suite.on(device), device
         self._models: dict[tuple[str, int], dict[str, Any]] = {}
 
     def __call__(self, results: Mapping[str, ResultLine]) -> Plan:
@@ -62,7 +63,8 @@ class Planner:
         parameters = measure.model_dump(mode="json")
         name = parameters.pop("measure")
         line = self.suite.layouts[label]
-        return Case(label, line, model, name, parameters, seed, self.device, type(measure).exclusive)
+        tf32 = allows_tf32(self.suite.settings.tf32, measure.computes_in, self.device)
+        return Case(label, line, model, name, parameters, seed, self.device, type(measure).exclusive, tf32)
 
     def _model(self, label: str, seed: int) -> dict[str, Any]:
         """The model's configuration; kept, since a plan is made anew after every case."""

@@ -22,7 +22,8 @@ from typing import IO, Any, Protocol
 import psutil
 
 from .case import Case, Plan
-from .environment import collect_environment, differences, usable_cores
+from .device import kind_of
+from .environment import collect_environment, differences, end_of_start, usable_cores
 from .runs import ResultLine, Run, RunError, RunLock, Status
 from .worker import Inherited, RunCase, run_case, serve
 
@@ -66,7 +67,7 @@ class Limits:
 
     def choose_jobs(self, device: str, cases: int) -> int:
         """As many as there are cores, since a small model gains little from several; one on a GPU."""
-        return self.jobs or (1 if device == "cuda" else max(1, min(usable_cores(), cases)))
+        return self.jobs or (1 if kind_of(device) == "cuda" else max(1, min(usable_cores(), cases)))
 
 
 def execute(
@@ -96,8 +97,7 @@ def execute(
         run.write_suite(suite)
         queue = _Queue(planner, run, store, reporter, retry_failed, reuse)
         jobs = limits.choose_jobs(device, len(queue.waiting))
-        if queue.waiting:
-            _write_environment(run, device, jobs)
+        start = _write_environment(run, device, jobs, suite) if queue.waiting else None
         try:
             queue.begin()
             pool = _Pool(run, store, limits, reporter, run_case, preloaded, queue)
@@ -106,6 +106,10 @@ def execute(
             pool.work(1, usable_cores(), exclusive=True)
         finally:
             reporter.end()
+            if start is not None:
+                environment = run.environment()
+                ended = [*environment.get("finished", []), end_of_start(start)]
+                run.write_environment({**environment, "finished": ended})
     return [queue.results[case.id] for case in queue.plan.cases]
 
 
@@ -190,8 +194,7 @@ def check_folder(run: Run, suite: dict[str, Any], device: str) -> None:
     if changes:
         shown = "\n  ".join(changes[:10]) + (f"\n  and {len(changes) - 10} more" if len(changes) > 10 else "")
         raise RunError(f"{run.folder} was made with another suite; choose another folder with --out\n  {shown}")
-    if run.environment_path.is_file() and run.environment()["device"] != device:
-        was = run.environment()["device"]
+    if run.environment_path.is_file() and (was := kind_of(run.environment()["device"])) != kind_of(device):
         raise RunError(f"{run.folder} was made on {was}, not {device}; use --device {was} or another folder with --out")
 
 
@@ -215,15 +218,16 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {name: leaf for key, item in items for name, leaf in _flat(item, key).items()}
 
 
-def _write_environment(run: Run, device: str, jobs: int) -> None:
+def _write_environment(run: Run, device: str, jobs: int, suite: dict[str, Any]) -> dict[str, Any]:
     """Where this start runs; a later start of the same run is added with whatever differs from the first."""
-    now = collect_environment(device=device, jobs=jobs, threads=usable_cores())
+    now = collect_environment(device=device, jobs=jobs, threads=usable_cores(), tf32=suite.get("tf32", "auto"))
     if not run.environment_path.is_file():
         run.write_environment({**now, "resumed": []})
-        return
+        return now
     first = run.environment()
     again = {"started": now["started"], "command": now["command"], "jobs": jobs, "differs": differences(first, now)}
     run.write_environment({**first, "resumed": [*first["resumed"], again]})
+    return now
 
 
 @dataclass
@@ -297,6 +301,7 @@ class _Pool:
             "parameters": case.parameters,
             "seed": case.seed,
             "device": case.device,
+            "tf32": case.tf32,
             "threads": threads,
             "folder": str(self.run.checkpoint_folder(case.parameters.get("trained") or case.id).resolve()),
         }
@@ -344,6 +349,7 @@ class _Pool:
                 "model": case.model,
                 "layout_line": case.layout_line,
                 "device": case.device,
+                "tf32": case.tf32,
                 "threads": worker.threads,
             },
             seed=case.seed,

@@ -28,7 +28,8 @@ class ResultLine(BaseModel):
     """One finished case, one line of `results.jsonl`.
 
     case: id, a hash of what was measured. layout: the layout's label in the suite.
-    parameters: those of the measure, and `model` (the resolved configuration), `layout_line`, `device`, `threads`.
+    parameters: those of the measure, and `model` (the resolved configuration), `layout_line`, `device`, `threads`, and
+        `tf32` (whether CUDA might compute float32 in TF32; missing where it was not recorded).
     backends: op -> names of the implementations that ran. seconds: wall-clock time of the whole case.
     metrics: what the measure returned, None unless status is `ok`. error: what went wrong, None if nothing did.
     """

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..mixers import UnknownMixerError, check_option, mixer_options
 from ..models import PRESETS, Layout, LayoutError, ModelConfig, count_parameters, parse_layout, preset_config
 from . import measures
+from .precision import Precision
+from .training import Compile
 from .yamlfile import SuiteError, YamlFile, suggestion
 
 Seed = Annotated[int, Field(ge=0)]
@@ -68,7 +70,13 @@ class MeasureSettings(BaseModel):
 
 
 class SuiteSettings(_Settings):
-    """What a suite's file says. device: the only kind that it makes sense on, default any."""
+    """What a suite's file says.
+
+    device: the only kind that it makes sense on, default any. precision: of every measure and training that has none of
+    its own; `auto`: bfloat16 on a CUDA device, float32 on a CPU. tf32: whether CUDA may compute float32 in TF32;
+    `auto`: in the cases of precision bfloat16, and in no others. compile: of every measure and training that can be
+    compiled and does not say it: `off`, or the mode of `torch.compile`.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     description: str = ""
@@ -80,6 +88,9 @@ class SuiteSettings(_Settings):
     memory_limit_bytes: int | None = Field(default=None, gt=0)
     jobs: int | None = Field(default=None, ge=1)
     device: Literal["cpu", "cuda"] | None = None
+    precision: Precision = "auto"
+    tf32: bool | Literal["auto"] = "auto"
+    compile: Compile = False
 
     @field_validator("seeds")
     @classmethod
@@ -135,6 +146,11 @@ class Suite:
                 kept.append(dataclasses.replace(entry, labels=own))
         return dataclasses.replace(self, entries=tuple(kept))
 
+    def on(self, device: str) -> Suite:
+        """The suite with every precision decided, as it is run on a device."""
+        entries = (dataclasses.replace(entry, measure=entry.measure.on(device)) for entry in self.entries)
+        return dataclasses.replace(self, entries=tuple(entries))
+
     def resolved(self) -> dict[str, Any]:
         """The suite with every default written out, as YAML can hold it; loading it gives the same cases."""
         first = next(iter(self.layouts.values()))
@@ -144,7 +160,10 @@ class Suite:
             for line in self.layouts.values()
             for name, options in self.settings.model.config(line, 0).to_dict()["mixer_defaults"].items()
         }
-        settings = self.settings.model_dump(mode="json")
+        # what every measure says for itself is left out, and what decides nothing: suites of before had neither
+        settings = self.settings.model_dump(mode="json", exclude={"precision", "compile"})
+        if settings["tf32"] == "auto":
+            del settings["tf32"]
         kept = {k: v for k, v in model.items() if k not in ("layout", "seed")}
         return {
             **settings,
@@ -249,7 +268,7 @@ def _check_measure(file: YamlFile, index: int, entry: MeasureSettings, settings:
         if label not in settings.layouts:
             file.complain([*where, "layouts", i], f"unknown layout {label!r}{suggestion(label, settings.layouts)}")
     try:
-        measure = parse_measure({"measure": entry.measure, **(entry.model_extra or {})})
+        measure = parse_measure({"measure": entry.measure, **_with_defaults(entry, settings)})
     except ValidationError as error:
         known = [*measures.MEASURES[entry.measure].model_fields, "layouts", "seeds"]
         file.complain_all(error, where, known)
@@ -262,6 +281,16 @@ def _check_measure(file: YamlFile, index: int, entry: MeasureSettings, settings:
     if sweep is not None and (shared := sorted(set(sweep.seeds) & set(seeds))):
         file.complain([*where, "sweep"], f"seeds of the sweep are those of the results: {shared}; choose others")
     return Entry(measure, labels, seeds)
+
+
+def _with_defaults(entry: MeasureSettings, settings: SuiteSettings) -> dict[str, Any]:
+    """What an entry says of its measure, or of the training that it has, and else what the suite says for all."""
+    given = dict(entry.model_extra or {})
+    known = measures.MEASURES[entry.measure].model_fields if entry.measure in measures.MEASURES else ()
+    said = {"precision": settings.precision, "compile": settings.compile}
+    if "training" in known and isinstance(training := given.get("training", {}), dict):
+        given["training"] = {**said, **training}
+    return {**{name: value for name, value in said.items() if name in known}, **given}
 
 
 def _check_models(file: YamlFile, settings: SuiteSettings, layouts: Mapping[str, str]) -> None:

@@ -144,4 +144,5 @@ _READERS: dict[str, tuple[Callable[[ResultLine], Iterator[Entry]], Format]] = {
     "op_speed": (_op_speed, _three_digits),
     "overhead": (_op_speed, _three_digits),
     "mixer_speed": (_op_speed, _three_digits),
+    "library_overhead": (_op_speed, _three_digits),
 }

@@ -95,16 +95,29 @@ def _outcome(run_case: RunCase, job: dict[str, Any], channel: Channel) -> dict[s
         return {"status": status, "error": text}
 
 
+# What says that memory ran out where the error has no type of its own: torch's CPU allocator, the CUDA runtime and
+# driver, Triton's launcher, the libraries on the GPU, and an allocator's error that a compiler took up into its own.
+_NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUDA out of memory. Tried to allocate",
+    "ALLOC_FAILED",  # cuBLAS, cuFFT, cuSOLVER, cuSPARSE
+    "ALLOCATION_FAILED",  # cuDNN
+)
+
+
 def classify(error: BaseException) -> str:
-    """The status of a case that ended in `error`."""
+    """The status of a case that ended in `error`.
+
+    A kernel that wants more of a multiprocessor's own memory than the device has (Triton's `OutOfResources`) has
+    crashed: no smaller batch or length helps, its tiles were chosen badly, and the traceback says whose.
+    """
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return "out_of_memory"
-    if isinstance(error, RuntimeError) and any(
-        text in str(error)
-        # torch has no exception type of its own for the CPU allocator, nor for libraries on the GPU
-        for text in ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")
-    ):
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY):
         return "out_of_memory"
     if isinstance(error, NotFiniteError | FloatingPointError):  # the latter: a mixer that looks at its input
         return "not_finite"
@@ -117,16 +130,20 @@ def run_case(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
 
     from ..mixers.ops.dispatch import record_backends
     from ..models import ModelConfig
+    from .device import make_current
+    from .precision import tf32
     from .suite import parse_measure
 
     torch.set_num_threads(job["threads"])
+    device = torch.device(job["device"])
+    make_current(device)
     config = ModelConfig.from_dict(job["model"])
     measure = parse_measure({"measure": job["measure"], **job["parameters"]})
-    with record_backends() as channel.backends:
+    with tf32(job["tf32"]), record_backends() as channel.backends:
         return measure.run(
             config,
             seed=job["seed"],
-            device=torch.device(job["device"]),
+            device=device,
             folder=Path(job["folder"]),
             progress=channel.progress,
         )

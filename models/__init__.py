@@ -1,6 +1,7 @@
 """One backbone that hosts any mixer."""
 
 from .backbone import ModelState
+from .compiling import CompileMode, compile_totals, compiled, compiled_since
 from .config import ModelConfig
 from .counting import count_flops, count_parameters, resolve_d_ff
 from .language_model import LanguageModel
@@ -12,12 +13,16 @@ __all__ = [
     "LAYOUTS",
     "PAPER_LAYOUTS",
     "PRESETS",
+    "CompileMode",
     "LanguageModel",
     "Layout",
     "LayoutError",
     "ModelConfig",
     "ModelState",
     "NamedLayout",
+    "compile_totals",
+    "compiled",
+    "compiled_since",
     "count_flops",
     "count_parameters",
     "parse_layout",

@@ -25,6 +25,7 @@ def topic(row: Any) -> str:
         "fit": f"peak memory off a straight line, {row.backend}",
         "attention": "times the seconds of causal softmax attention alone",
         "overhead": "times the seconds of the same model without what the layout inserts",
+        "library": f"times the seconds of the library's function that it calls, {row.backend}",
         "floor": f"seconds by those that moving the counted bytes takes, {row.backend}",
     }.get(row.kind, f"{row.kind}, {row.backend}")
     return f"{mode_name(row.mode)} {_of_tokens(row)}{batch}: {what}"

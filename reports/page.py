@@ -40,7 +40,7 @@ SECTIONS = {
 _MEASURES = {"recall": "recall", "speed": "speed", "memory": "memory", "perplexity": "perplexity"}
 _SAY_NONE = ("failures", "missing")  # tables that say something by being empty
 # sections that a suite that does not ask for them does without
-_RARE = {"op-speed": ("op_speed", "overhead", "mixer_speed")}
+_RARE = {"op-speed": ("op_speed", "overhead", "mixer_speed", "library_overhead")}
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ def _content(run: RunData, drawn: list[Figure], tables: list[Table]) -> dict[str
         "layout_lines": run.suite.get("layouts") or {},
         "findings": findings(run),
         "untaught": statements(run),
+        "warnings": _warnings(run.environment),
+        "device": _device(run.environment),
         "brackets": _brackets(run),
         "trainings": training_statement(run),
         "texts": _texts(run),
@@ -102,7 +104,7 @@ def _content(run: RunData, drawn: list[Figure], tables: list[Table]) -> dict[str
         "commit": source.get("commit"),
         "dirty": bool(source.get("dirty")),
         "commands": _commands(run, source.get("commit")),
-        "machine": _machine(run.environment),
+        "machine": [*_precisions(run), *_machine(run.environment)],
         "packages": [(k, v or "not installed") for k, v in (run.environment.get("packages") or {}).items()],
         "suite_yaml": yaml.safe_dump(run.suite, sort_keys=False, allow_unicode=True, width=100),
         "version": version("mixerzoo"),
@@ -178,6 +180,36 @@ def _machine(environment: dict[str, Any]) -> list[tuple[str, str]]:
     machine = environment.get("machine") or {}
     others = {k: v for k, v in environment.items() if k not in ("machine", "packages", "source")}
     return [(key.replace("_", " "), text) for key, text in _flatten({**machine, **others})]
+
+
+def _device(environment: dict[str, Any]) -> str:
+    """What it was measured on, with the name of the GPU."""
+    device, gpu = environment.get("device", "not known"), environment.get("gpu") or {}
+    return f"{device} ({gpu['name']})" if gpu.get("name") else str(device)
+
+
+def _warnings(environment: dict[str, Any]) -> list[str]:
+    """What makes the numbers of a run doubtful, of all that was noted at the end of each of its starts."""
+    return [
+        f"The clock of the GPU was held down ({formats.listing([r.replace('_', ' ') for r in start['held_down']])}) in "
+        f"what was run from {start.get('started')} to {start.get('ended')}: its speeds may be too low."
+        for start in environment.get("finished") or []
+        if start.get("held_down")
+    ]
+
+
+def _precisions(run: RunData) -> list[tuple[str, str]]:
+    """In which precision the cases computed, and whether with TF32, as pairs of a name and a text."""
+    found: dict[str, list[str]] = {}
+    for line in run.lines:
+        settings = line.parameters.get("training") or line.parameters
+        if precision := settings.get("precision"):
+            tf32 = {True: " with TF32", False: "", None: ""}[line.parameters.get("tf32")]
+            measures = found.setdefault(f"{precision}{tf32}", [])
+            if line.measure not in measures:
+                measures.append(line.measure)
+    said = "; ".join(f"{precision} ({', '.join(measures)})" for precision, measures in sorted(found.items()))
+    return [("precision", said)] if said else []
 
 
 def _flatten(value: Any, path: str = "") -> list[tuple[str, str]]:

@@ -10,7 +10,12 @@ from ..benchmarks.runs import ResultLine
 from .statistics import bits_per_byte
 from .variants import purpose
 
-IN_TURN = ("op_speed", "overhead", "mixer_speed")  # measures of several things in one process, held to bars
+IN_TURN = (
+    "op_speed",
+    "overhead",
+    "mixer_speed",
+    "library_overhead",
+)  # measures of several things in one process, held to bars
 _CURVE_POINTS = 120
 _LOADS = ("n_needles", "n_pairs", "n_tokens", "n_distinct", "n_entries")  # what tasks call their load
 _NO_CASE = ("layout", "measure", "seed", "status", "seconds", "case")

@@ -16,8 +16,9 @@ _ALIKE = {
     "op_speed": {"backends", "rounds", "slow", "slow_rounds", "bars", "decode_chunks", "copy_bytes"},
     "overhead": {"rounds", "bars"},
     "mixer_speed": {"rounds", "bars", "new_tokens"},
+    "library_overhead": {"rounds", "most"},
 }
-_ALWAYS_ALIKE = {"model", "layout_line", "threads", "modes", "lengths"}
+_ALWAYS_ALIKE = {"model", "layout_line", "threads", "tf32", "modes", "lengths"}  # TF32 follows from the precision
 _TASK = "task.task"
 _LONG = 40  # characters of a value
 _TRAINED = ("tuning", "training", "recall", "perplexity")  # what a model is trained for, and what is asked of it

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from .base import Measure
+from .library_overhead import LibraryOverhead
 from .memory import Memory
 from .mixer_speed import MixerSpeed
 from .op_speed import OpSpeed
@@ -15,7 +16,7 @@ from .speed import Speed
 from .trained import Sweep, Trained, Training, Tuning, apply_choice
 
 AnyMeasure = Annotated[
-    Speed | Memory | Tuning | Training | Recall | Perplexity | OpSpeed | Overhead | MixerSpeed,
+    Speed | Memory | Tuning | Training | Recall | Perplexity | OpSpeed | Overhead | MixerSpeed | LibraryOverhead,
     Field(discriminator="measure"),
 ]
 MEASURES: dict[str, type[Measure]] = {
@@ -28,11 +29,13 @@ MEASURES: dict[str, type[Measure]] = {
     "op_speed": OpSpeed,
     "overhead": Overhead,
     "mixer_speed": MixerSpeed,
+    "library_overhead": LibraryOverhead,
 }
 
 __all__ = [
     "MEASURES",
     "AnyMeasure",
+    "LibraryOverhead",
     "Measure",
     "Memory",
     "MixerSpeed",

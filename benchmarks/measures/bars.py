@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["faster", "smaller", "growth", "flat", "linear", "fit", "floor", "overhead", "attention"]
+Kind = Literal["faster", "smaller", "growth", "flat", "linear", "fit", "floor", "overhead", "attention", "library"]
 AT_LEAST: tuple[Kind, ...] = ("faster", "smaller")  # the other kinds are met by at most the value
 FEWEST_LENGTHS = {"growth": 2, "flat": 2, "linear": 2, "fit": 3}  # any two points lie on a line
 
@@ -21,7 +21,8 @@ class Bar(BaseModel):
     token, so that it also counts if tokens become cheaper; `linear`, the most peak bytes a token by those at the least
     length; `fit`, the largest distance of the peak bytes from the line through the lengths, as a share of them;
     `floor`, seconds by those that moving the counted bytes takes; `overhead`, seconds of `backend` by those of `over`;
-    `attention`, seconds of a mixer by those of causal softmax attention.
+    `attention`, seconds of a mixer by those of causal softmax attention; `library`, seconds of an op by those of the
+    library's function that it calls.
     mode, backend: of which numbers.
     """
 
@@ -49,6 +50,11 @@ def ratios(rows: Sequence[dict[str, Any]], bars: Sequence[Bar]) -> list[dict[str
 def overheads(rows: Sequence[dict[str, Any]], bars: Sequence[Bar]) -> list[dict[str, Any]]:
     """The ratio of seconds of each row to those of the row after it of the same mode and length; as in `ratios`."""
     return _quotients("overhead", rows, bars)
+
+
+def library_ratios(rows: Sequence[dict[str, Any]], bars: Sequence[Bar]) -> list[dict[str, Any]]:
+    """As `overheads`, for an op and the library's function that it calls."""
+    return _quotients("library", rows, bars)
 
 
 def attention_ratios(rows: Sequence[dict[str, Any]], bars: Sequence[Bar]) -> list[dict[str, Any]]:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from typing_extensions import Self
 
 from ...models import ModelConfig
+from ..precision import Precision, resolve
 from ..tasks import Task
-from ..training import Progress
+from ..training import Compile, Progress
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -25,9 +26,30 @@ class Measure(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     exclusive: ClassVar[bool] = False
 
+    @model_serializer(mode="wrap")
+    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Cases that compile nothing do not say so: those of before there was the choice keep their ids."""
+        fields = dump(self)
+        return {name: value for name, value in fields.items() if name != "compile" or value}
+
     def cases(self) -> list[Self]:
         """One measure for each case that this one stands for; those that measure a grid of sizes split it up."""
         return [self]
+
+    def on(self, device: str) -> Self:
+        """The same with the precision of everything in it decided, where that is left to the device."""
+        fields, changes = dict(self), {}
+        if "precision" in fields:
+            changes["precision"] = resolve(fields["precision"], device)
+        if "training" in fields:
+            changes["training"] = fields["training"].on(device)
+        return self.model_copy(update=changes)
+
+    @property
+    def computes_in(self) -> Precision:
+        """The precision that it measures in; of a trained model, that of its training."""
+        fields = dict(self)
+        return fields["precision"] if "precision" in fields else fields["training"].precision
 
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
@@ -61,6 +83,15 @@ def split_grid(measure: Any) -> list[Any]:
         for length in measure.lengths
         for mode in measure.modes
     ]
+
+
+def check_compiles(compile: Compile, modes: tuple[str, ...]) -> None:
+    """Raise `ValueError` for modes that cannot be compiled: those that carry a state, which is no tensor."""
+    others = [mode for mode in modes if mode not in ("forward", "train")]
+    if compile and others:
+        raise ValueError(
+            f"compile: {compile} is for the modes forward and train, not for {', '.join(others)}; take off"
+        )
 
 
 def single(values: tuple[Any, ...], name: str) -> Any:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from ...mixers.ops.dispatch import record_backends
 from ..training import Progress
-from .meter import MIN_ROUND_SECONDS, measure_memory, quartiles, round_clock
+from .meter import MIN_ROUND_SECONDS, WARMUP_ROUNDS, Timing, measure_memory, quartiles, round_clock
 
-_LONG_SECONDS = 2.0  # a call as long as this warms up by itself
+Clock = Callable[[Callable[[], object]], float]  # seconds of a call
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,20 @@ class Contender:
 
 def time_in_turn(
     contenders: Sequence[Contender], device: torch.device, *, rounds: int, slow_rounds: int, progress: Progress
-) -> list[list[float]]:
+) -> list[Timing]:
     """Seconds of every contender: one number for each of `rounds` rounds (of `slow_rounds` for the slow ones).
 
-    In a round each runs once, one after the other; work too short for the clock is repeated within its turn. The
-    others have warmed up by two calls, or one long one; the first round of a slow one may be its first call.
+    In a round each runs once, one after the other; work too short for the clock is repeated within its turn. Before,
+    each has warmed up by two calls after its first; the first round of a slow one is its first call.
     """
     clock = round_clock(device)
-    repeats = [1 if c.slow or c.prepare else _repeats(c, clock, progress) for c in contenders]
-    samples: list[list[float]] = [[] for _ in contenders]
+    timings: dict[int, Timing] = {}
+    repeats = [1] * len(contenders)
+    for i, contender in enumerate(contenders):
+        if not contender.slow:
+            progress(0.0, f"warm-up: {contender.title}")
+            timings[i] = _first_call(contender, clock)
+            repeats[i] = _warm_up(contender, clock)
     try:
         for number in range(rounds):
             gc.collect()  # within what is timed, a collection would be one contender's bad luck
@@ -59,12 +65,14 @@ def time_in_turn(
                     continue
                 done = number + i / len(contenders)
                 progress(done / rounds, f"round {number + 1}: {contender.title}")
-                prepared = contender.prepare() if contender.prepare is not None else None
-                seconds = clock(functools.partial(_repeat, contender, prepared, repeats[i]))
-                samples[i].append(seconds / repeats[i] / contender.units)
+                if i in timings:
+                    timings[i].samples.append(_seconds(contender, clock, repeats[i]))
+                else:
+                    timings[i] = _first_call(contender, clock)
+                    timings[i].samples.append(timings[i].first_seconds)
     finally:
         gc.enable()
-    return samples
+    return [timings[i] for i in range(len(contenders))]
 
 
 def peaks_in_turn(contenders: Sequence[Contender], device: torch.device, progress: Progress) -> list[dict[str, Any]]:
@@ -78,19 +86,33 @@ def peaks_in_turn(contenders: Sequence[Contender], device: torch.device, progres
     return readings
 
 
-def row(contender: Contender, samples: list[float], **more: Any) -> dict[str, Any]:
-    """A contender's line of the metrics: what it is, `median`, `q1` and `q3` of its seconds, `rounds` and `samples`."""
-    identity = {"backend": contender.backend, "mode": contender.mode, "tokens": contender.tokens}
-    return {**identity, **quartiles(samples), "rounds": len(samples), "samples": samples, **more}
+def row(contender: Contender, timing: Timing, **more: Any) -> dict[str, Any]:
+    """A contender's line of the metrics: what it is, `median`, `q1` and `q3` of its seconds, `rounds`, `samples`,
+    `first_call_seconds`, and `ran`, the backends that it took: op -> names."""
+    identity = {"backend": contender.backend, "mode": contender.mode, "tokens": contender.tokens, "ran": timing.ran}
+    rounds = {"rounds": len(timing.samples), "samples": timing.samples, "first_call_seconds": timing.first_seconds}
+    return {**identity, **quartiles(timing.samples), **rounds, **more}
 
 
-def _repeats(contender: Contender, clock: Callable[[Callable[[], object]], float], progress: Progress) -> int:
-    """How often to call short work in its turn; this is its warm-up as well."""
-    progress(0.0, f"warm-up: {contender.title}")
-    seconds = clock(lambda: contender.work(None))
-    if seconds < _LONG_SECONDS:
-        seconds = clock(lambda: contender.work(None))
-    return max(1, math.ceil(MIN_ROUND_SECONDS / max(seconds, 1e-7)))
+def _first_call(contender: Contender, clock: Clock) -> Timing:
+    """What the first call takes, in seconds and backends, without samples so far."""
+    with record_backends() as ran:
+        seconds = _seconds(contender, clock, 1)
+    return Timing(seconds, [], {op: sorted(names) for op, names in ran.items()})
+
+
+def _warm_up(contender: Contender, clock: Clock) -> int:
+    """Calls that bring a contender to its usual time; returns how often to call it in its turn."""
+    *_, last = (_seconds(contender, clock, 1) for _ in range(WARMUP_ROUNDS))
+    if contender.prepare is not None:  # what is prepared serves one call only
+        return 1
+    return max(1, math.ceil(MIN_ROUND_SECONDS / max(last * contender.units, 1e-7)))
+
+
+def _seconds(contender: Contender, clock: Clock, calls: int) -> float:
+    """Of one of a contender's units, the mean over so many calls."""
+    prepared = contender.prepare() if contender.prepare is not None else None
+    return clock(functools.partial(_repeat, contender, prepared, calls)) / calls / contender.units
 
 
 def _repeat(contender: Contender, prepared: Any, calls: int) -> object:

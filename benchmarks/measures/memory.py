@@ -10,8 +10,16 @@ import torch
 from pydantic import Field
 from typing_extensions import Self
 
-from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
-from ..training import Precision, Progress
+from ...models import (
+    LanguageModel,
+    ModelConfig,
+    compile_totals,
+    compiled_since,
+    count_flops,
+    count_parameters,
+    resolve_d_ff,
+)
+from ..training import Compile, Precision, Progress
 from .base import Measure, Size, single, split_grid
 from .meter import measure_memory
 from .workload import Workload
@@ -21,6 +29,7 @@ class Memory(Measure):
     """Bytes that a freshly initialised model allocates on random tokens, one case for each mode and length.
 
     modes: `forward` (logits of every position), `train` (forward, backward, AdamW step). batch: sequences at once.
+    compile: `off`, or the mode of `torch.compile`.
     """
 
     exclusive: ClassVar[bool] = True
@@ -28,7 +37,8 @@ class Memory(Measure):
     modes: tuple[Literal["forward", "train"], ...] = Field(default=("forward", "train"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(256, 512, 1024, 2048, 4096, 8192), min_length=1)
     batch: int = Field(default=1, ge=1)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
+    compile: Compile = False
 
     def cases(self) -> list[Self]:
         return split_grid(self)
@@ -42,10 +52,13 @@ class Memory(Measure):
         count. model_bytes: parameters and buffers. optimizer_bytes: AdamW's moments (0 in mode forward).
         state_bytes: of all `batch` sequences, after reading the context. activation_bytes_per_token: in mode train what
         the forward pass keeps for the backward pass, in mode forward the peak; divided by batch * length.
-        method: how bytes were read. parameters: number. flops: of a forward call over one sequence.
+        method: how bytes were read. parameters: number. flops: of a forward call over one sequence. With `compile` also
+        `compile_seconds` and `graph_breaks`.
         """
         mode, length = single(self.modes, "modes"), single(self.lengths, "lengths")
-        work = Workload(config, batch=self.batch, length=length, seed=seed, device=device, precision=self.precision)
+        sizes: dict[str, Any] = {"batch": self.batch, "length": length, "seed": seed, "device": device}
+        work = Workload(config, **sizes, precision=self.precision, compile=self.compile)
+        before = compile_totals() if self.compile else {}
         progress(0.0, "warm-up")  # allocates what stays: AdamW's moments, workspaces
         if mode == "train":
             work.train_step()
@@ -73,6 +86,7 @@ class Memory(Measure):
             "parameters": count_parameters(config)["total"],
             "d_ff": resolve_d_ff(config),
             "flops": flops,
+            **(compiled_since(before) if self.compile else {}),
         }
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,30 @@ MEMORY_EVENT = "[memory]"  # the profiler's name for an allocation or a release
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
+WARMUP_ROUNDS = (
+    2  # at the least, beside the first call: what repeats is captured by the second and replayed by the third
+)
 MAX_WARMUP_ROUNDS = 10
 MAX_ROUNDS = 100
 STABLE = 0.1  # warm-up ends when two rounds in a row differ by less than this share
 MIN_ROUND_SECONDS = 0.01  # shorter work is repeated within a round, beyond the clock's and the scheduler's noise
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a piece of work.
+
+    first_seconds: of the first call of all, which compiles kernels, allocates and fills caches. samples: one number for
+    each round after the warm-up. ran: op -> the backends that the first call took, where that was looked at.
+    """
+
+    first_seconds: float
+    samples: list[float]
+    ran: dict[str, list[str]] = field(default_factory=dict)
+
+    def per(self, units: int) -> Timing:
+        """The same of one of the `units` that the work consists of."""
+        return Timing(self.first_seconds / units, [seconds / units for seconds in self.samples])
 
 
 @dataclass(frozen=True)
@@ -60,11 +80,12 @@ def time_rounds(
     budget_seconds: float,
     prepare: Callable[[], Any] | None = None,
     progress: Callable[[float, str], None] = lambda fraction, text: None,
-) -> list[float]:
+) -> Timing:
     """Seconds of `work(prepare())`, `prepare` not counted: one number a round, once rounds have come to agree.
 
-    At least `rounds` rounds, and more (at most 100) while they fit in `budget_seconds`. CUDA work is timed by device
-    events, CPU work by `time.perf_counter`.
+    At least two rounds warm up after the first call, which is compared with none, since it may compile. Then at least
+    `rounds` rounds, and more (at most 100) while they fit in `budget_seconds`. CUDA work is timed by device events, CPU
+    work by `time.perf_counter`.
     """
     clock = round_clock(device)
 
@@ -72,13 +93,17 @@ def time_rounds(
         prepared = prepare() if prepare is not None else None
         return clock(lambda: _repeat(work, prepared, calls)) / calls
 
-    warmup = [run(1)]
+    progress(0.0, "first call")
+    first = run(1)
+    warmup: list[float] = []
     start = time.perf_counter()
-    while len(warmup) < MAX_WARMUP_ROUNDS and time.perf_counter() - start < budget_seconds:
+    while len(warmup) < WARMUP_ROUNDS or (
+        len(warmup) < MAX_WARMUP_ROUNDS
+        and abs(warmup[-1] - warmup[-2]) >= STABLE * warmup[-2]
+        and time.perf_counter() - start < budget_seconds
+    ):
         progress(0.0, f"warm-up, round {len(warmup) + 1}")
         warmup.append(run(1))
-        if abs(warmup[-1] - warmup[-2]) < STABLE * warmup[-2]:
-            break
     # what is prepared serves one call only
     calls = 1 if prepare is not None else max(1, math.ceil(MIN_ROUND_SECONDS / max(warmup[-1], 1e-7)))
 
@@ -92,7 +117,7 @@ def time_rounds(
             samples.append(run(calls))
     finally:
         gc.enable()
-    return samples
+    return Timing(first, samples)
 
 
 def _repeat(work: Callable[[Any], object], prepared: Any, calls: int) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,72 +12,89 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from ...mixers import Mixer, create_mixer
-from ...models import ModelConfig, parse_layout
-from ..training import Precision, Progress, autocast
+from ...models import ModelConfig, compile_totals, compiled, compiled_since, parse_layout
+from ..precision import Precision, autocast, resolve
+from ..training import Compile, Progress
 from .bars import Bar, attention_ratios
-from .base import Measure, Size, part_of
+from .base import Measure, Size, check_compiles, part_of
 from .contest import Contender, peaks_in_turn, row, time_in_turn
 
 MIXER, ATTENTION = "mixer", "attention"
 LINEAR = ("O(T)", "O(T log T)")
+Mode = Literal["forward", "train", "prefill", "decode"]
+Work = Callable[[Any], object]
+_ATTENTION_MODES = ("forward", "train", "prefill")
 
 
 class MixerSpeed(Measure):
     """Seconds of the first mixer of the layout, without a model around it, on random input of width d_model.
 
-    modes: `forward` without gradients, and `decode`, one token after a context of that length. lengths: tokens.
+    modes: `forward` without gradients, `train` (forward and backward), `prefill` (as forward, and the state after it),
+    and `decode`, one token after a context of that length. lengths: tokens.
     d_head: of the attention that it is compared with, PyTorch's fused kernel alone, causal, with `d_model / d_head`
     heads and without projections. batch: sequences at once. rounds: of each. new_tokens: decoded in a round.
-    bars: of kind `attention`, the most that the ratio may be; they hold for mixers whose card says that their time is
-    linear (or linear times a logarithm) in the length.
+    compile: `off`, or the mode of `torch.compile`, of the mixer alone; for `forward` and `train`.
+    bars: of kind `attention` and mode `forward` or `train`, the most that the ratio may be; they hold for mixers whose
+    card says that their time is linear (or linear times a logarithm) in the length.
     """
 
     exclusive: ClassVar[bool] = True
     measure: Literal["mixer_speed"] = "mixer_speed"
-    modes: tuple[Literal["forward", "decode"], ...] = Field(default=("forward", "decode"), min_length=1)
+    modes: tuple[Mode, ...] = Field(default=("forward", "decode"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)
     d_head: int = Field(default=64, ge=1)
     batch: int = Field(default=1, ge=1)
     rounds: int = Field(default=7, ge=1)
     new_tokens: int = Field(default=16, ge=1)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
+    compile: Compile = False
     bars: tuple[Bar, ...] = ()
 
     @model_validator(mode="after")
     def _bars_fit(self) -> Self:
+        check_compiles(self.compile, self.modes)
         for bar in self.bars:
-            if (bar.kind, bar.mode, bar.backend, bar.over) != ("attention", "forward", MIXER, ATTENTION):
-                needed = f"kind: attention, mode: forward, backend: {MIXER} and over: {ATTENTION}"
+            fits = (bar.kind, bar.backend, bar.over) == ("attention", MIXER, ATTENTION)
+            if not fits or bar.mode not in ("forward", "train"):
+                needed = f"kind: attention, mode: forward or train, backend: {MIXER} and over: {ATTENTION}"
                 raise ValueError(f"a bar of mixer_speed has {needed}")
         return self
 
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> dict[str, Any]:
-        """See `Measure.run`; metrics are `mixer`, `rows`, `ratios` (see `attention_ratios`) and `state_bytes`.
+        """See `Measure.run`; metrics are `mixer`, `rows`, `ratios` (see `attention_ratios`) and `state_bytes`;
+        with `compile` also `compile_seconds`, which no sample holds, and `graph_breaks`.
 
         A row is the mixer or the attention (`backend`) in one mode at one length: `median`, `q1`, `q3` of seconds (of a
-        call, in mode decode of one token), `rounds`, `samples`, `units` (tokens that the seconds are of), `batch`,
-        `peak_bytes` and `method`. state_bytes: by length, where decoding is measured.
+        call, in mode decode of one token), `rounds`, `samples`, `first_call_seconds`, `ran` (op -> backends), `units`
+        (tokens that the seconds are of), `batch`, `peak_bytes` and `method`. state_bytes: by length,
+        where decoding is measured.
         """
         mixer = _first_mixer(config, seed, device)
+        call: Callable[..., Any] = compiled(mixer, self.compile, device) if self.compile else mixer
+        before = compile_totals() if self.compile else {}
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(self.batch, max(self.lengths), config.d_model, generator=generator).to(device)
         contenders, state_bytes = [], {}
         for length in self.lengths:
-            if "forward" in self.modes:
-                contenders += [self._forward(mixer, x[:, :length]), self._attention(config.d_model, length, x)]
+            for mode in self.modes:
+                if mode in _ATTENTION_MODES:
+                    work = self._mixer_work(mode, mixer, call, x[:, :length])
+                    attention = self._attention_work(mode, config.d_model, length, x)
+                    contenders.append(Contender(MIXER, mode, length, work))
+                    contenders.append(Contender(ATTENTION, mode, length, attention))
             if "decode" in self.modes:
                 contender, size = self._decode(mixer, x[:, :length])
                 contenders.append(contender)
                 state_bytes[str(length)] = size
-        samples = time_in_turn(
+        timings = time_in_turn(
             contenders, device, rounds=self.rounds, slow_rounds=self.rounds, progress=part_of(progress, 0.0, 0.8)
         )
         peaks = peaks_in_turn(contenders, device, part_of(progress, 0.8, 1.0))
         rows = [
             row(c, own, batch=self.batch, units=self.batch * (1 if c.mode == "decode" else c.tokens), **peak)
-            for c, own, peak in zip(contenders, samples, peaks)
+            for c, own, peak in zip(contenders, timings, peaks)
         ]
         bars = self.bars if mixer.card.complexity in LINEAR else ()
         return {
@@ -85,26 +103,43 @@ class MixerSpeed(Measure):
             "rows": rows,
             "ratios": attention_ratios(rows, bars),
             "state_bytes": state_bytes,
+            **(compiled_since(before) if self.compile else {}),
         }
 
-    def _forward(self, mixer: Mixer, x: torch.Tensor) -> Contender:
-        @torch.no_grad()
-        def work(_: Any) -> object:
+    def _mixer_work(self, mode: Mode, mixer: Mixer, call: Callable[..., Any], x: torch.Tensor) -> Work:
+        """call: the mixer, compiled or as it is."""
+        d_y = torch.randn_like(x)
+
+        def train(_: Any) -> object:
+            leaf = x.detach().requires_grad_()
             with autocast(x.device, self.precision):
-                return mixer(x)[0]
+                y = call(leaf)[0]
+            return torch.autograd.grad(y, [leaf, *mixer.parameters()], d_y.to(y.dtype), allow_unused=True)
 
-        return Contender(MIXER, "forward", x.shape[1], work)
+        @torch.no_grad()
+        def read(_: Any) -> object:
+            with autocast(x.device, self.precision):
+                return mixer(x, None, True) if mode == "prefill" else call(x)
 
-    def _attention(self, d_model: int, length: int, x: torch.Tensor) -> Contender:
+        return train if mode == "train" else read
+
+    def _attention_work(self, mode: Mode, d_model: int, length: int, x: torch.Tensor) -> Work:
         heads = max(1, d_model // self.d_head)
-        q, k, v = (torch.randn(self.batch, heads, length, self.d_head, device=x.device) for _ in range(3))
+        # as the layer around it hands them over: a cast of its own would be timed with it
+        shape, dtype = (self.batch, heads, length, self.d_head), getattr(torch, resolve(self.precision, x.device))
+        q, k, v, d_y = (torch.randn(shape, device=x.device, dtype=dtype) for _ in range(4))
+
+        def train(_: Any) -> object:
+            leaves = queries, keys, values = [t.detach().requires_grad_() for t in (q, k, v)]
+            return torch.autograd.grad(
+                F.scaled_dot_product_attention(queries, keys, values, is_causal=True), leaves, d_y
+            )
 
         @torch.no_grad()
-        def work(_: Any) -> object:
-            with autocast(x.device, self.precision):
-                return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        def read(_: Any) -> object:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-        return Contender(ATTENTION, "forward", length, work)
+        return train if mode == "train" else read
 
     def _decode(self, mixer: Mixer, x: torch.Tensor) -> tuple[Contender, int]:
         """The contender, and the bytes of the state after the context."""

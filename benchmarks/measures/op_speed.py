@@ -11,7 +11,8 @@ from typing_extensions import Self
 
 from ...mixers.ops.dispatch import Op
 from ...models import ModelConfig, parse_layout
-from ..training import Precision, Progress
+from ..precision import Precision, resolve
+from ..training import Progress
 from .bars import FEWEST_LENGTHS, Bar, ratios
 from .base import Measure, Size, part_of
 from .contest import Contender, peaks_in_turn, row, time_in_turn
@@ -21,6 +22,7 @@ from .op_work import FwpkmWork
 Mode = Literal["forward", "train", "decode"]
 WORKS = {"fwpkm": FwpkmWork}  # another op needs a class with the methods of this one
 _COPY = "copy"
+_MEASURED_BY = {"overhead": "overhead", "attention": "mixer_speed", "library": "library_overhead"}
 
 
 class OpSpeed(Measure):
@@ -48,7 +50,7 @@ class OpSpeed(Measure):
     decode_chunks: int = Field(default=1, ge=1)
     memory: Literal["fresh", "kept"] = "kept"
     copy_bytes: int = Field(default=2**28, ge=2**10)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     bars: tuple[Bar, ...] = ()
 
     @model_validator(mode="after")
@@ -66,8 +68,8 @@ class OpSpeed(Measure):
 
     def _check_bar(self, bar: Bar) -> None:
         """Raise `ValueError` if no ratio of this measure would be held to the bar."""
-        if bar.kind in ("overhead", "attention"):
-            measure = {"overhead": "overhead", "attention": "mixer_speed"}[bar.kind]
+        if bar.kind in _MEASURED_BY:
+            measure = _MEASURED_BY[bar.kind]
             raise ValueError(f"a bar of kind {bar.kind!r} belongs to the measure {measure}")
         if bar.mode not in self.modes:
             raise ValueError(f"a bar is about mode {bar.mode!r}, which is not in modes {list(self.modes)}")
@@ -88,10 +90,11 @@ class OpSpeed(Measure):
         """See `Measure.run`; metrics are `rows`, `ratios` (see `ratios`), `copy_bandwidth` and `table_bytes`.
 
         A row is one backend in one mode at one length: `median`, `q1`, `q3` of seconds (of a call, in mode decode of
-        a token), `rounds`, `samples`, `units` (tokens that the seconds are of), `batch`, `peak_bytes` (allocated above
-        what was there before the call: table and tokens; in mode decode, over all decoded tokens) and `method`,
-        `floor_bytes` (that have to be moved, see `counted_bytes` of the op's work) and `floor_seconds` (at the
-        bandwidth of a copy in this run). copy_bandwidth: bytes read and written a second; `median`, `q1`, `q3`.
+        a token), `rounds`, `samples`, `first_call_seconds`, `ran` (op -> backends), `units` (tokens that the seconds
+        are of), `batch`, `peak_bytes` (allocated above what was there before the call: table and tokens; in mode
+        decode, over all decoded tokens) and `method`, `floor_bytes` (that have to be moved, see `counted_bytes` of the
+        op's work) and `floor_seconds` (at the bandwidth of a copy in this run). copy_bandwidth: bytes read and written
+        a second; `median`, `q1`, `q3`.
         Raises `ValueError` if the layout has no such mixer, or a backend cannot run on `device`.
         """
         _check_backends(WORKS[self.op].op, self.backends, device)
@@ -103,20 +106,20 @@ class OpSpeed(Measure):
         work = self._work(options, config.d_model, seed, device)
         contenders = [self._contender(work, *case, backend) for case in cases for backend in self.backends]
         copy = _copying(self.copy_bytes, device)
-        samples = time_in_turn(
+        timings = time_in_turn(
             [*contenders, copy],
             device,
             rounds=self.rounds,
             slow_rounds=self.slow_rounds,
             progress=part_of(progress, 0.0, 0.7),
         )
-        bandwidth = quartiles([2 * self.copy_bytes / seconds for seconds in samples[-1]])
+        bandwidth = quartiles([2 * self.copy_bytes / seconds for seconds in timings[-1].samples])
         peaks = peaks_in_turn(contenders, device, part_of(progress, 0.7, 0.95))
         progress(0.95, "counting bytes")
         counted = work.counted_bytes(self.backends[0], cases, self.decode_chunks * work.chunk_size)
         floors = dict(zip(cases, counted))
         rows = []
-        for contender, own, peak in zip(contenders, samples, peaks):
+        for contender, own, peak in zip(contenders, timings, peaks):
             floor = floors[contender.mode, contender.tokens]
             units = self.batch * (1 if contender.mode == "decode" else contender.tokens)
             rows.append(
@@ -142,7 +145,7 @@ class OpSpeed(Measure):
             decode_chunks=self.decode_chunks if "decode" in self.modes else 0,
             seed=seed,
             device=device,
-            dtype=getattr(torch, self.precision),
+            dtype=getattr(torch, resolve(self.precision, device)),
         )
 
     def _contender(self, work: FwpkmWork, mode: str, tokens: int, backend: str) -> Contender:

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from ...models import ModelConfig, parse_layout
-from ..training import Precision, Progress
+from ...models import ModelConfig, compile_totals, compiled_since, parse_layout
+from ..training import Compile, Precision, Progress
 from .bars import Bar, overheads
 from .base import Measure, Size, part_of
 from .contest import Contender, peaks_in_turn, row, time_in_turn
@@ -24,7 +24,8 @@ class Overhead(Measure):
     """What the mixers right of the layout's `|` cost a whole model: both freshly initialised, on random tokens.
 
     modes: `forward`, `train` (forward, backward, AdamW step). lengths: tokens. batch: sequences at once. rounds: of
-    each model. bars: of kind `overhead`, the most that the ratio may be.
+    each model. compile: `off`, or the mode of `torch.compile`. bars: of kind `overhead`, the most that the ratio may
+    be.
     """
 
     exclusive: ClassVar[bool] = True
@@ -33,7 +34,8 @@ class Overhead(Measure):
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)
     batch: int = Field(default=1, ge=1)
     rounds: int = Field(default=7, ge=3)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
+    compile: Compile = False
     bars: tuple[Bar, ...] = ()
 
     @model_validator(mode="after")
@@ -47,10 +49,12 @@ class Overhead(Measure):
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> dict[str, Any]:
-        """See `Measure.run`; metrics are `rows` and `ratios`, see `overheads`.
+        """See `Measure.run`; metrics are `rows` and `ratios`, see `overheads`; with `compile` also `compile_seconds`,
+        which no sample holds, and `graph_breaks`.
 
         A row is one model (`backend`: `with` or `without`) in one mode at one length: `median`, `q1`, `q3` of seconds,
-        `rounds`, `samples`, `units` (tokens that the seconds are of), `batch`, `peak_bytes` and `method`.
+        `rounds`, `samples`, `first_call_seconds`, `ran` (op -> the backends that this model took), `units`
+        (tokens that the seconds are of), `batch`, `peak_bytes` and `method`.
         Raises `ValueError` if the layout inserts nothing.
         """
         layout = parse_layout(config.layout)
@@ -58,22 +62,23 @@ class Overhead(Measure):
             raise ValueError(f"the layout {config.layout!r} inserts nothing, so it has nothing to do without")
         plain = dataclasses.replace(config, layout=str(dataclasses.replace(layout, insertions=())))
         contenders = []
+        before = compile_totals() if self.compile else {}
         for length in self.lengths:
             for name, model in ((WITH, config), (WITHOUT, plain)):
-                work = Workload(
-                    model, batch=self.batch, length=length, seed=seed, device=device, precision=self.precision
-                )
+                sizes: dict[str, Any] = {"batch": self.batch, "length": length, "seed": seed, "device": device}
+                work = Workload(model, **sizes, precision=self.precision, compile=self.compile)
                 for mode in self.modes:
                     contenders.append(_contender(work, name, mode, length))
-        samples = time_in_turn(
+        timings = time_in_turn(
             contenders, device, rounds=self.rounds, slow_rounds=self.rounds, progress=part_of(progress, 0.0, 0.8)
         )
         peaks = peaks_in_turn(contenders, device, part_of(progress, 0.8, 1.0))
         rows = [
             row(contender, own, batch=self.batch, units=self.batch * contender.tokens, **peak)
-            for contender, own, peak in zip(contenders, samples, peaks)
+            for contender, own, peak in zip(contenders, timings, peaks)
         ]
-        return {"rows": rows, "ratios": overheads(rows, self.bars)}
+        found = compiled_since(before) if self.compile else {}
+        return {"rows": rows, "ratios": overheads(rows, self.bars), **found}
 
 
 def _contender(work: Workload, name: str, mode: str, length: int) -> Contender:

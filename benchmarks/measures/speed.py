@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from ...models import ModelConfig
-from ..training import Precision, Progress
-from .base import Measure, Size, single, split_grid
-from .meter import quartiles, time_rounds
+from ...models import ModelConfig, compile_totals, compiled_since
+from ..training import Compile, Precision, Progress
+from .base import Measure, Size, check_compiles, single, split_grid
+from .meter import Timing, quartiles, time_rounds
 from .workload import Workload
 
 Mode = Literal["forward", "train", "prefill", "decode"]
@@ -24,6 +24,7 @@ class Speed(Measure):
     modes: `forward` (logits of every position), `train` (forward, backward, AdamW step), `prefill` (read a context and
     keep the state, logits at its end), `decode` (one token at a time after a context of that length). batch: sequences
     at once. rounds: at least so many; more while they fit in budget_seconds. new_tokens: decoded in a round.
+    compile: `off`, or the mode of `torch.compile`; for `forward` and `train`.
     """
 
     exclusive: ClassVar[bool] = True
@@ -34,7 +35,13 @@ class Speed(Measure):
     rounds: int = Field(default=7, ge=3)
     budget_seconds: float = Field(default=2.0, ge=0)
     new_tokens: int = Field(default=16, ge=1)
-    precision: Precision = "float32"
+    precision: Precision = "auto"
+    compile: Compile = False
+
+    @model_validator(mode="after")
+    def _can_be_compiled(self) -> Self:
+        check_compiles(self.compile, self.modes)
+        return self
 
     def cases(self) -> list[Self]:
         return split_grid(self)
@@ -42,31 +49,37 @@ class Speed(Measure):
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> dict[str, Any]:
-        """See `Measure.run`; metrics are `seconds` and `tokens_per_second` (`median`, `q1`, `q3`), `rounds`, `samples`.
+        """See `Measure.run`; metrics are `seconds` and `tokens_per_second` (`median`, `q1`, `q3`), `rounds`, `samples`
+        and `first_call_seconds`, of the call before the warm-up, which compiles and allocates. With `compile` also
+        `compile_seconds`, which no sample holds, and `graph_breaks`.
 
         Seconds are of one call, in mode decode of one token of every sequence; samples are the seconds of each round.
         """
         mode, length = single(self.modes, "modes"), single(self.lengths, "lengths")
-        work = Workload(config, batch=self.batch, length=length, seed=seed, device=device, precision=self.precision)
+        sizes: dict[str, Any] = {"batch": self.batch, "length": length, "seed": seed, "device": device}
+        work = Workload(config, **sizes, precision=self.precision, compile=self.compile)
+        before = compile_totals() if self.compile else {}
         options: dict[str, Any] = {"rounds": self.rounds, "budget_seconds": self.budget_seconds, "progress": progress}
         if mode == "decode":
-            samples = self._time_decoding(work, device, options)
+            timing = self._time_decoding(work, device, options)
         else:
             call = {"forward": work.forward, "train": work.train_step, "prefill": work.prefill}[mode]
-            samples = time_rounds(lambda _: call(), device, **options)
+            timing = time_rounds(lambda _: call(), device, **options)
         tokens = self.batch * (1 if mode == "decode" else length)
         return {
-            "seconds": quartiles(samples),
-            "tokens_per_second": quartiles([tokens / seconds for seconds in samples]),
-            "rounds": len(samples),
-            "samples": samples,
+            "seconds": quartiles(timing.samples),
+            "tokens_per_second": quartiles([tokens / seconds for seconds in timing.samples]),
+            "rounds": len(timing.samples),
+            "samples": timing.samples,
+            "first_call_seconds": timing.first_seconds,
+            **(compiled_since(before) if self.compile else {}),
         }
 
-    def _time_decoding(self, work: Workload, device: torch.device, options: dict[str, Any]) -> list[float]:
+    def _time_decoding(self, work: Workload, device: torch.device, options: dict[str, Any]) -> Timing:
         context = work.prefill()
         # Every round continues the same context. Its first token is not timed: continuing a state a second time may
         # copy a buffer, which decoding on and on never does.
-        seconds = time_rounds(
+        timing = time_rounds(
             lambda start: work.decode(start, self.new_tokens), device, prepare=lambda: work.read(*context), **options
         )
-        return [s / self.new_tokens for s in seconds]
+        return timing.per(self.new_tokens)

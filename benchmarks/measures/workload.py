@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...models import LanguageModel, ModelConfig, ModelState
-from ..training import Precision, autocast, make_optimizer
+from ...models import LanguageModel, ModelConfig, ModelState, compiled
+from ..training import Compile, Precision, autocast, make_optimizer
 
 
 class Workload:
-    """A fresh model and `batch` sequences of `length` random tokens, on `device`."""
+    """A fresh model and `batch` sequences of `length` random tokens, on `device`.
+
+    compile: what `forward`, `loss` and `train_step` call goes through `torch.compile`; see `compiled` for its errors.
+    """
 
     def __init__(
-        self, config: ModelConfig, *, batch: int, length: int, seed: int, device: torch.device, precision: Precision
+        self,
+        config: ModelConfig,
+        *,
+        batch: int,
+        length: int,
+        seed: int,
+        device: torch.device,
+        precision: Precision,
+        compile: Compile = False,
     ) -> None:
         self.device, self.precision = device, precision
         self.model = LanguageModel(dataclasses.replace(config, seed=seed)).to(device).eval()
+        self._call: Callable[..., Any] = compiled(self.model, compile, device) if compile else self.model
         self.optimizer = make_optimizer(self.model, learning_rate=1e-4, weight_decay=0.1)
         generator = torch.Generator().manual_seed(seed)
         tokens = torch.randint(config.vocab_size, (batch, length + 1), generator=generator).to(device)
@@ -29,12 +43,12 @@ class Workload:
     def forward(self) -> Tensor:
         """Logits of every position."""
         with autocast(self.device, self.precision):
-            return self.model(self.tokens)[0]
+            return self._call(self.tokens)[0]
 
     def loss(self) -> Tensor:
         """The forward half of a training step: next-token cross-entropy over every position."""
         with autocast(self.device, self.precision):
-            logits, _ = self.model(self.tokens)
+            logits, _ = self._call(self.tokens)
         return F.cross_entropy(logits.flatten(0, 1).float(), self.targets.flatten())
 
     def train_step(self) -> None:

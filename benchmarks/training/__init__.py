@@ -1,13 +1,15 @@
 """How models are trained: one recipe for every mixer, on data that is a function of the seed and the step alone."""
 
+from ..precision import Precision, autocast
 from .curriculum import Draw, MixedTask, Phase
-from .evaluation import accuracy, autocast, batch_loss, scored_logits
+from .evaluation import accuracy, batch_loss, scored_logits
 from .loop import Progress, train, train_or_load
 from .optimizers import make_optimizer, make_optimizers
-from .settings import Bar, Precision, TrainingSettings
+from .settings import Bar, Compile, TrainingSettings
 
 __all__ = [
     "Bar",
+    "Compile",
     "Draw",
     "MixedTask",
     "Phase",

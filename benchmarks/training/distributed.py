@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from ..device import make_current
 from .evaluation import Reader
 from .settings import Parallel
 
@@ -58,13 +59,20 @@ class Ranks:
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[torch.device]:
-    """The device of this process, of the kind `device`; within, it belongs to the group of `torchrun`, if any."""
+    """The device of this process, of the kind `device`; within, it belongs to the group of `torchrun`, if any.
+
+    Raises `ValueError` for one of several GPUs where each process has its own.
+    """
+    own = torch.device(device)
     if "RANK" not in os.environ:
-        yield torch.device(device)
+        make_current(own)
+        yield own
         return
-    own = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
+    if own.index is not None:
+        raise ValueError(f"each process takes a GPU of its own, not all of them {device}; give --device cuda")
     if own.type == "cuda":
-        torch.cuda.set_device(own)
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    make_current(own)
     dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
     try:
         yield own

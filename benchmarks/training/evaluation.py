@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,9 @@ from torch.nn import functional as F
 
 from ...models import LanguageModel, ModelState
 from ..errors import NotFiniteError
+from ..precision import Precision, autocast
 from ..tasks import IGNORE, Batch, Task
 from ..tasks.base import Split
-from .settings import Precision
 
 
 class Features(Protocol):
@@ -39,13 +38,6 @@ class Reader(nn.Module):
     def forward(self, tokens: Tensor, scored: Tensor, documents: Sequence[int] | None = None) -> Tensor:
         features, _ = self.features(tokens, documents=documents)
         return self.model.head(features[scored]).float()
-
-
-def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
-    """The context in which a model computes in `precision`."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
 
 
 def scored_logits(

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...mixers import NotFiniteInputError
-from ...models import LanguageModel, ModelConfig
+from ...models import LanguageModel, ModelConfig, compile_totals, compiled, compiled_since
 from ..errors import NotFiniteError
+from ..precision import autocast
 from ..tasks import IGNORE, Batch, Task
 from ..tasks.base import Split
 from .checkpoints import ResumePoint, Standing
 from .curriculum import StepPlan
 from .distributed import Ranks, last_part, whole, wrap
-from .evaluation import Reader, accuracy, autocast
+from .evaluation import Reader, accuracy
 from .finite import first_not_finite
 from .loggers import Log
 from .optimizers import make_optimizers, set_rate
@@ -53,7 +54,8 @@ def train(
     It holds `steps` and `tokens` read, `seconds`, `learning_rate`, `curve` (about 100 points `[step, loss]`, the loss
     in nats being the mean since the point before), `evaluations` (`[step, tokens, accuracy]` on validation data),
     `tokens_to_solve` (read until an evaluation first reached the bar, or None) and `bar`: None, or `accuracy`, `length`
-    and `load` of the bar, `reached` (accuracy at the end on held-out data) and `passed`.
+    and `load` of the bar, `reached` (accuracy at the end on held-out data) and `passed`. A compiled training also says
+    `compile_seconds`, those of `seconds` in which it compiled since it was last started, and `graph_breaks`.
 
     resume: saved to on schedule and resumed from; the result is that of a training that was never interrupted. A model
     that keeps a memory between calls is not saved: its memory is no part of its parameters. log: told how it goes.
@@ -80,6 +82,7 @@ def train_or_load(
     trained in the same way, is loaded instead of being trained again if it is finished, and trained on if not.
     """
     config = dataclasses.replace(config, seed=seed)
+    settings = settings.on(device.type)
     recipe = _recipe(config, task, settings, seed)
     record_path = folder / RECORD_FILE
     record = json.loads(record_path.read_text()) if record_path.is_file() else {}
@@ -125,7 +128,8 @@ class _Training:
         self.log = log if self.ranks.rank == 0 else None
         # nothing puts shards together again in place
         self.given, self.model = model, copy.deepcopy(model) if settings.parallel == "fsdp" else model
-        reader = Reader(self.model, torch.compile(self.model.features) if settings.compile else None)
+        features = compiled(self.model.features, settings.compile, device) if settings.compile else None
+        reader = Reader(self.model, features)
         self.reader = wrap(reader, settings.parallel, device)
         self.optimizers = make_optimizers(self.model, settings.optimizer, settings.learning_rate, settings.weight_decay)
         self.standing = Standing()
@@ -138,6 +142,7 @@ class _Training:
         if self.resume is not None:
             self.standing = self.resume.restore(self.model, self.optimizers)
         before = time.perf_counter() - self.standing.seconds
+        compiled_before = compile_totals() if self.settings.compile else {}
         self.marked = self.standing.tokens, self.standing.seconds
         self.model.train()
         with _activations(self.model, checkpoint=self.settings.checkpoint_activations), self._logging():
@@ -151,7 +156,8 @@ class _Training:
         if self.given is not self.model:
             self.given.load_state_dict(whole(self.model.state_dict()))
         self.given.eval()
-        return self._record(reached, time.perf_counter() - before)
+        record = self._record(reached, time.perf_counter() - before)
+        return record | compiled_since(compiled_before) if self.settings.compile else record
 
     def _advance(self, before: float) -> None:
         """One step, and what is due after it. before: when the clock would have started without an interruption."""
@@ -345,6 +351,9 @@ def _check_model(model: LanguageModel, task: Task, settings: TrainingSettings, r
             f"accumulate: {settings.accumulate} and {ranks.size} processes would change what {', '.join(shared)} "
             "learns, whose memory the sequences of a step share; take accumulate: 1 and parallel: none"
         )
+    keeping = [mixer.place for mixer in model.mixers() if mixer.keeps_memory]
+    if settings.compile and keeping:
+        raise ValueError(f"compile: {settings.compile} is not for {', '.join(keeping)}, which a call changes; take off")
     longest = max(draw.length for draw in settings.draws)
     rows = max(1, settings.batch * settings.length // longest)
     if rows < ranks.size:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
+from ...models import CompileMode
+from ..precision import Precision, resolve
 from ..tasks import Batch, Task
 from .curriculum import Draw, MixedTask, Part, Phase, StepPlan, check_fits, draw_plan, loaded, phase_at
 from .loggers import Tracker, check_trackers
 
-Precision = Literal["float32", "bfloat16"]
 Parallel = Literal["none", "ddp", "fsdp"]
+
+
+def _read_compile(given: Any) -> Any:
+    """YAML reads `off` as false, and older suites say true for what is `default` now."""
+    if given is True:
+        return "default"
+    return False if given == "off" else given
+
+
+Compile = Annotated[Literal[False] | CompileMode, BeforeValidator(_read_compile)]
+"""`off` (false), or the mode of `torch.compile`: `default` or `max-autotune`."""
 
 EVALUATIONS = 20  # during a training with a bar, unless the bar says otherwise
 SAVES = 10
@@ -57,9 +69,10 @@ class TrainingSettings(Part):
         last share `decay` of the steps linearly towards zero (Hu et al. 2024, MiniCPM, arXiv 2404.06395).
     weight_decay: on matrices only (parameters of two dimensions or more). clip: largest 2-norm of the gradient.
     accumulate: parts in which a step's sequences are read, to save memory; the gradient is that of the whole.
-    precision: `bfloat16` trains and evaluates under autocast, parameters stay float32.
-    compile: train through `torch.compile`. checkpoint_activations: compute the blocks' activations again in the
-        backward pass instead of keeping them.
+    precision: `bfloat16` trains and evaluates under autocast, parameters stay float32; `auto`: that on a CUDA device,
+        else `float32`.
+    compile: `off`, or train through `torch.compile` in its mode `default` or `max-autotune`.
+    checkpoint_activations: compute the blocks' activations again in the backward pass instead of keeping them.
     window_dropout: probability of a step in which softmax layers see only the last `dropout_window` tokens (Zhao &
         Jones 2026, arXiv 2601.00671: 0.9 and 512).
     parallel: `ddp` or `fsdp` (FSDP2) for several processes under `torchrun`, each of which reads its part of the rows.
@@ -81,8 +94,8 @@ class TrainingSettings(Part):
     weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0)
     accumulate: int = Field(default=1, ge=1)
-    precision: Precision = "float32"
-    compile: bool = False
+    precision: Precision = "auto"
+    compile: Compile = False
     checkpoint_activations: bool = False
     window_dropout: float = Field(default=0.0, ge=0, le=1)
     dropout_window: int = Field(default=512, ge=1)
@@ -138,13 +151,19 @@ class TrainingSettings(Part):
         check_trackers(self.log_to)
         for each in (task, *(mixed.task for mixed in self.mixture)):
             if self.compile and each.packs:
-                raise ValueError(f"compile: true is for sequences that all look alike, and {each!r} packs documents")
+                raise ValueError(
+                    f"compile is for sequences that all look alike, and {each!r} packs documents; take off"
+                )
             for draw in self.draws:
                 _refuse_load(each, draw.load, alone=each is task)
                 check_fits(each, draw.length, draw.load)
         if self.bar is not None:
             _refuse_load(task, self.bar.load, alone=True)
             check_fits(task, *self.bar_at(task))
+
+    def on(self, device: str) -> TrainingSettings:
+        """The same training with its precision decided, where that is left to the device."""
+        return self.model_copy(update={"precision": resolve(self.precision, device)})
 
     def shortened(self, share: float) -> TrainingSettings:
         """The same training in that share of the steps, without a bar."""

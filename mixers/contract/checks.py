@@ -58,7 +58,7 @@ def check_refusals(t: Trial, mixer: Mixer, dtype: torch.dtype) -> None:
     refuses(t, "the state of another mixer", lambda: mixer(x, other), other.signature, mixer.signature)
     refuses(t, "to restart from the state of another mixer", lambda: mixer.restart(other), other.signature)
     refuses(t, "a state that is a tensor", lambda: mixer(x, x), "Tensor")
-    if t.device.type != "cpu":
+    if t.device.type != "cpu" and state.device is not None:
         refuses(t, "a state on the CPU", lambda: mixer(x, state.to("cpu")), "cpu", t.device.type)
 
 

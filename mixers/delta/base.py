@@ -42,17 +42,14 @@ class DeltaMixer(Mixer):
         self.output = GatedOutput(self.d_model, self.heads, self.d_v, gate=gate, gate_rank=rank)
 
     def project(self, x: Tensor, conv: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Queries, keys and values `[batch, time, (writes *) heads, size]`, and the state of the convolution.
-
-        Queries and keys are float32 at least, for what is normalised next.
-        """
+        """Queries, keys and values `[batch, time, (writes *) heads, size]`, and the state of the convolution."""
         qkv = self.qkv_proj(x)
         if self.conv is None:
             qkv = F.silu(qkv)
         else:
             qkv, conv = self.conv(qkv, conv)
         q, k, v = qkv.split(self.sizes, dim=-1)
-        q, k = (split_heads(part.to(precision_of(x)), part.shape[-1] // self.d_head) for part in (q, k))
+        q, k = (split_heads(part, part.shape[-1] // self.d_head) for part in (q, k))
         return q, k, split_heads(v, v.shape[-1] // self.d_v), conv
 
     def recur(

@@ -48,10 +48,11 @@ class Comba(DeltaMixer):
 
     def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:
         q, k, v, conv = self.project(x, None if state is None else state.conv)
-        inner = self.inner_decay.to(q.dtype).sigmoid()[:, None]
-        q = unit_length(q - self.D.to(q.dtype)[:, None] * inner * k)
+        precision = precision_of(x)
+        inner = self.inner_decay.to(precision).sigmoid()[:, None]
+        q = unit_length(q - self.D.to(precision)[:, None] * inner * k).to(v.dtype)
         k = unit_length(k)
-        beta = self.beta_proj(x).to(precision_of(x)).sigmoid()
+        beta = self.beta_proj(x).to(precision).sigmoid()
         return self.recur(
             x,
             state,
@@ -61,5 +62,5 @@ class Comba(DeltaMixer):
             keys=k,
             values=(beta[..., None] * v).to(v.dtype),
             log_decay=self.decay(x),
-            erase=(beta[..., None] * inner * k, None),
+            erase=((beta[..., None] * inner * k).to(v.dtype), None),
         )

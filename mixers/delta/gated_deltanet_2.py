@@ -59,5 +59,5 @@ class GatedDeltaNet2(DeltaMixer):
             keys=k,
             values=write.to(v.dtype) * v,
             log_decay=log_decay,
-            erase=(log_decay.exp() * erase * k, None),
+            erase=((log_decay.exp() * erase * k).to(v.dtype), None),
         )

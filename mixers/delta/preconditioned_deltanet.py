@@ -71,10 +71,10 @@ class PreconditionedDeltaNet(DeltaMixer):
         scale, usage = self._precondition(x, k, None if state is None else state.usage, return_state)
         read, memory = linear_recurrence(
             unit_length(q),
-            scale * k,
+            (scale * k).to(v.dtype),
             (beta[..., None] * v).to(v.dtype),
             log_decay=log_decay,
-            erase=((beta * log_decay.exp())[..., None] * k, None),
+            erase=(((beta * log_decay.exp())[..., None] * k).to(v.dtype), None),
             chunk_size=self.chunk_size,
             state=None if state is None else state.memory,
             return_state=return_state,
@@ -89,9 +89,12 @@ class PreconditionedDeltaNet(DeltaMixer):
         self, x: Tensor, k: Tensor, usage: Tensor | None, return_state: bool
     ) -> tuple[Tensor, Tensor | None]:
         """M `[batch, time, heads, d_head]`, and the usage after the last token."""
+        k = k.to(precision_of(x))
         decay = self.usage_decay(x).exp()[..., None].expand_as(k)
         writes = self.usage_beta_proj(x).to(k.dtype).sigmoid()[..., None] * k.square()
         backend = self.backend if self.backend in SCAN.backends else "auto"
-        usages, last = linear_scan(decay, writes, state=usage, return_state=return_state, backend=backend)
+        usages, last = linear_scan(
+            decay, writes, positive=True, state=usage, return_state=return_state, backend=backend
+        )
         distance = (usages + EPSILON).log() - self.log_centre.to(k.dtype)[:, None]
         return torch.exp(-math.log(self.squash) * distance / (1 + distance.abs())), last

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from ..ops.short_convolution import Activation, short_convolution
 
 
 class ShortConvolution(nn.Module):
@@ -18,7 +17,7 @@ class ShortConvolution(nn.Module):
     start as `nn.Conv1d`'s would.
     """
 
-    def __init__(self, channels: int, size: int, activation: Literal["silu"] | None = None, bias: bool = False) -> None:
+    def __init__(self, channels: int, size: int, activation: Activation = None, bias: bool = False) -> None:
         super().__init__()
         if channels < 1 or size < 1:
             raise ValueError(f"a short convolution needs channels >= 1 and size >= 1, got {channels} and {size}")
@@ -34,18 +33,7 @@ class ShortConvolution(nn.Module):
             nn.init.uniform_(parameter, -(self.size**-0.5), self.size**-0.5)
 
     def forward(self, x: Tensor, conv_state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        time, weight = x.shape[1], self.weight.to(x.dtype)
-        if conv_state is None:
-            conv_state = x.new_zeros(x.shape[0], self.size - 1, self.channels)
-        padded = torch.cat([conv_state.to(x.dtype), x], dim=1)
-        # A sum of shifted products is faster here than conv1d, which wants time last.
-        if self.bias is None:
-            y = padded[:, :time] * weight[:, 0]
-        else:
-            y = torch.addcmul(self.bias.to(x.dtype), padded[:, :time], weight[:, 0])
-        for i in range(1, self.size):
-            y = torch.addcmul(y, padded[:, i : i + time], weight[:, i])
-        return F.silu(y) if self.activation == "silu" else y, padded[:, time:].clone()
+        return short_convolution(x, self.weight, self.bias, activation=self.activation, state=conv_state)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, size={self.size}, activation={self.activation!r}"

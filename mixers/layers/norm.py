@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +20,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 def unit_length(x: Tensor) -> Tensor:
-    """`x` over its 2-norm along the last dimension."""
+    """`x` over its 2-norm along the last dimension: computed in float32 at least, and of the dtype of `x`."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     # eps inside the root keeps the gradient of a zero vector finite
-    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+    return (wide * (wide.square().sum(-1, keepdim=True) + 1e-6).rsqrt()).to(x.dtype)

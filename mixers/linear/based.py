@@ -55,9 +55,8 @@ class Based(Mixer):
 
     def features(self, x: Tensor) -> Tensor:
         """`[..., d_feature]` to `[..., 1 + d_feature + d_feature (d_feature + 1) / 2]`."""
-        # in float32 at least: the sums they go into keep that precision
-        x = x.to(torch.promote_types(x.dtype, torch.float32)) * self.d_feature**-0.25
-        return torch.cat([torch.ones_like(x[..., :1]), x, quadratic_features(x)], dim=-1)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)) * self.d_feature**-0.25
+        return torch.cat([torch.ones_like(wide[..., :1]), wide, quadratic_features(wide)], dim=-1).to(x.dtype)
 
     def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:
         q, k, v = (split_heads(part, self.heads) for part in self.qkv_proj(x).split(self.sizes, dim=-1))

@@ -59,10 +59,11 @@ class HGRN2(Mixer):
 
     def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:
         keys, log_decay = self.gates(self.decay_proj(x))
+        v = self.v_proj(x)
         read, memory = linear_recurrence(
             split_heads(F.silu(self.q_proj(x)), self.heads),
-            split_heads(keys, self.heads),
-            split_heads(self.v_proj(x), self.heads),
+            split_heads(keys.to(v.dtype), self.heads),
+            split_heads(v, self.heads),
             log_decay=split_heads(log_decay, self.heads),
             chunk_size=self.chunk_size,
             state=None if state is None else state.memory,

@@ -92,11 +92,10 @@ class LinearAttention(Mixer):
         if self.conv is not None:
             qkv, conv = self.conv(qkv, None if state is None else state.conv)
         q, k, v = (split_heads(t, self.heads) for t in qkv.split(self.sizes, dim=-1))
-        # features in float32 at least: the sums they go into keep that precision
         precision = torch.promote_types(v.dtype, torch.float32)
         y, memory = linear_recurrence(
-            self.features(q.to(precision)),
-            self.features(k.to(precision)),
+            self.features(q.to(precision)).to(v.dtype),
+            self.features(k.to(precision)).to(v.dtype),
             v,
             normaliser=self.normaliser,
             scale=1.0,

@@ -76,7 +76,7 @@ class LogLinearAttention(Mixer):
         read, memory = log_linear_attention(
             q,
             k,
-            v.to(precision) * step.unsqueeze(-1),
+            (v * step.unsqueeze(-1)).to(v.dtype),
             -self.A_log.to(precision).exp() * step,
             scales,
             position=0 if state is None else state.position,

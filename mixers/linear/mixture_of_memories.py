@@ -142,8 +142,8 @@ class MixtureOfMemories(Mixer):
         )
         beta, log_decay = (rate.masked_fill(idle, 0).transpose(1, 2).flatten(2) for rate in (beta, log_decay))
         read, memory_after = linear_recurrence(
-            unit_length(q.to(beta.dtype)),
-            unit_length(k.to(beta.dtype)),
+            unit_length(q),
+            unit_length(k),
             v,
             log_decay=log_decay,
             beta=beta,

@@ -50,14 +50,14 @@ class ReBased(Mixer):
 
     def features(self, x: Tensor) -> Tensor:
         """`[batch, time, heads * d_feature]` to `[batch, time, heads, d_feature (d_feature + 1) / 2]`."""
-        x = split_heads(x, self.heads) * self.d_feature**-0.25
-        return quadratic_features(x.to(torch.promote_types(x.dtype, torch.float32)))
+        wide = split_heads(x, self.heads).to(torch.promote_types(x.dtype, torch.float32)) * self.d_feature**-0.25
+        return quadratic_features(wide)
 
     def mix(self, x: Tensor, state: RecurrentState | None, return_state: bool) -> tuple[Tensor, RecurrentState | None]:
         q, k, v = self.qkv_proj(x).split(self.sizes, dim=-1)
         read, memory = linear_recurrence(
-            self.features(self.q_norm(q)),
-            self.features(self.k_norm(k)),
+            self.features(self.q_norm(q)).to(v.dtype),  # autocast's LayerNorm is float32
+            self.features(self.k_norm(k)).to(v.dtype),
             split_heads(v, self.heads),
             normaliser=True,
             chunk_size=self.chunk_size,

@@ -85,8 +85,8 @@ class GatedKalmaNet(Mixer):
         rate = -F.logsigmoid(-(self.decay_proj(x).to(precision) + self.dt_bias.to(precision)))
         written = self.beta_proj(x).to(precision).sigmoid() + WRITE_FLOOR
         read, sums = ridge_regression(
-            unit_length(q.to(precision)),
-            unit_length(k.to(precision)),
+            unit_length(q),
+            unit_length(k),
             v,
             log_decay=-self.A_log.to(precision).exp() * rate,
             beta=written.square(),

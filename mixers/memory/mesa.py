@@ -81,8 +81,8 @@ class Mesa(Mixer):
         q, k = split_heads(qk, 2 * self.heads).chunk(2, dim=2)
         precision = torch.promote_types(x.dtype, torch.float32)
         read, sums = ridge_regression(
-            unit_length(q.to(precision)),
-            unit_length(k.to(precision)),
+            unit_length(q),
+            unit_length(k),
             split_heads(v, self.heads),
             log_decay=F.logsigmoid(self.decay_proj(x).to(precision)),
             beta=self.beta_proj(x).to(precision).sigmoid(),

@@ -94,8 +94,8 @@ class Titans(Mixer):
         precision = torch.promote_types(x.dtype, torch.float32)
         largest = self.learning_rate / max(q.shape[-1], self.chunk_size)
         read, fast = titans(
-            unit_length(q.to(precision)),
-            unit_length(k.to(precision)),
+            unit_length(q),
+            unit_length(k),
             v,
             self.step_proj(x).to(precision).sigmoid() * largest,
             log_decay=F.logsigmoid(-self.decay_proj(x).to(precision)),

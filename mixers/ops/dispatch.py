@@ -237,3 +237,16 @@ def record_backends() -> Iterator[dict[str, set[str]]]:
         yield record
     finally:
         _recorders.reset(token)
+
+
+def recording() -> bool:
+    """Whether somebody collects which backends run; never in code that torch.compile compiles."""
+    return not torch.compiler.is_compiling() and bool(_recorders.get())
+
+
+def record_kernel(op: str, backend: str, kernel: str) -> None:
+    """Say which kernel of its library a backend takes: `backend:kernel` stands in the record instead of `backend`."""
+    for record in _recorders.get():
+        names = record.setdefault(op, set())
+        names.discard(backend)
+        names.add(f"{backend}:{kernel}")

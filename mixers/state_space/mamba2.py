@@ -81,12 +81,12 @@ class Mamba2(Mixer):
         inputs, b, c = mixed.split([self.d_inner, keys, keys], dim=-1)
 
         precision = torch.promote_types(x.dtype, torch.float32)
-        inputs = split_heads(inputs.to(precision), self.heads)
+        inputs = split_heads(inputs, self.heads)
         dt = F.softplus(dt.to(precision) + self.dt_bias.to(precision))
         read, memory = linear_recurrence(
             split_heads(c, self.groups),
             split_heads(b, self.groups),
-            dt[..., None] * inputs,
+            (dt[..., None] * inputs).to(inputs.dtype),
             log_decay=-self.A_log.to(precision).exp() * dt,
             scale=1.0,
             chunk_size=self.chunk_size,

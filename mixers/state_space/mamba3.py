@@ -95,8 +95,9 @@ class Mamba3(Mixer):
 
     def mix(self, x: Tensor, state: Mamba3State | None, return_state: bool) -> tuple[Tensor, Mamba3State | None]:
         precision = torch.promote_types(x.dtype, torch.float32)
+        projected = self.in_proj(x)
         gate, value, b, c, dt, a, trapezoid, angle = (
-            part.to(precision) for part in self.in_proj(x).split(self.sizes, dim=-1)
+            part.to(precision) for part in projected.split(self.sizes, dim=-1)
         )
         value, gate = split_heads(value, self.heads), split_heads(gate, self.heads)
         dt = F.softplus(dt + self.dt_bias.to(precision))
@@ -106,7 +107,7 @@ class Mamba3(Mixer):
         k = _turn(self._per_head(b, self.B_norm, self.B_bias), angle)
 
         now, late = trapezoid.sigmoid() * dt, (1 - trapezoid.sigmoid()) * dt
-        read, memory = self._recur(q, k, value, now, late, log_decay, state, return_state)
+        read, memory = self._recur(q, k, value, now, late, log_decay, projected.dtype, state, return_state)
         y = self._write_out(read, value, gate).to(self.o_proj.weight.dtype)
         y = self.o_proj(y).to(x.dtype)
         if memory is None:
@@ -133,10 +134,11 @@ class Mamba3(Mixer):
         now: Tensor,
         late: Tensor,
         log_decay: Tensor,
+        dtype: torch.dtype,
         state: Mamba3State | None,
         return_state: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """What every rank reads, `[batch, time, heads, rank, d_head]`, and the memory.
+        """What every rank reads, `[batch, time, heads, rank, d_head]`, and the memory; dtype: of what is written.
 
         A token's late share (of the weight late_{t+1}) is written at once with the rest, one product fewer, and
         taken off again from what the token itself reads, which must not see it yet.
@@ -154,9 +156,9 @@ class Mamba3(Mixer):
         weight = (now + later)[..., None, None]
         queries = q[:, :, :, None].expand(-1, -1, -1, rank, -1, -1)  # of every written rank, all that read
         read, memory = linear_recurrence(
-            queries.flatten(2, 4),
-            (weight * k).flatten(2, 3),
-            ranked.flatten(2, 3),
+            queries.flatten(2, 4).to(dtype),
+            (weight * k).flatten(2, 3).to(dtype),
+            ranked.flatten(2, 3).to(dtype),
             log_decay=log_decay.repeat_interleave(rank, dim=2),
             scale=1.0,
             chunk_size=self.chunk_size,

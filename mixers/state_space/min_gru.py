@@ -65,6 +65,7 @@ class MinGRU(Mixer):
         y, memory = linear_scan(
             F.sigmoid(-gate),
             F.sigmoid(gate) * candidate,
+            positive=True,
             state=None if state is None else state.memory,
             return_state=return_state,
             backend=self.backend,

@@ -80,6 +80,7 @@ class RGLRU(Mixer):
         y, memory = linear_scan(
             decay,
             writes,
+            positive=True,
             state=None if state is None else state.memory,
             return_state=return_state,
             backend=self.backend,

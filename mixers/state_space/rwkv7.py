@@ -104,10 +104,10 @@ class RWKV7(Mixer):
         log_decay = -math.exp(-0.5) * split_heads(self.decay_proj(to_w), self.heads).to(precision).sigmoid()
         read, memory = linear_recurrence(
             q,
-            k,
+            k.to(v.dtype),
             v,
             log_decay=log_decay,
-            erase=(erased, -erased * split_heads(rate, self.heads)),
+            erase=(erased.to(v.dtype), (-erased * split_heads(rate, self.heads)).to(v.dtype)),
             scale=1.0,
             chunk_size=self.chunk_size,
             state=None if state is None else state.memory,

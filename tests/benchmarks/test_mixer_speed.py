@@ -48,3 +48,12 @@ def test_a_decoded_token_is_compared_over_contexts(tmp_path):
 def test_other_bars_are_refused(change):
     with pytest.raises(ValidationError, match="a bar of mixer_speed has kind: attention"):
         MixerSpeed(bars=[{**BAR, **change}])
+
+
+def test_training_and_prefill_are_compared_with_attention_too(tmp_path):
+    metrics = measure(tmp_path, "gla(heads=2)", modes=("train", "prefill"), precision="bfloat16", batch=2)
+    assert [(row["backend"], row["mode"]) for row in metrics["rows"]] == [
+        ("mixer", "train"), ("attention", "train"), ("mixer", "prefill"), ("attention", "prefill")
+    ]  # fmt: skip
+    assert {(r["kind"], r["mode"]) for r in metrics["ratios"]} == {("attention", "train"), ("attention", "prefill")}
+    assert all(row["units"] == 2 * 64 and row["peak_bytes"] > 0 for row in metrics["rows"])

@@ -1,17 +1,18 @@
 """Op speed: what is timed, the bytes that are counted, ratios and bars; nothing here asserts how fast anything is."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mixerzoo.benchmarks.device import choose_device
-from mixerzoo.benchmarks.measures import OpSpeed, Overhead
+from mixerzoo.benchmarks.measures import OpSpeed, Overhead, meter
 from mixerzoo.benchmarks.measures.bars import Bar, ratios
 from mixerzoo.benchmarks.measures.contest import Contender, peaks_in_turn, time_in_turn
 from mixerzoo.benchmarks.measures.op_work import FwpkmWork
 from mixerzoo.benchmarks.plan import Planner
 from mixerzoo.benchmarks.suite import load_suite, parse_suite
-from mixerzoo.models import ModelConfig
+from mixerzoo.models import LanguageModel, ModelConfig
 
 CPU = torch.device("cpu")
 OPTIONS = {"n_subkeys": 8, "d_k": 8, "d_v": 6, "top_k": 2, "chunk_size": 16}
@@ -160,15 +161,32 @@ def test_backends_take_turns_and_slow_ones_fewer(monkeypatch):
     def contender(name, **fields):
         return Contender(name, "forward", 1, lambda _: calls.append(name), prepare=lambda: None, **fields)
 
-    samples = time_in_turn(
+    timings = time_in_turn(
         [contender("a"), contender("b", slow=True), contender("c", units=4)],
         CPU,
         rounds=3,
         slow_rounds=2,
         progress=silent,
     )
-    assert calls == ["a", "b", "c", "a", "b", "c", "a", "c"]
-    assert [len(s) for s in samples] == [3, 2, 3]
+    assert calls == [*"aaaccc", *"abc", *"abc", *"ac"]
+    assert [len(timing.samples) for timing in timings] == [3, 2, 3]
+
+
+def test_a_call_of_many_seconds_warms_up_like_any_other(monkeypatch):
+    """It may have been long because it compiled."""
+    now, durations = [0.0], {"a": [2.5, 2.4, 0.5, 1.0, 1.1, 1.2], "b": [0.002, 0.001, 0.001] + [0.001] * 30}
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def contender(name, **fields):
+        def work(_):
+            now[0] += durations[name].pop(0)
+
+        return Contender(name, "forward", 1, work, **fields)
+
+    a, b = time_in_turn([contender("a"), contender("b", units=2)], CPU, rounds=3, slow_rounds=1, progress=silent)
+    assert a.first_seconds == pytest.approx(2.5) and a.samples == pytest.approx([1.0, 1.1, 1.2])
+    assert b.first_seconds == pytest.approx(0.001) and b.samples == pytest.approx([0.0005] * 3)
+    assert not any(durations.values())  # short work ran ten times in each of its turns
 
 
 def test_peaks_are_of_the_call_alone():
@@ -219,6 +237,8 @@ def test_overhead_is_against_the_same_model_without_what_is_inserted(tmp_path):
     assert set(rows) == {(b, m) for b in ("with", "without") for m in ("forward", "train")}
     assert all(len(r["samples"]) == 3 and r["units"] == 32 for r in rows.values())
     assert rows["with", "train"]["peak_bytes"] > rows["without", "train"]["peak_bytes"] > 0
+    assert all(rows["with", mode]["ran"]["fwpkm"] == ["compact"] for mode in ("forward", "train"))
+    assert rows["without", "train"]["ran"] and "fwpkm" not in rows["without", "train"]["ran"]
     forward, train = metrics["ratios"]
     assert train["value"] == rows["with", "train"]["median"] / rows["without", "train"]["median"]
     assert (forward["kind"], forward["bar"], train["bar"], train["met"]) == ("overhead", None, 1e9, True)
@@ -228,6 +248,25 @@ def test_overhead_is_against_the_same_model_without_what_is_inserted(tmp_path):
         Overhead(bars=[{"kind": "faster", "mode": "train", "backend": "with", "over": "without", "value": 2}])
     with pytest.raises(ValueError, match="belongs to the measure overhead"):
         OpSpeed(bars=bars)
+
+
+def test_overhead_is_that_of_the_backend_that_the_model_names(tmp_path):
+    options = {"fwpkm": {**OPTIONS, "backend": "reference"}}
+    config = ModelConfig("identity | fwpkm@0", d_model=16, n_layers=1, vocab_size=16, mixer_defaults=options)
+    overhead = Overhead(modes=("forward",), lengths=(16,), batch=2, rounds=3)
+    metrics = overhead.run(config, seed=0, device=CPU, folder=tmp_path, progress=silent)
+    assert [row["ran"] for row in metrics["rows"]] == [{"fwpkm": ["reference"]}, {}]
+
+
+def test_the_suite_for_a_gpu_measures_the_kernels_that_it_is_about():
+    cases = Planner(load_suite("fwpkm-speed-gpu"), "cuda")({}).cases
+    assert {case.measure for case in cases} == {"op_speed", "overhead"}
+    (case,) = (case for case in cases if case.measure == "overhead")
+    with torch.device("meta"):
+        model = LanguageModel(ModelConfig.from_dict(case.model))
+    memories = [mixer for mixer in model.mixers() if mixer.card.name == "fwpkm"]
+    assert [memory.backend for memory in memories] == ["triton"] * 3
+    assert case.parameters["precision"] == "bfloat16" and case.tf32
 
 
 def test_the_suites_state_the_bars_and_their_device():

@@ -126,6 +126,9 @@ def test_ok_case_has_everything_in_its_line(bench):
     assert result.backends == {"fake_op": ["torch"]} and result.seconds > 0
     assert bench.reporter.told == Counter(planned=1, started=1, progress=1, ok=1, end=1)
     assert Run(bench.run.folder).results() == [result] and bench.run.suite() == SUITE
+    environment = bench.run.environment()
+    (ended,) = environment["finished"]
+    assert ended["started"] == environment["started"] <= ended["ended"]
 
 
 @pytest.mark.parametrize(
@@ -255,6 +258,16 @@ def test_a_folder_of_another_suite_device_or_purpose_is_refused(bench):
     bench.run = Run(bench.folder)
     with pytest.raises(RunError, match="is not empty and holds no run"):
         bench.execute([bench.case()])
+
+
+def test_a_run_goes_on_upon_another_gpu_of_the_same_machine(bench):
+    (first,) = bench.execute([dataclasses.replace(bench.case(), device="cuda")], device="cuda")
+    again, other = (dataclasses.replace(bench.case(seed), device="cuda:1", tf32=bool(seed)) for seed in (0, 1))
+    kept, new = bench.execute([again, other], device="cuda:1")
+    environment = bench.run.environment()
+    assert environment["device"] == "cuda" and len(environment["finished"]) == 2
+    assert kept == first and kept.parameters["device"] == "cuda" and kept.parameters["tf32"] is False
+    assert new.parameters["device"] == "cuda:1" and new.parameters["tf32"] is True
 
 
 def test_suite_differences_name_each_setting():

@@ -213,5 +213,5 @@ def test_training_reads_packed_batches_in_parts_as_in_one(monkeypatch):
 
 
 def test_compiling_and_packing_are_refused_together():
-    with pytest.raises(ValueError, match="compile: true is for sequences that all look alike"):
-        TrainingSettings(compile=True).check(PACKED)
+    with pytest.raises(ValueError, match="compile is for sequences that all look alike"):
+        TrainingSettings(compile="default").check(PACKED)

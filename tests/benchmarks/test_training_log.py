@@ -8,7 +8,8 @@ import pytest
 import torch
 from mixerzoo.benchmarks.tasks import MqarTask, NeedleTask
 from mixerzoo.benchmarks.training import TrainingSettings, train, train_or_load
-from mixerzoo.models import LanguageModel, ModelConfig
+from mixerzoo.mixers.ops.dispatch import record_backends
+from mixerzoo.models import LanguageModel, ModelConfig, compiling
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig("softmax_attention(heads=2), gated_deltanet(heads=2)", d_model=16, n_layers=2)
@@ -113,21 +114,26 @@ def test_a_tracker_that_is_not_there_is_named_before_any_work(name, tmp_path, mo
 
 
 def test_a_compiled_training_follows_the_same_curve(monkeypatch):
-    compiled = []
-
-    def spy(function, **options):
-        compiled.append(function)
-        return compile_(function, backend="aot_eager", **options)  # needs no C++ compiler
-
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", spy)
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")  # needs no C++ compiler
     config = ModelConfig("softmax_attention(heads=2)", d_model=16, n_layers=1)
-    curves = []
-    for settings in (SHORT, SHORT.model_copy(update={"compile": True})):
-        curves.append(train(LanguageModel(config), EASY, settings, seed=0, device=CPU)["curve"])
-    assert len(compiled) == 1
+    records = []
+    with record_backends() as ran:
+        for settings in (SHORT, SHORT.model_copy(update={"compile": "default"})):
+            ran.clear()
+            records.append(train(LanguageModel(config), EASY, settings, seed=0, device=CPU))
     torch._dynamo.reset()
-    assert [loss for _, loss in curves[1]] == pytest.approx([loss for _, loss in curves[0]], rel=1e-4)
+    plain, compiled = ([loss for _, loss in record["curve"]] for record in records)
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    assert 0 < records[1]["compile_seconds"] < records[1]["seconds"] and records[1]["graph_breaks"] >= 0
+    assert "compile_seconds" not in records[0] and ran["attention"]  # of code that tells nothing of it
+
+
+def test_a_memory_that_a_call_changes_is_not_compiled():
+    config = ModelConfig("fwpkm(n_subkeys=8, d_k=8, d_v=8, chunk_size=8, scope='persistent')", d_model=16, n_layers=1)
+    with pytest.raises(
+        ValueError, match=r"compile: default is not for layers\.0\.mixer, which a call changes; take off"
+    ):
+        train(LanguageModel(config), EASY, SHORT.model_copy(update={"compile": "default"}), seed=0, device=CPU)
 
 
 def test_window_dropout_narrows_the_drawn_steps_and_no_evaluation():

@@ -5,7 +5,7 @@ import torch
 from mixerzoo.benchmarks.errors import NotFiniteError
 from mixerzoo.benchmarks.tasks import MqarTask, NeedleTask
 from mixerzoo.benchmarks.training import TrainingSettings, batch_loss, make_optimizers, train
-from mixerzoo.models import LanguageModel, ModelConfig
+from mixerzoo.models import LanguageModel, ModelConfig, compiling
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -137,11 +137,10 @@ def test_a_nan_stops_at_its_step_and_names_where_it_began(spoil, place, blamed):
 
 
 def test_a_nan_is_found_where_a_step_is_compiled_and_read_in_parts(monkeypatch):
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend="eager"))
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
     model = LanguageModel(CONFIG)
     spoil_output(model.layers[0].feed_forward.gate)
-    settings = ONE.model_copy(update={"compile": True, "accumulate": 3})
+    settings = ONE.model_copy(update={"compile": "default", "accumulate": 3})
     with pytest.raises(NotFiniteError, match=r"it began in the output of layers\.0\.feed_forward\.gate"):
         train(model, EASY, settings, seed=0, device=CPU)
     torch._dynamo.reset()

@@ -1,6 +1,4 @@
 import math
-import sys
-import types
 
 import pytest
 import torch
@@ -171,31 +169,11 @@ def test_backends_are_recorded_and_refused():
     with record_backends() as record:
         attention(*inputs)
         attention(*inputs, window=2, backend="reference")
-    assert record == {"attention": {"sdpa", "reference"}}
+    assert record == {"attention": {"sdpa:flash", "reference"}}
     with pytest.raises(RuntimeError, match="CUDA"):
         attention(*inputs, backend="flash_attn")
     with pytest.raises(ValueError, match="no backend 'fast'"):
         attention(*inputs, backend="fast")
-
-
-def test_the_adapter_hands_flash_attn_its_conventions(monkeypatch):
-    from mixerzoo.mixers.ops.attention import flash_attn
-
-    def flash_attn_func(q, k, v, softmax_scale, causal, window_size):
-        assert causal and softmax_scale == q.shape[-1] ** -0.5
-        left, right = window_size
-        assert right == (0 if left >= 0 else -1)
-        return attention(q, k, v, window=left + 1 if left >= 0 else None, backend="reference")
-
-    package = types.ModuleType("flash_attn")
-    package.flash_attn_func = flash_attn_func
-    monkeypatch.setitem(sys.modules, "flash_attn", package)
-    q, k, v = (x.detach().bfloat16() for x in qkv(5, 9))
-    for window in (None, 3):
-        expected = attention(q, k, v, window=window, backend="reference")
-        assert torch.equal(flash_attn.attention(q, k, v, window, None, None, 6**-0.5), expected)
-    with pytest.raises(ValueError, match="float16 or bfloat16"):
-        flash_attn.attention(q.float(), k.float(), v.float(), None, None, None, 6**-0.5)
 
 
 @pytest.mark.parametrize(("name", "options"), MIXERS)

@@ -10,11 +10,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from mixerzoo.benchmarks.runs import RunError
+from mixerzoo.benchmarks.runs import Run, RunError
 from mixerzoo.reports import write_report
 from mixerzoo.reports.command import report
 from mixerzoo.reports.formats import bytes_, markdown, percent_interval, seconds, si
+from mixerzoo.reports.page import _content
 from mixerzoo.reports.statistics import Interval
+from mixerzoo.reports.tables import read_run
 
 MakeRun = Callable[..., Path]
 
@@ -144,6 +146,35 @@ def test_a_partial_run_shows_what_it_has(make_run: MakeRun) -> None:
     assert "The suite does not measure speed." in page.text and "No case failed." in page.text
     assert "Smallest state" in page.text and "commit not known" in page.text
     assert {f.name for f in (folder / "figures").glob("*.svg")} == {"memory.svg", "state.svg"}
+
+
+def test_a_gpu_is_named_and_clocks_that_were_held_down_are_a_warning(make_run: MakeRun) -> None:
+    folder = make_run(lambda line: False)
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "device cpu" in page.text and "held down" not in page.text  # a run of before it was noted
+    run = Run(folder)
+    moment = {"index": 1, "sm_clock_mhz": 1200, "clock_reasons": ["sw_power_cap"]}
+    start = {"started": "2026-01-02", "ended": "2026-01-03", "before": [], "after": [moment]}
+    finished = [{**start, "held_down": ["sw_power_cap", "hw_slowdown"]}, {**start, "held_down": []}, {"ended": "now"}]
+    gpu = {"index": 1, "name": "Example GPU", "uuid": "GPU-1"}
+    environment = {**run.environment(), "device": "cuda:1", "gpu": gpu, "finished": finished}
+    run.write_environment(environment)
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    warning = "The clock of the GPU was held down (sw power cap and hw slowdown) in what was run from 2026-01-02"
+    for text in (page.text, (folder / "report.md").read_text(encoding="utf-8")):
+        assert text.count(warning) == 1 and "device cuda:1 (Example GPU)" in text
+    assert "finished[0].after[0].sm clock mhz" in page.text
+
+
+def test_the_page_says_in_which_precision_it_was_measured(make_run: MakeRun) -> None:
+    folder = make_run(lambda line: line.measure == "memory" and line.layout == "swa")
+    run = Run(folder)
+    with run.locked() as results:
+        for line in run.results():
+            known = {"precision": "bfloat16", "tf32": line.parameters["modes"] == ["train"]}
+            results.append(line.model_copy(update={"parameters": {**line.parameters, **known}}))
+    said = dict(_content(read_run(folder), [], [])["machine"])["precision"]
+    assert said == "bfloat16 (memory); bfloat16 with TF32 (memory)"
 
 
 def test_the_command_prints_the_path_and_opens_the_page(

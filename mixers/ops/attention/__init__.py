@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import Backend, Op, needs_cuda_package
+from ..dispatch import Backend, Call, Op, needs_cuda_package
+from . import fla, flash_attn
 
 
 def _needs_no_gradient_on_cpu(device: torch.device) -> str | None:
@@ -14,12 +15,36 @@ def _needs_no_gradient_on_cpu(device: torch.device) -> str | None:
     return None
 
 
+def _needs_hopper(device: torch.device) -> str | None:
+    reason = needs_cuda_package("flash_attn_interface")(device)
+    if reason is None and torch.cuda.get_device_capability(device)[0] != 9:
+        return "FlashAttention 3 runs on GPUs of compute capability 9.x (Hopper)"
+    return reason
+
+
 OP = Op(
     __name__,
     Backend("sdpa", "sdpa:attention"),
-    Backend("flex", "flex:attention", _needs_no_gradient_on_cpu, trust="never"),
-    Backend("flash_attn", "flash_attn:attention", needs_cuda_package("flash_attn"), trust="never"),
+    Backend("flex", "flex:attention", _needs_no_gradient_on_cpu, "proven", libraries=("triton",)),
+    Backend(
+        "flash_attn_3",
+        "flash_attn:attention_3",
+        _needs_hopper,
+        "proven",
+        refuses=flash_attn.refuses,
+        libraries=("flash_attn_3",),
+    ),
+    Backend(
+        "flash_attn",
+        "flash_attn:attention",
+        needs_cuda_package("flash_attn"),
+        "proven",
+        refuses=flash_attn.refuses,
+        libraries=("flash-attn",),
+    ),
+    Backend("fla", "fla:attention", needs_cuda_package("fla"), "proven", refuses=fla.refuses, libraries=fla.LIBRARIES),
     Backend("reference", "reference:attention", trust="never"),
+    problems="problems:problems",
 )
 
 __all__ = ["OP", "attention"]
@@ -49,8 +74,9 @@ def attention(
     over the tokens after the key, up to the query (Lin et al. 2025, arXiv 2503.02130, eq. 4).
     scale: what products of queries and keys are multiplied by; None: `d_head ** -0.5`.
     backend: `sdpa` (PyTorch's; with a window its cost is linear in time), `flex` (FlexAttention; on a CPU without
-    gradients), `flash_attn` (CUDA, float16 or bfloat16, without sinks and log_forget), `reference`, or `auto`, which is
-    `sdpa`: the others are used where they are asked for.
+    gradients), `flash_attn` and `flash_attn_3` (FlashAttention 2 and 3; CUDA, float16 or bfloat16, without sinks and
+    log_forget), `fla` (flash-linear-attention; CUDA, without a cache), `reference`, or `auto`: `sdpa`, or another one
+    where `mixerzoo doctor` has proven it to be right and faster.
     Returns `[batch, time, heads, d_value]`. Raises `ValueError` if sizes do not fit together.
     """
     check_sizes(queries, keys, values)
@@ -63,13 +89,26 @@ def attention(
     if log_forget is not None and log_forget.shape != (batch, key_time, heads):
         expected = f"[batch = {batch}, key_time = {key_time}, heads = {heads}]"
         raise ValueError(f"log_forget must be {expected}, got {list(log_forget.shape)}")
-    run = OP.select(backend, queries.device)
     if window is not None:  # the first query sees window - 1 tokens before it; older keys are out of everybody's sight
         reach = min(time + window - 1, key_time)
         keys, values = keys[:, -reach:], values[:, -reach:]
         log_forget = None if log_forget is None else log_forget[:, -reach:]
         window = None if window >= reach else window
+    call = Call.of(
+        values,
+        *(queries, keys, sinks, log_forget),
+        width=max(d_head, values.shape[3]),
+        tokens=time,
+        variant=variant(cached=keys.shape[1] > time, window=window, sinks=sinks, forget=log_forget),
+    )
+    run = OP.select(backend, queries.device, call)
     return run(queries, keys, values, window, sinks, log_forget, d_head**-0.5 if scale is None else scale)
+
+
+def variant(cached: bool, **given: object) -> str:
+    """Which case of attention a call is, for backends are proven by case: `cached` where there are keys before the
+    queries (the only case with a window left in it is then a cut prefill), and the names of what is not None."""
+    return "+".join(sorted([name for name, value in given.items() if value is not None] + ["cached"] * cached))
 
 
 def check_sizes(queries: Tensor, keys: Tensor, values: Tensor) -> None:

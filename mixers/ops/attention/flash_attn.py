@@ -1,10 +1,32 @@
-"""Adapter to the package flash-attn."""
+"""Adapters to FlashAttention 2 (the package flash-attn) and 3 (flash_attn_interface, from its folder `hopper`).
+
+Both align the causal mask to the last key, group heads as we do, and count a window without the token itself. Their
+signatures are those of flash-attn 2.3 to 2.8 and of flash_attn_3 as of 2025; no GPU has run these adapters yet.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..dispatch import Call
+
+DTYPES, FEATURES = (torch.float16, torch.bfloat16), 256
+ALIGNMENT = 8  # of head sizes; FlashAttention 3 does not fill them up itself
+
+
+def refuses(call: Call) -> str | None:
+    """For `Backend.refuses`."""
+    if call.dtype not in DTYPES:
+        return f"it takes float16 or bfloat16, got {call.dtype}; use autocast or 'sdpa'"
+    if call.width > FEATURES:
+        return f"it takes heads of at most {FEATURES} features, got {call.width}"
+    unknown = [name for name in call.variant.split("+") if name in ("forget", "sinks")]
+    return f"it has no {' and no '.join(unknown)}" if unknown else None
 
 
 def attention(
@@ -16,16 +38,35 @@ def attention(
     log_forget: Tensor | None,
     scale: float,
 ) -> Tensor:
-    if queries.dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(f"backend 'flash_attn' takes float16 or bfloat16, got {queries.dtype}; use autocast or 'sdpa'")
-    if sinks is not None or log_forget is not None:
-        raise RuntimeError("backend 'flash_attn' of attention cannot run: it has neither sinks nor log_forget")
     from flash_attn import flash_attn_func
 
-    d_head, d_value = keys.shape[-1], values.shape[-1]
-    if d_head != d_value:  # its heads have one size
-        queries, keys, values = (F.pad(x, (0, max(d_head, d_value) - x.shape[-1])) for x in (queries, keys, values))
-    # flash-attn aligns the causal mask to the last key, groups heads as we do, and counts a window without the token
+    return _attend(flash_attn_func, queries, keys, values, window, scale)
+
+
+def attention_3(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    window: int | None,
+    sinks: Tensor | None,
+    log_forget: Tensor | None,
+    scale: float,
+) -> Tensor:
+    from flash_attn_interface import flash_attn_func
+
+    return _attend(flash_attn_func, queries, keys, values, window, scale)
+
+
+def _attend(
+    function: Callable[..., Any], queries: Tensor, keys: Tensor, values: Tensor, window: int | None, scale: float
+) -> Tensor:
+    d_value = values.shape[-1]
+    width = -(-max(keys.shape[-1], d_value) // ALIGNMENT) * ALIGNMENT
+    queries, keys, values = (
+        F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (queries, keys, values)
+    )
     window_size = (-1, -1) if window is None else (window - 1, 0)
-    y = flash_attn_func(queries, keys, values, softmax_scale=scale, causal=True, window_size=window_size)
+    y = function(queries, keys, values, softmax_scale=scale, causal=True, window_size=window_size)
+    if isinstance(y, tuple):  # FlashAttention 3 returned the normaliser, too, until July 2025
+        y = y[0]
     return y[..., :d_value]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, autocast
 
-from ..dispatch import Backend, Op
+from ..attention import variant
+from ..attention.fla import LIBRARIES
+from ..dispatch import Backend, Call, Op, needs_cuda_package
+from . import fla
 from .selection import nearest_blocks
 
 OP = Op(
     __name__,
     Backend("blockwise", "blockwise:block_attention"),
+    Backend(
+        "fla", "fla:block_attention", needs_cuda_package("fla"), "proven", refuses=fla.refuses, libraries=LIBRARIES
+    ),
     Backend("reference", "reference:block_attention", trust="never"),
+    problems="problems:problems",
 )
 
 __all__ = ["OP", "block_attention", "nearest_blocks"]
@@ -28,14 +34,23 @@ def block_attention(
     blocks, integers `[batch, time, groups, n]`: which blocks the heads of a group read, each at most once, -1 for none.
     The heads are shared out evenly among the groups, and the groups among the key heads. Every token needs a block that
     holds a token up to its own position; its own block always does.
+    backend: `blockwise` (float32 at least), `fla` (flash-linear-attention; CUDA, without a cache, for sizes that fit
+    its tiles) or `reference`.
     Returns `[batch, time, heads, d_v]` in the dtype of `values`. Raises `ValueError` if sizes do not fit together.
     """
     _check(queries, keys, values, blocks, block_size)
-    run = OP.select(backend, values.device)
-    precision = torch.promote_types(values.dtype, torch.float32)
+    time = queries.shape[1]
+    tiled = fla.is_tiled(queries, keys, blocks, block_size)
+    call = Call.of(
+        values,
+        *(queries, keys),
+        width=max(keys.shape[3], values.shape[3]),
+        tokens=time,
+        variant=variant(keys.shape[1] > time, tiled=tiled or None),
+    )
+    run = OP.select(backend, values.device, call)
     with autocast(values.device.type, enabled=False):
-        y = run(queries.to(precision), keys.to(precision), values.to(precision), blocks, block_size)
-    return y.to(values.dtype)
+        return run(queries, keys, values, blocks, block_size).to(values.dtype)
 
 
 def _check(queries: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, block_size: int) -> None:

@@ -17,6 +17,7 @@ SCORES = 2**21  # computed at once at most: they stay in the cache
 
 
 def block_attention(queries: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, block_size: int) -> Tensor:
+    queries, keys, values = (x.to(torch.promote_types(values.dtype, torch.float32)) for x in (queries, keys, values))
     key_blocks, value_blocks = (_in_blocks(x, block_size) for x in (keys, values))
     time = queries.shape[1]
     rows = max(1, PAIRS * time // (blocks.numel() * queries.shape[2] // blocks.shape[2]))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 
 def block_attention(queries: Tensor, keys: Tensor, values: Tensor, blocks: Tensor, block_size: int) -> Tensor:
+    queries, keys, values = (x.to(torch.promote_types(values.dtype, torch.float32)) for x in (queries, keys, values))
     time, heads, d_k = queries.shape[1:]
     key_time, kv_heads = keys.shape[1:3]
     keys, values = (x.repeat_interleave(heads // kv_heads, dim=2) for x in (keys, values))

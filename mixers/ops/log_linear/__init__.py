@@ -63,11 +63,10 @@ def log_linear_attention(
     if list(state.shape) != expected:
         raise ValueError(f"the state at position {position} must be of shape {expected}, got {list(state.shape)}")
     scale = keys.shape[3] ** -0.5 if scale is None else scale
-    queries, keys = (x.repeat_interleave(heads // keys.shape[2], dim=2) for x in (queries * scale, keys))
-    inputs = (x.to(precision) for x in (queries, keys, values, log_decay, level_scales))
+    inputs = (queries, keys, values, log_decay, level_scales)
     run = OP.select(backend, values.device)
     with autocast(values.device.type, enabled=False):
-        y, state = run(*inputs, position, 1 << (chunk_size.bit_length() - 1), state)
+        y, state = run(*inputs, position, scale, 1 << (chunk_size.bit_length() - 1), state)
     return y.to(values.dtype), state if return_state else None
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .reference import in_precision
+
 
 class Chunks(NamedTuple):
     """Tokens in chunks `[batch, heads, n, size, ...]`, filled up on both sides with tokens that do nothing.
@@ -54,9 +56,13 @@ def log_linear_attention(
     log_decay: Tensor,
     level_scales: Tensor,
     position: int,
+    scale: float,
     chunk_size: int,
     state: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    queries, keys, values, log_decay, level_scales = in_precision(
+        queries * scale, keys, values, log_decay, level_scales
+    )
     time, start = values.shape[1], position % chunk_size
     queries, keys, values, decay, scales = (
         _in_chunks(x, start, chunk_size) for x in (queries, keys, values, log_decay, level_scales)

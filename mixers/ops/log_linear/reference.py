@@ -13,9 +13,13 @@ def log_linear_attention(
     log_decay: Tensor,
     level_scales: Tensor,
     position: int,
+    scale: float,
     chunk_size: int,
     state: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    queries, keys, values, log_decay, level_scales = in_precision(
+        queries * scale, keys, values, log_decay, level_scales
+    )
     top = level_scales.shape[3] - 2  # the last memory, of all that no other one holds
     memories, outputs = list(state.unbind(1)), []
     for i in range(values.shape[1]):
@@ -35,3 +39,12 @@ def log_linear_attention(
         else:
             memories[digit] = memories[digit] + new
     return torch.stack(outputs, dim=1), torch.stack(memories, dim=1)
+
+
+def in_precision(queries: Tensor, keys: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """All inputs in float32, or in what values have if that is more exact; a query and a key for each head."""
+    values = others[0]
+    precision = torch.promote_types(values.dtype, torch.float32)
+    queries, keys = (x.repeat_interleave(values.shape[2] // x.shape[2], dim=2) for x in (queries, keys))
+    queries, keys, values, log_decay, level_scales = (x.to(precision) for x in (queries, keys, *others))
+    return queries, keys, values, log_decay, level_scales

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...state import GrowableBuffer, StateValue
-from ..attention import check_sizes
-from ..dispatch import Backend, Op
+from ..attention import check_sizes, variant
+from ..attention.fla import LIBRARIES
+from ..dispatch import Backend, Call, Op, needs_cuda_package
+from . import fla
 
 OP = Op(
     __name__,
     Backend("chunked", "chunked:path_attention"),
+    Backend("fla", "fla:path_attention", needs_cuda_package("fla"), "proven", refuses=fla.refuses, libraries=LIBRARIES),
     Backend("reference", "reference:path_attention", trust="never"),
+    problems="problems:problems",
 )
 
 __all__ = ["OP", "PathCache", "path_attention"]
@@ -59,7 +63,8 @@ def path_attention(
     chunk_size: tokens whose reflections are multiplied at once; keys are rewritten where chunks end, at multiples of
     it, and states of another chunk_size cannot be continued.
     state: of the tokens before; it is not changed. scale: None: `d_head ** -0.5`.
-    backend: `chunked` (products only, memory linear in time without gradients) or `reference`.
+    backend: `chunked` (products only, memory linear in time without gradients), `fla` (flash-linear-attention; CUDA, in
+    calls without a state) or `reference`.
     Returns `[batch, time, heads, d_value]` and the state. Raises `ValueError` if sizes do not fit together.
     """
     check_sizes(queries, keys, values)
@@ -78,6 +83,14 @@ def path_attention(
         raise ValueError(f"the state is of chunk_size {state.directions.shape[1]}, not {chunk_size}")
     if state is not None and (state.log_forget is None) != (log_forget is None):
         raise ValueError("log_forget must be given for all tokens or for none, and the state says otherwise")
-    run = OP.select(backend, queries.device)
+    carried = state is not None or return_state
+    call = Call.of(
+        values,
+        *(queries, keys, directions, beta, log_forget),
+        width=max(keys.shape[3], values.shape[3]),
+        tokens=queries.shape[1],
+        variant=variant(cached=False, forget=log_forget, state=carried or None),
+    )
+    run = OP.select(backend, queries.device, call)
     scale = queries.shape[3] ** -0.5 if scale is None else scale
     return run(queries, keys, values, directions, beta, log_forget, scale, chunk_size, state, return_state)

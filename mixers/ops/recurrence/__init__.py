@@ -5,14 +5,24 @@ from __future__ import annotations
 from torch import Tensor, autocast
 from torch.nn import functional as F
 
-from ..dispatch import Backend, Op, needs_cuda_package
+from ..dispatch import Backend, Call, Op
+from ..libraries import needs_fla
+from .fla import refuses
 from .inputs import Inputs, check
 
 OP = Op(
     __name__,
     Backend("chunked", "chunked:linear_recurrence"),
-    Backend("fla", "fla:linear_recurrence", needs_cuda_package("fla"), trust="never"),
+    Backend(
+        "fla",
+        "fla:linear_recurrence",
+        needs_fla,
+        trust="proven",
+        refuses=refuses,
+        libraries=("fla-core", "flash-linear-attention", "triton"),
+    ),
     Backend("reference", "reference:linear_recurrence", trust="never"),
+    problems="problems:problems",
 )
 
 __all__ = ["OP", "linear_recurrence"]
@@ -59,13 +69,17 @@ def linear_recurrence(
     state `[batch, heads, d_k, d_v]`, with the normaliser one more column for z: what an earlier call returned; None
     is an empty memory.
     backend: `chunked` (matrix products over chunks), `fla` (flash-linear-attention's kernels, CUDA), `reference`, or
-    `auto` for `chunked`.
+    `auto`.
     Returns the output `[batch, time, max(heads, q_heads), d_v]` in the dtype of `values`, and the state (float32 at
     least) or None. Raises `ValueError` if sizes or options do not fit together.
     """
     inputs = Inputs(queries, keys, values, log_decay, beta, erase, bonus)
     check(inputs, normaliser, chunk_size, state)
-    run = OP.select(backend, values.device)
+    # the kernels that erase hold whole keys, and cut values into blocks
+    width = keys.shape[3] if beta is not None or erase is not None else max(keys.shape[3], values.shape[3])
+    others = (*inputs.tensors, state)
+    call = Call.of(values, *others, width=width, tokens=values.shape[1], variant=inputs.variant(normaliser))
+    run = OP.select(backend, values.device, call)
     if normaliser:  # z accumulates like a value that is always 1
         inputs, scale = inputs._replace(values=F.pad(values, (0, 1), value=1.0)), 1.0
     if scale is None:

@@ -7,6 +7,10 @@ solves a unit lower triangular system, and is linear in S (the WY form of arXiv 
     (I + A) U = targets - a S,    A_ij = decayed a_i . w_j for j < i
 
 with `a` what reads the part to erase and `w` what it is written with. Only S goes from chunk to chunk in a loop.
+
+Everything is computed in float32 at least: torch has no product of bfloat16 matrices that hands back its float32 sums.
+On CUDA these products are TF32 where torch's switch (`torch.backends.cuda.matmul.allow_tf32`) says so, else IEEE
+float32; the library kernels, which read 16 bit and sum in float32, are the fast way there.
 """
 
 from __future__ import annotations

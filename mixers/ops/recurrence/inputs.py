@@ -24,9 +24,28 @@ class Inputs(NamedTuple):
         return self.values.shape[2]
 
     @property
+    def tensors(self) -> list[Tensor]:
+        return [x for x in (*self[:5], *(self.erase or ()), self.bonus) if isinstance(x, Tensor)]
+
+    @property
     def precision(self) -> torch.dtype:
         """The dtype of the memory."""
         return torch.promote_types(self.values.dtype, torch.float32)
+
+    def variant(self, normaliser: bool = False) -> str:
+        """The optional things given, as `Call.variant` has them: sorted, joined by `+`; `grouped`: several queries per
+        memory."""
+        per_channel = self.log_decay is not None and self.log_decay.ndim == 4
+        given = {
+            "beta": self.beta is not None,
+            "bonus": self.bonus is not None,
+            "channel_decay": per_channel,
+            "decay": self.log_decay is not None and not per_channel,
+            "erase": self.erase is not None,
+            "grouped": self.queries.shape[2] > self.heads,
+            "normaliser": normaliser,
+        }
+        return "+".join(name for name, is_given in given.items() if is_given)
 
     def tokens(self, start: int, stop: int) -> Inputs:
         """The tokens `start:stop`, views."""

@@ -8,12 +8,23 @@ from typing import Literal, get_args
 from torch import Tensor, autocast
 
 from ...state import StateValue
-from ..dispatch import Backend, Op
+from ..dispatch import Backend, Call, Op
+from ..libraries import needs_fla
+from .fla import refuses
 
 OP = Op(
     __name__,
     Backend("chunked", "chunked:ridge_regression"),
+    Backend(
+        "fla",
+        "fla:ridge_regression",
+        needs_fla,
+        trust="proven",
+        refuses=refuses,
+        libraries=("fla-core", "flash-linear-attention", "triton"),
+    ),
     Backend("reference", "reference:ridge_regression", trust="never"),
+    problems="problems:problems",
 )
 
 __all__ = ["OP", "RidgeState", "Solver", "ridge_regression"]
@@ -61,12 +72,24 @@ def ridge_regression(
     gradients are those of these very steps.
     queries, keys `[batch, time, heads, d_k]`, values `[batch, time, heads, d_v]`; log_decay, <= 0, beta, >= 0, and mix
     `[batch, time, heads]`; mix None: all ones. chunk_size: tokens computed at once; changes the speed only.
+    backend: `chunked` (all tokens of a chunk together), `fla` (flash-linear-attention's kernels, CUDA: conjugate
+    gradients with a ridge per head and feature, keys and values of one size), `reference`, or `auto`.
     Returns the output `[batch, time, heads, d_v]` in the dtype of `values`, and the state or None.
     Raises `ValueError` if sizes do not fit together, or for a ridge, a solver or a number of steps that is none.
     """
     _check(queries, keys, values, {"log_decay": log_decay, "beta": beta, "mix": mix}, state)
     _check_solution(ridge, solver, steps, chunk_size, tuple(keys.shape[2:]))
-    run = OP.select(backend, values.device)
+    given = {
+        "adaptive_ridge": not isinstance(ridge, Tensor),
+        "chebyshev": solver == "chebyshev",
+        "mix": mix is not None,
+        "oblong": values.shape[3] != keys.shape[3],
+    }
+    learned = (queries, keys, log_decay, beta, mix, ridge if isinstance(ridge, Tensor) else None)
+    held = () if state is None else (state.gram, state.memory)
+    width, variant = max(keys.shape[3], values.shape[3]), "+".join(name for name, is_given in given.items() if is_given)
+    call = Call.of(values, *learned, *held, width=width, tokens=values.shape[1], variant=variant)
+    run = OP.select(backend, values.device, call)
     # autocast would turn the products that build the memory into low precision
     with autocast(values.device.type, enabled=False):
         output, after = run(queries, keys, values, log_decay, beta, ridge, mix, solver, steps, chunk_size, state)

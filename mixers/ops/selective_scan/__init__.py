@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, autocast
 
-from ..dispatch import Backend, Op
+from ..dispatch import Backend, Call, Op
+from . import mamba_ssm
 
 OP = Op(
     __name__,
     Backend("chunked", "chunked:selective_scan"),
+    Backend(
+        "mamba_ssm",
+        "mamba_ssm:selective_scan",
+        mamba_ssm.why_not,
+        trust="proven",
+        refuses=mamba_ssm.refuses,
+        libraries=("mamba-ssm", "triton"),
+    ),
     Backend("reference", "reference:selective_scan", trust="never"),
+    problems="problems:problems",
 )
 
 __all__ = ["OP", "selective_scan"]
@@ -35,8 +44,8 @@ def selective_scan(
     `D x`, the gate and the softplus of the step size are left to the caller.
     values, step `[batch, time, channels]`, step >= 0; A `[channels, d_state]`, < 0; B, C `[batch, time, d_state]`.
     state `[batch, d_state, channels]`: what an earlier call returned; None starts from zeros.
-    backend: `chunked` (a few tokens of all channels at a time, in parallel; first derivatives only), `reference`, or
-    `auto`.
+    backend: `chunked` (a few tokens of all channels at a time, in parallel; first derivatives only), `mamba_ssm`
+    (Mamba's own kernels, CUDA), `reference`, or `auto`.
     Returns y `[batch, time, channels]` in the dtype of `values`, and the state (float32 at least) or None.
     Raises `ValueError` if sizes do not fit together.
     """
@@ -54,9 +63,10 @@ def selective_scan(
     for name, (tensor, shape) in expected.items():
         if tensor is not None and list(tensor.shape) != shape:
             raise ValueError(f"{name} must be {shape} for these values and A, got {list(tensor.shape)}")
-    run = OP.select(backend, values.device)
-    precision = torch.promote_types(values.dtype, torch.float32)
+    call = Call.of(values, step, A, B, C, state, width=A.shape[1], tokens=time)
+    if state is not None or (return_state and call.gradient):
+        call = call._replace(variant=mamba_ssm.CARRIED)
+    run = OP.select(backend, values.device, call)
     with autocast(values.device.type, enabled=False):
-        start = values.new_zeros(expected["state"][1], dtype=precision) if state is None else state.to(precision)
-        y, end = run(*(x.to(precision) for x in (values, step, A, B, C)), start)
-    return y.to(values.dtype), end if return_state else None
+        y, end = run(values, step, A, B, C, state, return_state)
+    return y.to(values.dtype), end

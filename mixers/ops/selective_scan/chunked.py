@@ -12,19 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .reference import in_precision
+
 # Numbers of state held at once: 4 MB of them stay in a CPU's cache; a GPU wants more to do at a time.
 CPU_BUDGET, GPU_BUDGET = 2**20, 2**25
 
 
 def selective_scan(
-    values: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+    values: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None, return_state: bool
+) -> tuple[Tensor, Tensor | None]:
+    values, step, A, B, C, state = in_precision(values, step, A, B, C, state)
     if values.shape[1] == 1:
         x, dt, b, c = values[:, 0], step[:, 0], B[:, 0], C[:, 0]
         state = torch.exp(dt[:, None] * A.T) * state + (dt * x)[:, None] * b[:, :, None]
-        return c[:, None] @ state, state
+        return c[:, None] @ state, state if return_state else None
     y, starts = torch.ops.mixerzoo.selective_scan(values, step, A, B, C, state)
-    return y, starts[:, -1].clone()
+    return y, starts[:, -1].clone() if return_state else None
 
 
 # Operators of torch's own kind: torch.compile calls them instead of unrolling their steps.

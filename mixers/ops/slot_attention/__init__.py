@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, autocast
 
-from ..dispatch import Backend, Op
+from ..dispatch import Backend, Call, Op
+from ..libraries import needs_fla
+from .fla import UNALIGNED, refuses
 
 OP = Op(
     __name__,
     Backend("chunked", "chunked:slot_attention"),
+    Backend(
+        "fla",
+        "fla:slot_attention",
+        needs_fla,
+        trust="proven",
+        refuses=refuses,
+        libraries=("fla-core", "flash-linear-attention", "triton"),
+    ),
     Backend("reference", "reference:slot_attention", trust="never"),
+    problems="problems:problems",
 )
 
 __all__ = ["OP", "slot_attention"]
@@ -43,22 +53,24 @@ def slot_attention(
     `[batch, time, heads, slots]`; log_decay finite and at most 0.
     scale: of the scores; None means `d_k ** -0.5`. chunk_size: tokens computed at once; changes the speed only.
     state: `(K, V)`, `[batch, heads, slots, d_k]` and `[batch, heads, slots, d_v]`; None stands for zeros.
+    backend: `chunked` (matrix products over chunks), `fla` (flash-linear-attention's kernels, CUDA), `reference`, or
+    `auto`.
     Returns the output `[batch, time, q_heads, d_v]` in the dtype of `values`, and the state (float32 at least) or None.
     Raises `ValueError` if sizes do not fit together.
     """
     _check(queries, keys, values, writes, log_decay, chunk_size)
     batch, _, heads, slots = writes.shape
-    precision = torch.promote_types(values.dtype, torch.float32)
     expected = [[batch, heads, slots, x.shape[3]] for x in (keys, values)]
-    if state is None:
-        state = values.new_zeros(expected[0], dtype=precision), values.new_zeros(expected[1], dtype=precision)
-    if [list(s.shape) for s in state] != expected:
+    if state is not None and [list(s.shape) for s in state] != expected:
         raise ValueError(f"state must be tensors of shapes {expected}, got {[list(s.shape) for s in state]}")
     scale = keys.shape[3] ** -0.5 if scale is None else scale
-    run = OP.select(backend, values.device)
-    inputs = (x.to(precision) for x in (queries * scale, keys, values, writes, log_decay))
+    inputs = (queries, keys, values, writes, log_decay)
+    width = max(keys.shape[3], values.shape[3], slots)
+    variant = UNALIGNED if slots % 8 else ""
+    call = Call.of(values, *inputs, *(state or ()), width=width, tokens=values.shape[1], variant=variant)
+    run = OP.select(backend, values.device, call)
     with autocast(values.device.type, enabled=False):
-        y, state = run(*inputs, chunk_size, state)
+        y, state = run(*inputs, scale, chunk_size, state)
     return y.to(values.dtype), state if return_state else None
 
 

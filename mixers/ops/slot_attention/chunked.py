@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..recurrence import linear_recurrence
+from .reference import in_precision, start
 
 ELEMENTS = 2**21  # of the writes that are worked on at once: what is made of them stays in the cache
 
@@ -23,9 +24,12 @@ def slot_attention(
     values: Tensor,
     writes: Tensor,
     log_decay: Tensor,
+    scale: float,
     chunk_size: int,
-    state: tuple[Tensor, Tensor],
+    state: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    queries, keys, values, writes, log_decay = in_precision(queries * scale, keys, values, writes, log_decay)
+    state = start(keys, values, writes) if state is None else state
     slot_keys, slot_values = state
     outputs, tokens = [], _segment(writes, chunk_size)
     for q, k, v, w, decay in zip(*(x.split(tokens, dim=1) for x in (queries, keys, values, writes, log_decay))):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..attention import check_sizes
-from ..dispatch import Backend, Op
+from ..attention import check_sizes, variant
+from ..attention.fla import LIBRARIES, refuses
+from ..dispatch import Backend, Call, Op, needs_cuda_package
 
 OP = Op(
     __name__,
     Backend("blockwise", "blockwise:stick_breaking"),
+    Backend("fla", "fla:stick_breaking", needs_cuda_package("fla"), "proven", refuses=refuses, libraries=LIBRARIES),
     Backend("reference", "reference:stick_breaking", trust="never"),
+    problems="problems:problems",
 )
 
 __all__ = ["OP", "stick_breaking"]
@@ -34,9 +37,18 @@ def stick_breaking(
     kv_heads, d_value]`; the queries stand at the last `time` positions, heads are grouped as in `attention`.
     attend_current: the query's own token takes its share first; False: the first key is the token before it.
     remainder: what is left at the end goes to the value of the query's own token.
-    scale: None: `d_head ** -0.5`. backend: `blockwise` (exact, in blocks of queries, memory linear in key_time) or
-    `reference`. Returns `[batch, time, heads, d_value]`. Raises `ValueError` if sizes do not fit together.
+    scale: None: `d_head ** -0.5`. backend: `blockwise` (exact, in blocks of queries, memory linear in key_time), `fla`
+    (flash-linear-attention; CUDA, without a cache) or `reference`.
+    Returns `[batch, time, heads, d_value]`. Raises `ValueError` if sizes do not fit together.
     """
     check_sizes(queries, keys, values)
-    run = OP.select(backend, queries.device)
+    time = queries.shape[1]
+    call = Call.of(
+        values,
+        *(queries, keys),
+        width=max(keys.shape[3], values.shape[3]),
+        tokens=time,
+        variant=variant(keys.shape[1] > time, current=attend_current or None),
+    )
+    run = OP.select(backend, queries.device, call)
     return run(queries, keys, values, attend_current, remainder, queries.shape[3] ** -0.5 if scale is None else scale)

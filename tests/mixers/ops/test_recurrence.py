@@ -1,21 +1,28 @@
 """The recurrence: chunks against the definition, under any decay, and both against other people's code."""
 
+import dataclasses
 import importlib
+import importlib.util
 import inspect
 import itertools
 from types import ModuleType
 
 import pytest
 import torch
-from mixerzoo.mixers.ops.dispatch import record_backends
-from mixerzoo.mixers.ops.recurrence import linear_recurrence
+from mixerzoo.mixers.ops import libraries
+from mixerzoo.mixers.ops.dispatch import Call, record_backends
+from mixerzoo.mixers.ops.recurrence import OP, fla, linear_recurrence, reference
+from mixerzoo.mixers.ops.recurrence.fla import refuses
+from mixerzoo.mixers.ops.recurrence.inputs import Inputs
 from torch.nn import functional as F
 
 DECAYS = ["none", "head", "channel"]
 WRITES = ["plain", "normaliser", "bonus", "beta", "erase", "erase keys"]
 
 
-def problem(decay="none", write="plain", time=37, heads=4, q_heads=4, k_heads=4, d_k=5, d_v=3, dtype=torch.float64):
+def problem(
+    decay="none", write="plain", time=37, heads=4, q_heads=4, k_heads=4, d_k=5, d_v=3, dtype=torch.float64, batch=2
+):
     """Arguments of `linear_recurrence`, all of them leaves with gradients, state included."""
     generator = torch.Generator().manual_seed(0)
 
@@ -25,13 +32,13 @@ def problem(decay="none", write="plain", time=37, heads=4, q_heads=4, k_heads=4,
     def unit(*shape):
         return F.normalize(normal(*shape), dim=-1)
 
-    sizes, channels = (2, time, heads), (2, time, heads, d_k)
+    sizes, channels = (batch, time, heads), (batch, time, heads, d_k)
     given = {
-        "queries": normal(2, time, q_heads, d_k),
-        "keys": unit(2, time, k_heads, d_k),
+        "queries": normal(batch, time, q_heads, d_k),
+        "keys": unit(batch, time, k_heads, d_k),
         "values": normal(*sizes, d_v),
     }
-    given["state"] = normal(2, heads, d_k, d_v + (write == "normaliser"))
+    given["state"] = normal(batch, heads, d_k, d_v + (write == "normaliser"))
     if decay != "none":
         given["log_decay"] = -normal(*(sizes if decay == "head" else channels)).exp()
     if write == "normaliser":
@@ -255,21 +262,19 @@ def swap(x):
     return x if x is None else x.transpose(1, 2)
 
 
-def dplr(q, k, v, a, b, gk=None, *, scale, initial_state, output_final_state):
+def dplr(q, k, v, a, b, gk, *, scale, initial_state, output_final_state):
     from fla.ops.generalized_delta_rule.dplr.naive import dplr_recurrence
-    from fla.ops.generalized_delta_rule.iplr.naive import iplr_recurrence
 
-    run = iplr_recurrence if gk is None else dplr_recurrence
-    decay = () if gk is None else (swap(gk),)
-    output, state = run(*(swap(x) for x in (q, k, v, a, b)), *decay, initial_state, output_final_state)
-    return swap(output), state
+    output, state = dplr_recurrence(*(swap(x) for x in (q * scale, k, v, a, b, gk)), initial_state, output_final_state)
+    return swap(output) * q.shape[-1] ** 0.5, state  # which it scales by
 
 
 def delta_rule(q, k, v, beta, *, scale, initial_state, output_final_state):
     from fla.ops.delta_rule.naive import delta_rule_recurrence
 
-    output, state = delta_rule_recurrence(*(swap(x) for x in (q, k, v, beta)), initial_state, output_final_state)
-    return swap(output), state
+    arguments = (swap(x) for x in (q * scale, k, v, beta))
+    output, state = delta_rule_recurrence(*arguments, initial_state, output_final_state)
+    return swap(output) * q.shape[-1] ** 0.5, state
 
 
 def rwkv6(r, k, v, w, u, *, scale, initial_state, output_final_state):
@@ -279,69 +284,188 @@ def rwkv6(r, k, v, w, u, *, scale, initial_state, output_final_state):
     return swap(output), state
 
 
-def gla(q, k, v, g, *, scale, initial_state, output_final_state):
+def gla(q, k, v, g=None, *, gk=None, scale, initial_state, output_final_state):
     from fla.ops.gla.naive import naive_recurrent_gla
 
-    return naive_recurrent_gla(q, k, v, g, initial_state, output_final_state)
+    g = g if gk is None else gk
+    output, state = naive_recurrent_gla(q * scale, k, v, g, initial_state, output_final_state)
+    return output * q.shape[-1] ** 0.5, state
 
 
-# mixer, decay, write, the library's module and kernel, and a naive function with the kernel's arguments,
-# None where the naive module has one of that name
+# mixer, decay, write, the library's module, and a naive function with the kernels' arguments, None where the naive
+# module has one of that name
 KERNELS = [
-    ("linear_attention", "none", "plain", "linear_attn", "chunk_linear_attn", None),
-    ("mamba2", "head", "plain", "simple_gla", "chunk_simple_gla", None),
-    ("gla", "channel", "plain", "gla", "chunk_gla", gla),
-    ("rwkv6", "channel", "bonus", "rwkv6", "chunk_rwkv6", rwkv6),
-    ("deltanet", "none", "beta", "delta_rule", "chunk_delta_rule", delta_rule),
-    ("gated_deltanet", "head", "beta", "gated_delta_rule", "chunk_gated_delta_rule", None),
-    ("kimi_delta_attention", "channel", "beta", "kda", "chunk_kda", None),
-    ("rwkv7", "channel", "erase", "generalized_delta_rule", "chunk_dplr_delta_rule", dplr),
-    ("rwkv7", "head", "erase keys", "generalized_delta_rule", "chunk_dplr_delta_rule", dplr),
-    ("rwkv7", "none", "erase", "generalized_delta_rule", "chunk_iplr_delta_rule", dplr),
+    ("linear_attention", "none", "plain", "linear_attn", None),
+    ("mamba2", "head", "plain", "simple_gla", None),
+    ("gla", "channel", "plain", "gla", gla),
+    ("rwkv6", "channel", "bonus", "rwkv6", rwkv6),
+    ("rwkv6", "none", "bonus", "rwkv6", rwkv6),
+    ("deltanet", "none", "beta", "delta_rule", delta_rule),
+    ("gated_deltanet", "head", "beta", "gated_delta_rule", None),
+    ("kimi_delta_attention", "channel", "beta", "kda", None),
+    ("rwkv7", "channel", "erase", "generalized_delta_rule", dplr),
+    ("rwkv7", "head", "erase keys", "generalized_delta_rule", dplr),
+    ("rwkv7", "none", "erase", "generalized_delta_rule", dplr),
+]
+
+
+def stand_in(monkeypatch, module, naive):
+    """fla's naive function in the place of the chunk kernel and of the recurrent one of a module; returns the names of
+    the kernels called. It takes what the adapter hands over by the kernel's names, and asserts what kernels demand."""
+    package, names = importlib.import_module(f"fla.ops.{module}"), []
+    kernels = [fla.kernel(given) for given in ALL_VARIANTS]
+    kernels = {name for k in kernels if k.module == module for name in (k.chunk, k.recurrent)}
+    if naive is None:
+        naive = getattr(importlib.import_module(f"fla.ops.{module}.naive"), f"naive_recurrent_{module}")
+
+    def fake(name, signature):
+        def run(**arguments):
+            signature.bind(**arguments)
+            for name_of, x in arguments.items():
+                if isinstance(x, torch.Tensor):
+                    assert x.is_contiguous(), name_of
+                    assert x.ndim == 3 or x.shape[-1] % 8 == 0, (name_of, list(x.shape))
+            names.append(name)
+            return naive(**arguments)
+
+        return run
+
+    for name in kernels:
+        monkeypatch.setattr(package, name, fake(name, inspect.signature(getattr(package, name))))
+    return names
+
+
+ALL_VARIANTS = [
+    ["erase"],
+    ["beta", "channel_decay"],
+    ["beta", "decay"],
+    ["beta"],
+    ["bonus"],
+    ["channel_decay"],
+    ["decay"],
+    [],
 ]
 
 
 @pytest.mark.filterwarnings("ignore:Triton is not supported")
-@pytest.mark.parametrize(("mixer", "decay", "write", "module", "kernel", "naive"), KERNELS)
-def test_agrees_with_fla_through_the_adapter(oracle, monkeypatch, mixer, decay, write, module, kernel, naive):
-    """Its naive function in the place of the kernel, which takes what the adapter hands over by the kernel's names."""
-    from mixerzoo.mixers.ops.recurrence import fla
-    from mixerzoo.mixers.ops.recurrence.inputs import Inputs
-
-    package = importlib.import_module(f"fla.ops.{module}")
-    if naive is None:
-        naives = importlib.import_module(f"fla.ops.{module}.naive")
-        naive = getattr(naives, kernel.replace("chunk_", "naive_recurrent_"))
-    signature = inspect.signature(getattr(package, kernel))
-    calls = []
-
-    def fake(**arguments):
-        calls.append(signature.bind(**arguments))
-        sequences = [x for n, x in arguments.items() if isinstance(x, torch.Tensor) and n != "initial_state"]
-        assert all(x.is_contiguous() for x in sequences)
-        return naive(**arguments)
-
-    monkeypatch.setattr(package, kernel, fake)
-    given = problem(decay, write, time=70, d_k=8, d_v=6, k_heads=2, q_heads=2, dtype=torch.float32)
+@pytest.mark.parametrize(
+    ("d_k", "d_v", "time", "stage"), [(8, 16, 70, "chunk"), (5, 3, 70, "chunk"), (5, 3, 1, "fused_recurrent")]
+)
+@pytest.mark.parametrize(("mixer", "decay", "write", "module", "naive"), KERNELS)
+def test_agrees_with_fla_through_the_adapter(
+    oracle, monkeypatch, mixer, decay, write, module, naive, d_k, d_v, time, stage
+):
+    """Sizes that no kernel takes in 16 bit are filled up and cut again; one token runs the recurrent kernel."""
+    called = stand_in(monkeypatch, module, naive)
+    given = problem(decay, write, time=time, d_k=d_k, d_v=d_v, k_heads=2, q_heads=2, dtype=torch.float32)
     with torch.no_grad():
         state = given.pop("state")
         inputs = Inputs(**{name: given.get(name) for name in Inputs._fields})
         expected, expected_state = fla.linear_recurrence(inputs, 8**-0.5, 64, state, True)
-        output, after = linear_recurrence(**given, state=state, return_state=True, chunk_size=32)
-    assert len(calls) == 1
-    oracle(mixer, f"fla-core naive function of {kernel}", output, expected, limit=2e-6)
-    oracle(mixer, f"fla-core naive function of {kernel}, state", after, expected_state, limit=2e-6)
+        output, after = linear_recurrence(**given, scale=8**-0.5, state=state, return_state=True, chunk_size=32)
+    assert len(called) == 1 and called[0].startswith(f"{stage}_")
+    assert expected_state.shape == state.shape and expected_state.is_contiguous()
+    oracle(mixer, f"fla-core naive function of {module}", output, expected, limit=2e-6)
+    oracle(mixer, f"fla-core naive function of {module}, state", after, expected_state, limit=2e-6)
 
 
-def test_the_adapter_refuses_what_fla_has_no_kernel_for():
-    from mixerzoo.mixers.ops.recurrence import fla
-    from mixerzoo.mixers.ops.recurrence.inputs import Inputs
+@pytest.mark.filterwarnings("ignore:Triton is not supported")
+def test_a_gradient_never_runs_a_recurrent_kernel(monkeypatch):
+    """Most of them have no backward pass, and one is no function of autograd's: its gradients would be missing."""
+    called = stand_in(monkeypatch, "kda", None)
+    given = problem("channel", "beta", time=1, dtype=torch.float32)
+    state = given.pop("state")
+    inputs = Inputs(**{name: given.get(name) for name in Inputs._fields})
+    fla.linear_recurrence(inputs, 1.0, 64, state, True)
+    with torch.no_grad():
+        fla.linear_recurrence(inputs, 1.0, 64, state, True)
+    assert called == ["chunk_kda", "fused_recurrent_kda"]
 
-    q, k, v = torch.rand(3, 1, 4, 2, 5)
-    with pytest.raises(ValueError, match="several queries per memory, got 4 query heads for 2 memories"):
-        fla.linear_recurrence(Inputs(q.repeat(1, 1, 2, 1), k, v, None, None, None, None), 1.0, 64, None, False)
-    with pytest.raises(ValueError, match="float64"):
-        fla.linear_recurrence(Inputs(q, k, v.double(), None, None, None, None), 1.0, 64, None, False)
+
+@pytest.mark.filterwarnings("ignore:Triton is not supported")
+@pytest.mark.parametrize("width", [(16, 5), (16 * 17 + 1, 64)])
+def test_the_normaliser_and_taylor_features_reach_fla_in_sizes_that_it_takes(monkeypatch, width):
+    """z makes values one feature wider, `taylor` of 16 features makes keys of 273: odd ones are refused in 16 bit."""
+    stand_in(monkeypatch, "linear_attn", None)
+    monkeypatch.setitem(OP.backends, "fla", dataclasses.replace(OP.backends["fla"], why_not=lambda device: None))
+    q, k = torch.rand(2, 1, 70, 1, width[0])
+    v = torch.rand(1, 70, 1, width[1])
+    actual, state = linear_recurrence(q, k, v, normaliser=True, return_state=True, backend="fla")
+    expected, expected_state = linear_recurrence(q, k, v, normaliser=True, return_state=True)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(state, expected_state)
+
+
+def call(**changes):
+    return Call(**{"dtype": torch.bfloat16, "width": 64, "tokens": 512, "gradient": True, "variant": "", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, None),
+        ({"dtype": torch.float64}, "float32 at most, and the values are of float64"),
+        ({"variant": "decay+grouped"}, "several queries per memory"),
+        ({"variant": "beta", "dtype": torch.float32}, "bfloat16 and float16 only, got float32"),
+        ({"variant": "beta", "dtype": torch.float32, "gradient": False, "tokens": 1}, None),
+        ({"variant": "beta+decay", "width": 256}, None),
+        ({"variant": "beta+decay", "width": 512}, "256 features at most, got 512"),
+        ({"variant": "beta+channel_decay", "width": 288}, "256 features at most, got 288"),
+        ({"variant": "channel_decay+erase", "width": 288, "tokens": 1}, "256 features at most, got 288"),
+        ({"variant": "channel_decay", "width": 512}, None),
+    ],
+)
+def test_what_fla_has_no_kernel_for_is_refused(changes, reason):
+    found = refuses(call(**changes))
+    assert found is None if reason is None else reason in found
+
+
+def test_a_value_may_be_wider_than_the_widest_key():
+    """Kernels that erase hold a key in one tile, and cut values into blocks: the key alone is measured."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OP, "select", lambda backend, device, call: seen.append(call) or reference.linear_recurrence)
+        q, v, beta = torch.rand(1, 2, 1, 256), torch.rand(1, 2, 1, 512), torch.rand(1, 2, 1)
+        linear_recurrence(q, q, v, beta=beta)
+        linear_recurrence(q, q, v, log_decay=-beta, normaliser=True)
+    assert [(c.variant, c.width) for c in seen] == [("beta", 256), ("decay+normaliser", 512)]
+
+
+@pytest.mark.parametrize(
+    ("triton", "capability", "tilelang", "refused"),
+    [
+        ((3, 6, 0), (9, 0), False, {"beta+decay", "decay"}),
+        ((3, 6, 0), (9, 0), True, {"decay"}),  # which keeps its states in float32: tilelang does not take them
+        ((3, 3, 1), (9, 0), False, set()),
+        ((3, 7, 1), (9, 0), False, set()),
+        ((3, 6, 0), (8, 0), False, set()),
+        ((3, 6, 0), (10, 0), False, set()),
+    ],
+)
+def test_fla_is_refused_where_its_gated_backward_pass_is_known_to_be_wrong(
+    monkeypatch, triton, capability, tilelang, refused
+):
+    monkeypatch.setattr(libraries, "installed_version", {"triton": triton}.get)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if tilelang else None)
+    variants = ["", "beta", "beta+channel_decay", "beta+decay", "channel_decay", "channel_decay+erase", "decay"]
+    found = {v: refuses(call(variant=v)) for v in variants}
+    assert {v for v, reason in found.items() if reason} == refused
+    assert all("needs Triton 3.7.1 or later" in found[v] and "Triton 3.6.0" in found[v] for v in refused)
+    assert not any(refuses(call(variant=v, gradient=False)) for v in variants)
+
+
+@pytest.mark.parametrize(
+    ("installed", "reason"),
+    [((0, 6, 0), None), ((0, 4, 2), "fla-core 0.6 or later is needed, and 0.4.2"), (None, "none")],
+)
+def test_fla_is_refused_in_versions_whose_gradients_are_wrong(monkeypatch, installed, reason):
+    monkeypatch.setattr(libraries, "installed_version", {"fla-core": installed}.get)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    found = libraries.needs_fla(torch.device("cuda"))
+    assert found is None if reason is None else reason in found
+    assert "CUDA" in libraries.needs_fla(torch.device("cpu"))
 
 
 class DoubleTorch(ModuleType):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from mixerzoo.mixers.ops.selective_scan import chunked, selective_scan
+from mixerzoo.mixers.ops.selective_scan import OP, chunked, mamba_ssm, selective_scan
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -96,3 +100,98 @@ def test_refuses_what_does_not_fit() -> None:
         selective_scan(values, step, A, B[..., :2], C)
     with pytest.raises(ValueError, match=r"state must be \[2, 3, 5\] .* got \[2, 5, 3\]"):
         selective_scan(values, step, A, B, C, state=state.mT)
+
+
+def fake_mamba_ssm(monkeypatch):
+    """The functions of mamba-ssm 2.3 with their signatures, what they assert and what they overwrite, computed by our
+    definition; returns the names of those called."""
+    called = []
+
+    def selective_scan_fn(
+        u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False
+    ):
+        called.append("selective_scan_fn")
+        assert u.dtype == delta.dtype == B.dtype == C.dtype and A.dtype == torch.float32
+        assert all(x.stride(-1) == 1 for x in (u, delta, B, C))
+        assert u.shape == delta.shape and B.shape == C.shape == (len(u), A.shape[1], u.shape[2])
+        y, last = selective_scan(u.mT, delta.mT, A, B.mT, C.mT, return_state=True, backend="reference")
+        last = last.detach()  # its backward pass leaves it out
+        return (y.mT, last.mT) if return_last_state else y.mT
+
+    def selective_state_update(
+        state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False, state_batch_indices=None
+    ):
+        called.append("selective_state_update")
+        assert D is not None and dt_bias is not None  # it unpacks their strides, or fails
+        assert state.shape == (*x.shape, A.shape[1]) and dt.shape == x.shape and B.shape == C.shape
+        x, dt, B, C = (t.detach()[:, None] for t in (x, dt + dt_bias, B, C))
+        y, after = selective_scan(x, dt, A, B, C, state=state.mT, return_state=True, backend="reference")
+        state.copy_(after.mT)
+        return y[:, 0]
+
+    modules = {
+        "mamba_ssm": {},
+        "mamba_ssm.ops": {},
+        "mamba_ssm.ops.selective_scan_interface": {"selective_scan_fn": selective_scan_fn},
+        "mamba_ssm.ops.triton": {},
+        "mamba_ssm.ops.triton.selective_state_update": {"selective_state_update": selective_state_update},
+    }
+    for name, content in modules.items():
+        module = ModuleType(name)
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    here = dataclasses.replace(OP.backends["mamba_ssm"], why_not=lambda device: None)
+    monkeypatch.setitem(OP.backends, "mamba_ssm", here)
+    return called
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mambas_kernels_give_the_same_however_the_text_is_cut(monkeypatch, dtype):
+    called = fake_mamba_ssm(monkeypatch)
+    generator = torch.Generator().manual_seed(0)
+    values, B, C = (torch.randn(2, 9, n, generator=generator).to(dtype) for n in (6, 4, 4))
+    step, A = torch.rand(2, 9, 6, generator=generator), -torch.rand(6, 4, generator=generator)
+    expected, last = selective_scan(values, step, A, B, C, return_state=True, backend="reference")
+    monkeypatch.setattr(mamba_ssm, "PIECE", 100)  # two tokens
+    for cuts in ([9], [4, 5], [3, 1, 1, 4]):
+        state, parts = None, []
+        for x, dt, b, c in zip(*(t.split(cuts, dim=1) for t in (values, step, B, C))):
+            before = None if state is None else state.clone()
+            y, after = selective_scan(x, dt, A, b, c, state=state, return_state=True, backend="mamba_ssm")
+            assert state is None or torch.equal(state, before)
+            parts, state = [*parts, y], after
+        assert parts[0].dtype == dtype and state.dtype == torch.float32
+        torch.testing.assert_close(
+            torch.cat(parts, 1), expected, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5
+        )
+        torch.testing.assert_close(state, last, rtol=1e-5, atol=1e-5)
+    assert called == ["selective_scan_fn"] * 4 + ["selective_state_update"] * 2 + ["selective_scan_fn"]
+
+
+def test_mambas_kernel_has_the_gradients_of_a_fresh_text_and_refuses_those_of_states(monkeypatch):
+    fake_mamba_ssm(monkeypatch)
+    inputs = [torch.rand(1, 5, n, requires_grad=True) for n in (3, 3, 2, 2)]
+    A = (-torch.rand(3, 2)).requires_grad_()
+    arguments = (*inputs[:2], A, *inputs[2:])
+    gradients = [
+        torch.autograd.grad(selective_scan(*arguments, backend=b)[0].sin().sum(), arguments)
+        for b in ("mamba_ssm", "reference")
+    ]
+    for found, expected in zip(*gradients):
+        torch.testing.assert_close(found, expected)
+    with pytest.raises(RuntimeError, match="no gradient through states"):
+        selective_scan(*arguments, return_state=True, backend="mamba_ssm")
+    with pytest.raises(RuntimeError, match="no gradient through states"):
+        selective_scan(*arguments, state=torch.zeros(1, 2, 3), backend="mamba_ssm")
+    with pytest.raises(RuntimeError, match="float64"):
+        selective_scan(*(x.double() for x in arguments), backend="mamba_ssm")
+    with pytest.raises(RuntimeError, match="256 numbers per channel at most, got 300"), torch.no_grad():
+        wide = torch.rand(1, 5, 300)
+        selective_scan(*inputs[:2], -torch.rand(3, 300), wide, wide, backend="mamba_ssm")
+
+
+def test_mambas_cuda_kernel_may_be_missing(monkeypatch):
+    """Newer versions install without it unless told otherwise."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "mamba_ssm" else None)
+    assert "MAMBA_KEEP_CUDA_BUILD" in mamba_ssm.why_not(torch.device("cuda"))
+    assert "CUDA device" in mamba_ssm.why_not(torch.device("cpu"))

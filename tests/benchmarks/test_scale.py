@@ -1,0 +1,116 @@
+"""Suites at toy scale: every bundled one can be planned, and those made for a GPU run to their end here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mixerzoo.benchmarks.cli import main
+from mixerzoo.benchmarks.measures import mixer_speed
+from mixerzoo.benchmarks.plan import Planner
+from mixerzoo.benchmarks.runs import Run
+from mixerzoo.benchmarks.scale import toy
+from mixerzoo.benchmarks.suite import bundled_suites, load_suite
+from mixerzoo.benchmarks.worker import run_case
+
+GPU_SUITES = [name for name in bundled_suites() if load_suite(name).settings.device == "cuda"]
+
+
+@pytest.mark.parametrize("name", bundled_suites())
+def test_a_suite_keeps_what_it_is_about(name):
+    full, small = load_suite(name), toy(load_suite(name))
+    assert small.settings.device is None and small.settings.name == f"{name}-toy"
+    assert list(small.layouts) == list(full.layouts)
+    assert [entry.name for entry in small.entries] == [entry.name for entry in full.entries]
+    for before, after in zip(full.entries, small.entries):
+        lengths = [getattr(entry.measure, "lengths", ()) for entry in (before, after)]
+        assert len(lengths[0]) == len(lengths[1]) and list(lengths[1]) == sorted(lengths[1])
+        assert max(lengths[1], default=0) < 1024
+    assert Planner(small, "cpu")({}).cases
+
+
+@pytest.fixture
+def one_core():
+    """Cases take as many threads as there are cores; threads of tests beside each other wait for one another."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+def run(tmp_path, name, only):
+    options = [part for pattern in only for part in ("--only", pattern)]
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                "run",
+                name,
+                "--scale",
+                "toy",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "run"),
+                "--no-estimate",
+                *options,
+            ]
+        )
+    results = Run(tmp_path / "run").results()
+    assert end.value.code == 0, [(r.layout, r.measure, r.error) for r in results if r.status != "ok"]
+    return results
+
+
+def test_fwpkm_speed_gpu_runs_here(tmp_path, one_core):
+    results = run(tmp_path, "fwpkm-speed-gpu", [])
+    assert {r.measure for r in results} == {"op_speed", "overhead"}
+    assert {row["backend"] for r in results if r.measure == "op_speed" for row in r.metrics["rows"]} == {
+        "triton",
+        "compact",
+    }
+
+
+def test_extrapolation_runs_here_and_asks_what_it_trained(tmp_path, one_core):
+    results = run(tmp_path, "extrapolation", ["linear attention"])
+    assert {r.measure for r in results} == {"tuning", "training", "recall"}
+    assert {len(r.parameters["passes"]) for r in results if r.measure == "recall"} == {1, 4}
+
+
+def test_paper_main_runs_here(tmp_path, one_core):
+    assert {r.measure for r in run(tmp_path, "paper-main", ["gdn"])} == {"training", "perplexity", "recall"}
+
+
+def test_zoo_speed_gpu_runs_here(tmp_path, monkeypatch):
+    """Every mixer, at its first length, in this process and without the profiler: else it would take minutes."""
+    unread = {"peak_bytes": 0, "method": "not read"}
+    monkeypatch.setattr(mixer_speed, "peaks_in_turn", lambda contenders, *_: [unread] * len(contenders))
+    suite = toy(load_suite("zoo-speed-gpu"))
+    cases = {(c.label, c.measure): c for c in reversed(Planner(suite, "cpu")({}).cases)}
+    speed = [case for (_, measure), case in cases.items() if measure == "mixer_speed"]
+    assert len(speed) == len(suite.layouts)
+    for case in speed:
+        job = {"model": case.model, "measure": case.measure, "parameters": case.parameters, "seed": 0}
+        metrics = run_case({**job, "device": "cpu", "threads": 1, "folder": str(tmp_path)}, Silent())
+        modes = [row["mode"] for row in metrics["rows"] if row["backend"] == "mixer"]
+        assert modes == ["forward", "train", "prefill", "decode"], case.label
+
+
+class Silent:
+    def __init__(self):
+        self.backends = {}
+
+    def progress(self, fraction, message):
+        pass
+
+
+def test_suites_for_a_gpu_are_all_tried():
+    assert GPU_SUITES == ["extrapolation", "fwpkm-speed-gpu", "paper-main", "zoo-speed-gpu"]
+
+
+def test_the_script_for_a_gpu_runs_a_suite_here(tmp_path, one_core):
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.sh"
+    command = f"{sys.executable} -m mixerzoo.benchmarks.cli"
+    settings = {"OUT": str(tmp_path), "DEVICE": "cpu", "SCALE": "toy", "MIXERZOO": command}
+    subprocess.run(["bash", script, "smoke"], env=os.environ | settings, check=True, stdout=subprocess.DEVNULL)
+    assert {r.status for r in Run(tmp_path / "smoke").results()} == {"ok"}
+    assert (tmp_path / "smoke" / "report.html").is_file()
