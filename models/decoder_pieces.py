@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..mixers import Mixer, MixerState
+from ..mixers.ops.attention.sdpa import without_cudnn
 from ..mixers.stepping import CannotStep, Stepper
 from .backbone import Block
 from .cuda_graph import Graphs, Replay
@@ -149,6 +151,7 @@ class Segment:
     ) -> None:
         self.model, self.sublayers, self.graphs, self.first, self.last = model, sublayers, graphs, first, last
         self.why_no_graph: str | None = None
+        self._on_cuda = model.embedding.weight.device.type == "cuda"
         self._steppers = [s.stepper for s in sublayers if s.stepper is not None]
         self._program: Callable[..., list[Tensor]] | None = None
         self._replays: dict[Any, Replay] = {}
@@ -164,7 +167,8 @@ class Segment:
         assert self._program is not None
         if self.graphs is not None:
             return self._replay(x, where, position)
-        y, *carried = self._program(*self._inputs(x, where, position))
+        with self._kernels():
+            y, *carried = self._program(*self._inputs(x, where, position))
         for stepper in self._steppers:
             count = len(stepper.carried)
             stepper.carried, carried = carried[:count], carried[count:]
@@ -214,7 +218,12 @@ class Segment:
         inputs = self._inputs(self._x, where, position)
         held = [t for stepper in self._steppers for t in stepper.carried]
 
-        return self.graphs.capture(lambda: program(*inputs), lambda outputs: assign(held, outputs[1:]))
+        with self._kernels():
+            return self.graphs.capture(lambda: program(*inputs), lambda outputs: assign(held, outputs[1:]))
+
+    def _kernels(self) -> contextlib.AbstractContextManager[Any]:
+        """What attention switches off around its calls; such switches are no operations, which would be recorded."""
+        return without_cudnn() if self._on_cuda else contextlib.nullcontext()
 
 
 def _stepped(

@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_leaves
 Function = Callable[..., Any]
 _OF_LITERALS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.detach_.default)
 """What `torch.tensor(numbers)` does to a tensor that it has just made."""
+_OF_SIZES = (torch.ops.aten._fused_sdp_choice.default,)
+"""What returns a number that follows from sizes alone."""
 _PLACES = (torch.int64, torch.int32)
 
 
@@ -119,7 +121,7 @@ def _refuse(func: Any, args: Any, kwargs: Any, depends: bool) -> None:
     tags = func.tags
     if torch.Tag.nondeterministic_seeded in tags and not _is_sure(func, args, kwargs):
         raise CannotRecordError(f"{func} draws random numbers")
-    if not depends:
+    if not depends or func in _OF_SIZES:
         return
     if torch.Tag.data_dependent_output in tags or not all(_holds_tensors(r.type) for r in func._schema.returns):
         raise CannotRecordError(f"{func} looks at what a tensor holds")
