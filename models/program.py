@@ -118,10 +118,12 @@ class _Recorder(TorchDispatchMode):
 
 
 def _refuse(func: Any, args: Any, kwargs: Any, depends: bool) -> None:
+    if func in _OF_SIZES:
+        return
     tags = func.tags
     if torch.Tag.nondeterministic_seeded in tags and not _is_sure(func, args, kwargs):
         raise CannotRecordError(f"{func} draws random numbers")
-    if not depends or func in _OF_SIZES:
+    if not depends:
         return
     if torch.Tag.data_dependent_output in tags or not all(_holds_tensors(r.type) for r in func._schema.returns):
         raise CannotRecordError(f"{func} looks at what a tensor holds")

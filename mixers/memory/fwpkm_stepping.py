@@ -12,6 +12,7 @@ from torch import Tensor, autocast
 from ..interface import NotFiniteInputError
 from ..ops.fwpkm import FwpkmOptions, FwpkmState
 from ..ops.fwpkm.lookup import Rows, read_token
+from ..ops.fwpkm.problem import Run
 from ..state import GrowableBuffer
 from ..stepping import CannotStep, Stepped, Stepper
 from .fwpkm_inspection import recorder
@@ -38,7 +39,10 @@ class FwpkmStepper(Stepper):
             raise CannotStep("its backend 'reference' is not the one that steps are recorded with")
         if mixer.chunk_size == 1:
             raise CannotStep("every token ends a chunk")
-        self.mixer, self._rows, self._log, self._keys = mixer, None, (), None
+        self.mixer = mixer
+        self._rows: Rows | None = None
+        self._log: tuple[Run, ...] = ()
+        self._keys: Tensor | None = None
         self._buffers: list[Tensor] = []
 
     def begin(self, state: FwPKMState) -> None:
@@ -47,10 +51,12 @@ class FwpkmStepper(Stepper):
         self._find_rows(fast).clear()
         self._log = ()
         self.resume(state)
+        assert self._keys is not None
         self.structure = self.options, [(v.shape, v.dtype, v.device) for v in (self._keys, *self._buffers)]
 
     def resume(self, state: FwPKMState) -> None:
-        fast, mixer = state.fast, self.mixer
+        fast: FwpkmState = state.fast
+        mixer = self.mixer
         mixer.check_state(state)
         rows = self._find_rows(fast)
         # a rewrite adds to the log and merges its last runs: what stands there anew says all that is new

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mixerzoo.mixers import list_mixers, mixer_card, small_options
 from mixerzoo.mixers.interface import NotFiniteInputError
+from mixerzoo.mixers.ops.dispatch import record_backends
 from mixerzoo.mixers.softmax import stepping
 from mixerzoo.mixers.state import held_tensors
 from mixerzoo.models import LanguageModel, ModelConfig
@@ -276,6 +277,15 @@ def test_a_mixer_that_mixes_in_a_way_of_its_own_is_called(name):
     decoder = model.decoder(2, 9)
     torch.testing.assert_close(steps(decoder, following), expected, rtol=1e-9, atol=1e-9)
     assert decoder.how["layers.0.mixer"].startswith("called: its mix is not that of")
+
+
+def test_who_asks_which_kernels_run_changes_nothing():
+    model, following = build("softmax_attention, gated_deltanet | fwpkm@0", 2), tokens(time=3)
+    with record_backends() as ran:
+        decoder = model.decoder(2, 9)
+        steps(decoder, following)
+    assert set(decoder.how.values()) == {RECORDED, AT_EDGES}
+    assert ran["recurrence"] and ran["attention"]
 
 
 def test_a_hook_is_called_for_every_token():
