@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import entry_points, version
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_inspect, cli_layouts, cli_mixers, cli_train
+from . import cli_doctor, cli_inspect, cli_layouts, cli_mixers, cli_train
 
 if TYPE_CHECKING:
     from .plan import Planner
@@ -43,6 +44,7 @@ def build_app() -> typer.Typer:
     app.command("list")(cli_mixers.list_command)
     app.command("show")(cli_mixers.show_command)
     app.command("check")(cli_mixers.check_command)
+    app.command("doctor")(cli_doctor.doctor_command)
     app.command("layouts")(cli_layouts.layouts_command)
     app.command("suites")(suites_command)
     app.command("run")(run_command)
@@ -122,6 +124,7 @@ def run_command(
         Literal["full", "toy"], typer.Option(help="toy: the same at tiny sizes, on any device, to see that it runs.")
     ] = "full",
     estimate: Annotated[bool, typer.Option(help="Say before the start how long it takes, and how much memory.")] = True,
+    doctor: Annotated[bool, typer.Option(help="On CUDA, prove backends first that were not: see the doctor.")] = True,
 ) -> None:
     """Run a suite; running it again with the same --out runs only what is missing."""
     from .device import choose_device
@@ -151,12 +154,22 @@ def run_command(
         console.print(estimate_run(planner, run, place, jobs or settings.jobs).text(), highlight=False, soft_wrap=True)
     if dry_run:
         return
-    seconds = None if minutes is None else 60 * minutes
+    begun = time.monotonic()
+    examined = cli_doctor.before_run(loaded.select(only), place, doctor, console)
+    seconds = None if minutes is None else max(0.0, 60 * minutes - (time.monotonic() - begun))
     limits = Limits(jobs or settings.jobs, settings.time_limit_seconds, settings.memory_limit_bytes, seconds)
     reporter = reporter_for(console)
     try:
         results = execute(
-            planner, run, resolved, limits, reporter, device=place, retry_failed=retry_failed, reuse=others
+            planner,
+            run,
+            resolved,
+            limits,
+            reporter,
+            device=place,
+            retry_failed=retry_failed,
+            reuse=others,
+            doctor=examined,
         )
     except (KeyboardInterrupt, TimeIsUp) as stop:
         again = shlex.join(["mixerzoo", "run", suite, "--out", str(run.folder)])

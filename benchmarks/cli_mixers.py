@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..mixers import MixerCard, Option
+    from ..mixers import CheckReport, MixerCard, Option
+    from .contract_report import ContractRun
 
 _LARGEST_TO_BUILD = 64_000_000  # parameters; above that, `show` measures a mixer with small options
 _POSITIONS = (64, 256, 1024)
 _CHECK_STYLES = {"passed": "green", "failed": "red", "skipped": "yellow"}
+_TAKEN = {"always": "where it can run", "proven": "where doctor has proven it", "never": "never"}
 
 Name = Annotated[str, typer.Argument(metavar="MIXER", help="Name of a mixer, see `mixerzoo list`.")]
 
@@ -76,7 +80,7 @@ def show_command(
     console.print(f"parameters at d_model={d_model}, default options: {parameters:,}")
     small = small_options(mixer) if parameters > _LARGEST_TO_BUILD else {}
     console.print(_state_table(mixer, d_model, small))
-    console.print(_backend_table(mixer, small_options(mixer), "backend" in options))
+    console.print(_backend_table(mixer, small_options(mixer)))
 
 
 def _card_lines(card: MixerCard) -> Iterator[str]:
@@ -108,11 +112,15 @@ def _option_table(options: dict[str, Option]) -> Table:
 def check_command(
     mixer: Annotated[str | None, typer.Argument(metavar="MIXER", help="Name of a mixer.")] = None,
     all_mixers: Annotated[bool, typer.Option("--all", help="Check every mixer of the zoo.")] = False,
-    device: Annotated[str, typer.Option(help="Where to check once more in bfloat16; auto: a GPU, if any.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Where to check once more in float32 and bfloat16; auto: a GPU, if any.")
+    ] = "auto",
     only: Annotated[str | None, typer.Option(help="Numbers of the checks to run, e.g. 1,3.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write check.json and check.md to.")] = None,
 ) -> None:
     """Run the mixer contract; exit code 1 if a mixer breaks it."""
-    from ..mixers import check_mixer, list_mixers
+    from ..mixers import list_mixers
+    from .contract_report import ContractRun
     from .device import choose_device
 
     load_plugins()
@@ -120,18 +128,45 @@ def check_command(
         raise ValueError("name one mixer, or give --all")
     numbers = _parse_numbers(only)
     place = None if device == "auto" else choose_device(device)
-    console, broken = Console(), False
-    for name in list_mixers() if mixer is None else [mixer]:
-        report = check_mixer(name, device=place, only=numbers, raise_on_failure=False)
-        table = Table("#", "check", "result", "seconds", "detail", title=escape(report.mixer), title_justify="left")
-        for r in report:
-            result = f"[{_CHECK_STYLES[r.status]}]{r.status}[/]"
-            detail = "\n".join(filter(None, (r.reason, r.detail)))
-            table.add_row(str(r.number), escape(r.title), result, f"{r.seconds:.2f}", escape(detail))
-        console.print(table)
-        broken = broken or not report.passed
-    if broken:
+    names, console = list_mixers() if mixer is None else [mixer], Console()
+    # Compiling for real takes most of the time, and is the same compiler for every mixer: all are traced only.
+    run = ContractRun.of(place, "aot_eager" if all_mixers else "inductor")
+    for name in track(names, "checking", console=Console(stderr=True), disable=not all_mixers, transient=True):
+        run.check(name, numbers, survive=all_mixers)
+    if out is not None:
+        run.write(out)
+    if all_mixers:
+        console.print(_zoo_table(run))
+        console.print(run.summary, soft_wrap=True)
+    for entry in run.entries:
+        if entry.error is not None:
+            console.print(f"[red]{escape(entry.mixer)}: {escape(entry.error)}[/]", soft_wrap=True)
+        elif entry.report is not None and not (all_mixers and entry.passed):
+            console.print(_check_table(entry.report, failures_only=all_mixers))
+    if not run.passed:
         raise typer.Exit(1)
+
+
+def _zoo_table(run: ContractRun) -> Table:
+    """A line for each mixer, a column for each check."""
+    from .contract_report import MARKS
+
+    numbers = run.titles
+    table = Table("mixer", *map(str, numbers), "s", title="the mixer contract", title_justify="left", padding=(0, 0))
+    for entry in run.entries:
+        marks = entry.marks
+        cells = [f"[{_CHECK_STYLES[status]}]{MARKS[status]}[/]" for status in (marks[n] for n in numbers)]
+        table.add_row(escape(entry.mixer), *cells, f"{entry.seconds:.1f}")
+    return table
+
+
+def _check_table(report: CheckReport, failures_only: bool) -> Table:
+    table = Table("#", "check", "result", "seconds", "detail", title=escape(report.mixer), title_justify="left")
+    for r in report.failures if failures_only else report:
+        result = f"[{_CHECK_STYLES[r.status]}]{r.status}[/]"
+        detail = "\n".join(filter(None, (r.reason, r.detail)))
+        table.add_row(str(r.number), escape(r.title), result, f"{r.seconds:.2f}", escape(detail))
+    return table
 
 
 def load_plugins() -> dict[str, str]:
@@ -182,28 +217,37 @@ def _state_table(mixer: str, d_model: int, options: dict[str, Any]) -> Table:
     return table
 
 
-def _backend_table(mixer: str, options: dict[str, Any], has_option: bool) -> Table:
-    """Which backends run on this machine, found out by running them."""
+def _backend_table(mixer: str, options: dict[str, Any]) -> Table:
+    """Which backends run on this machine, found out by running them, and when `auto` takes them."""
     import torch
 
     from ..mixers import mixer_card
 
+    card = mixer_card(mixer)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    table = Table("backend", *devices, title="backends here", title_justify="left")
-    for backend in mixer_card(mixer).backends:
-        chosen = {**options, "backend": backend} if has_option else options
-        table.add_row(backend, *(_try_backend(mixer, chosen, device) for device in devices))
+    table = Table("backend", "auto takes it", *devices, title="backends here", title_justify="left")
+    for backend in card.backends:
+        trust = {op.backends[backend].trust for op in card.ops}
+        taken = "" if not trust else max((_TAKEN[t] for t in trust), key=list(_TAKEN.values()).index)
+        runs = (_try_backend(mixer, {**options, "backend": backend}, device) for device in devices)
+        table.add_row(backend, taken, *runs)
     return table
 
 
 def _try_backend(mixer: str, options: dict[str, Any], device: str) -> str:
+    """`yes` and the first dtype in which it runs, or `no` and why it does not; libraries raise what they like."""
     import torch
 
     from ..mixers import create_mixer
 
-    try:
-        with torch.no_grad():
-            create_mixer(mixer, 32, **options).to(device)(torch.randn(1, 32, 32, device=device))
-    except (RuntimeError, ImportError) as error:
-        return f"[yellow]no[/]: {escape(str(error))}"
-    return "[green]yes[/]"
+    reason = ""
+    for dtype in (torch.float32, torch.bfloat16):
+        try:
+            with torch.no_grad():
+                model = create_mixer(mixer, 32, **options).to(device, dtype)
+                model(torch.randn(1, 32, 32, device=device, dtype=dtype))
+        except Exception as error:
+            reason = reason or f"{error}" or type(error).__name__
+        else:
+            return f"[green]yes[/], in {str(dtype).removeprefix('torch.')}"
+    return f"[yellow]no[/]: {escape(reason)}"

@@ -23,7 +23,7 @@ from .measures import Perplexity, Recall, Training, Tuning
 from .measures.meter import measure_memory
 from .measures.trained import Trained
 from .plan import Planner, everything
-from .precision import tf32
+from .precision import autocast, tf32
 from .runner import Limits
 from .runs import Run
 from .suite import parse_measure
@@ -134,7 +134,8 @@ def _probe(case: Case, device: torch.device) -> Probe:
     assert isinstance(measure, Trained | Training | Tuning)
     config = dataclasses.replace(ModelConfig.from_dict(case.model), seed=case.seed)
     model = LanguageModel(config).to(device)
-    short = measure.training.shortened(PROBE_STEPS / measure.training.steps)
+    # as it is: compiling would take longer than all the steps
+    short = measure.training.shortened(PROBE_STEPS / measure.training.steps).model_copy(update={"compile": False})
     records = []
     reading = measure_memory(
         lambda: records.append(train(model, measure.task, short, seed=case.seed, device=device)), device
@@ -144,7 +145,8 @@ def _probe(case: Case, device: torch.device) -> Probe:
     for length in PROBE_LENGTHS:
         tokens = torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
         start = time.perf_counter()
-        _, state = model.read(tokens)
+        with autocast(device, measure.training.precision):
+            _, state = model.read(tokens)
         seconds.append((time.perf_counter() - start) / length)
         states.append(state.nbytes)
     (short_read, long_read), (near, far) = seconds, states

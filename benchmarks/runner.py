@@ -80,6 +80,7 @@ def execute(
     device: str,
     retry_failed: bool = False,
     reuse: Sequence[Run] = (),
+    doctor: dict[str, Any] | None = None,
     run_case: RunCase = run_case,
     preloaded: Sequence[str] = PRELOADED,
 ) -> list[ResultLine]:
@@ -88,8 +89,9 @@ def execute(
 
     suite: the resolved suite, kept in the run's folder. run_case: runs one case, in its process; preloaded: modules
     that it needs. reuse: other runs whose results, and trained models, are taken over where the cases
-    are the same; the environment says which. Raises `RunError` if the folder belongs to another suite or device, or
-    another runner is at work in it. A `KeyboardInterrupt` leaves a run that can be resumed, and so does `TimeIsUp`.
+    are the same; the environment says which. doctor: what the environment says of the doctor's findings.
+    Raises `RunError` if the folder belongs to another suite or device, or another runner is at work in it. A
+    `KeyboardInterrupt` leaves a run that can be resumed, and so does `TimeIsUp`.
     """
     check_folder(run, suite, device)
     with run.locked() as store:
@@ -97,7 +99,7 @@ def execute(
         run.write_suite(suite)
         queue = _Queue(planner, run, store, reporter, retry_failed, reuse)
         jobs = limits.choose_jobs(device, len(queue.waiting))
-        start = _write_environment(run, device, jobs, suite) if queue.waiting else None
+        start = _write_environment(run, device, jobs, suite, doctor) if queue.waiting else None
         try:
             queue.begin()
             pool = _Pool(run, store, limits, reporter, run_case, preloaded, queue)
@@ -218,11 +220,13 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {name: leaf for key, item in items for name, leaf in _flat(item, key).items()}
 
 
-def _write_environment(run: Run, device: str, jobs: int, suite: dict[str, Any]) -> dict[str, Any]:
+def _write_environment(
+    run: Run, device: str, jobs: int, suite: dict[str, Any], doctor: dict[str, Any] | None
+) -> dict[str, Any]:
     """Where this start runs; a later start of the same run is added with whatever differs from the first."""
     now = collect_environment(device=device, jobs=jobs, threads=usable_cores(), tf32=suite.get("tf32", "auto"))
     if not run.environment_path.is_file():
-        run.write_environment({**now, "resumed": []})
+        run.write_environment({**now, "doctor": doctor, "resumed": []})
         return now
     first = run.environment()
     again = {"started": now["started"], "command": now["command"], "jobs": jobs, "differs": differences(first, now)}

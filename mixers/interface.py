@@ -40,7 +40,7 @@ class MixerCard:
         `reference` included; those that all `ops` have, or listed where a mixer has no op.
     parallel: True if training runs over the whole sequence at once, False if it walks chunk after chunk.
     role: `mixer`, or `feed_forward` if a layout puts it in the place of the SwiGLU.
-    compile_note: None if `torch.compile` gives the same result, else why it does not.
+    compile_note: None if `torch.compile` makes one graph of a call, else why it makes several.
     low_precision_tolerance: largest relative error, in the 2-norm, of bf16 autocast against float32.
     keeps_memory: True if calls change the module on purpose (off by default in every mixer of ours).
     """

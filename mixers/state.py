@@ -99,7 +99,8 @@ class GrowableBuffer(StateValue):
 
     def append(self, new: Tensor) -> GrowableBuffer:
         """This buffer followed by `new [batch, time, ...]`; differentiable, without gradients in amortised O(time)."""
-        if torch.is_grad_enabled():  # a graph may hold the storage, which must then stay as it is
+        # A graph may hold the storage, which must then stay as it is; the compiler cannot ask about inference mode.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return GrowableBuffer.of(torch.cat([self.values, new], dim=1))
         end = self.end + new.shape[1]
         writable = torch.is_inference_mode_enabled() or not self.storage.is_inference()

@@ -21,8 +21,9 @@ def compiled(call: _CALL, mode: CompileMode, device: torch.device) -> _CALL:
     """`call`, a function or module of tensors on `device`, through `torch.compile`: compiled when it is first called,
     and again for what it was not compiled for.
 
-    The first call runs as it is before, its result thrown away: that is how the backends that it takes are recorded,
-    of which compiled code tells nothing. So a call must not change what is kept between calls.
+    The first call with gradients, and the first without, runs as it is before, its result thrown away: that is how the
+    backends that it takes are recorded, of which compiled code tells nothing. So a call must not change what is kept
+    between calls.
     mode: `default`, or `max-autotune`, which times kernels against each other and on CUDA replays graphs of them; no
     GPU has confirmed that here yet. For the rest of the process, what would have to be compiled more than 64 times
     raises an error. Raises `ValueError` if nothing can be compiled on `device`, with the reason.
@@ -35,16 +36,16 @@ def compiled(call: _CALL, mode: CompileMode, device: torch.device) -> _CALL:
 
 
 class _Compiled:
-    """Calls `plain` once and `compiled` ever after."""
+    """Calls `compiled`, and before it, once with gradients and once without, `plain`."""
 
     def __init__(self, plain: Callable[..., Any], compiled: Callable[..., Any]) -> None:
-        self._plain: Callable[..., Any] | None = plain
-        self._compiled = compiled
+        self._plain, self._compiled = plain, compiled
+        self._recorded: set[bool] = set()
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        if self._plain is not None:
+        if torch.is_grad_enabled() not in self._recorded:
+            self._recorded.add(torch.is_grad_enabled())
             self._plain(*inputs, **options)
-            self._plain = None
         return self._compiled(*inputs, **options)
 
 

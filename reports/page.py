@@ -178,7 +178,8 @@ def _commands(run: RunData, commit: str | None) -> list[str]:
 def _machine(environment: dict[str, Any]) -> list[tuple[str, str]]:
     """The environment but for versions and commit, as pairs of a name and a text."""
     machine = environment.get("machine") or {}
-    others = {k: v for k, v in environment.items() if k not in ("machine", "packages", "source")}
+    tabulated = ("doctor",) if "rows" in (environment.get("doctor") or {}) else ()
+    others = {k: v for k, v in environment.items() if k not in ("machine", "packages", "source", *tabulated)}
     return [(key.replace("_", " "), text) for key, text in _flatten({**machine, **others})]
 
 

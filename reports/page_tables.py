@@ -20,7 +20,8 @@ from .taught_tables import taught_tables
 def page_tables(run: RunData) -> list[Table]:
     """The tables of the page, in its order."""
     measured = (_speed_tables, _memory_tables, _state_tables, _ratio_tables, _op_speed_tables, _perplexity_tables)
-    makers = (taught_tables, recall_tables, *measured, _training_tables, _model_tables, _backend_tables)
+    about = (_training_tables, _model_tables, _backend_tables, _doctor_tables)
+    makers = (taught_tables, recall_tables, *measured, *about)
     return [table for make in makers for table in make(run)]
 
 
@@ -38,7 +39,17 @@ def _speed_tables(run: RunData) -> Iterator[Table]:
             f"Speed, {name}: tokens per second{', and seconds of a token' if decoding else ''}{in_brackets(variant)}"
         )
         note = f"Median [first, third quartile] of at least {pooled['rounds'].min()} rounds."
-        yield Table(f"speed{suffix}", "speed", title, columns, cells, note)
+        yield Table(f"speed{suffix}", "speed", title, columns, cells, note + _compiled(rows))
+
+
+def _compiled(rows: pd.DataFrame) -> str:
+    """What torch.compile took, where it was asked for; none of the seconds that are shown."""
+    known = rows[["compile_seconds", "graph_breaks"]].dropna()
+    if known.empty:
+        return ""
+    seconds, breaks = known.max()
+    took, found = formats.seconds(seconds), formats.whole(breaks)
+    return f" Before, torch.compile took at most {took}; graph breaks: {found} at most."
 
 
 def _memory_tables(run: RunData) -> Iterator[Table]:
@@ -87,10 +98,12 @@ def _op_speed_tables(run: RunData) -> Iterator[Table]:
                 formats.bytes_(r.floor_bytes),
                 formats.si(r.seconds / r.floor_seconds),
                 formats.whole(r.rounds),
+                r.ran or formats.NOTHING,
             ]
             for r in rows_of(run.op_speed)
         ]
         columns = ["What", "Layout", "Backend", "Batch", "Seconds", "A token", "Peak", "Floor", "Times floor", "Rounds"]
+        columns += ["Ran"]
         rates = sorted(run.op_speed["copy_bandwidth"].dropna().unique())
         copied = formats.listing([f"{formats.bytes_(rate)}/s" for rate in rates])
         methods = formats.listing(sorted({str(m) for m in run.op_speed["method"].dropna()}))
@@ -98,6 +111,7 @@ def _op_speed_tables(run: RunData) -> Iterator[Table]:
             "Seconds of a call, in decoding of a token: median [first, third quartile]. Peak: bytes above what was "
             f"there before the call; how they were read: {methods}."
         )
+        note += _compiled(run.op_speed)
         if rates:
             note += f" Floor: bytes that must be moved; as time at the rate of a copy in the same case: {copied}."
         yield Table("op-speed", "op-speed", "What ran in turn, in one process", columns, rows, note, 3)
@@ -203,3 +217,33 @@ def _backend_tables(run: RunData) -> Iterator[Table]:
         note = "The implementation behind every number."
         columns = ["Layout", "Op", "Backend", "Device", "Measures"]
         yield Table("backends", "models", "What ran", columns, rows, note, text_columns=5)
+
+
+def _doctor_tables(run: RunData) -> Iterator[Table]:
+    """What `mixerzoo doctor` found out where the run was made."""
+    found = run.environment.get("doctor") or {}
+    rows = [
+        [
+            r["op"],
+            r["backend"],
+            r["variant"],
+            r["dtype"],
+            ", ".join(map(str, r["widths"])),
+            r["outcome"],
+            r["backward"] or formats.NOTHING,
+            f"{r['chosen'][0]} of {r['chosen'][1]}" if r["chosen"][1] else formats.NOTHING,
+            r["detail"],
+        ]
+        for r in found.get("rows", [])
+    ]
+    rows += [
+        [op, name, *[""] * 3, "cannot run", *[formats.NOTHING] * 2, why]
+        for op, name, why in found.get("unavailable", [])
+    ]
+    if rows:
+        columns = ["Op", "Backend", "Variant", "Dtype", "Head sizes", "Result", "Backward", "Fastest", "Reason"]
+        note = (
+            "By mixerzoo doctor, against float64. auto takes a backend only where it is right, and faster than the "
+            "portable code: in so many of the lengths, with and without gradients, that were timed."
+        )
+        yield Table("doctor", "models", "Backends proven on this machine", columns, rows, note, text_columns=9)

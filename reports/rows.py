@@ -19,6 +19,7 @@ IN_TURN = (
 )  # measures of several things in one process, held to bars
 _CURVE_POINTS = 120
 _LOADS = ("n_needles", "n_pairs", "n_tokens", "n_distinct", "n_entries")  # what tasks call their load
+_COMPILED = ("compile_seconds", "graph_breaks")  # where torch.compile was asked for
 _NO_CASE = ("layout", "measure", "seed", "status", "seconds", "case")
 
 Lines = list[tuple[ResultLine, str]]  # each with its variant
@@ -96,7 +97,7 @@ def training_rows(lines: Lines) -> Iterator[Row]:
             "lengths": lengths,
             "loads": loads,
             "chosen": choice_text(metrics.get("chosen")),
-            **{key: record.get(key) for key in ("steps", "tokens", "seconds")},
+            **{key: record.get(key) for key in ("steps", "tokens", "seconds", *_COMPILED)},
             "tokens_to_solve": record.get("tokens_to_solve") if passed else None,
             "first_loss": curve[0][1] if curve else None,
             "last_loss": curve[-1][1] if curve else None,
@@ -193,6 +194,7 @@ def speed_rows(lines: Lines) -> Iterator[Row]:
             "seconds_high": max(seconds["q1"], seconds["q3"]),
             "rounds": metrics.get("rounds", 0),
             "samples": metrics.get("samples") or [],
+            **{key: metrics.get(key) for key in ("first_call_seconds", *_COMPILED)},
         }
 
 
@@ -220,9 +222,23 @@ def op_speed_rows(lines: Lines) -> Iterator[Row]:
         for line, metrics, identity in _metrics(lines, measure):
             shared = {"op": line.parameters.get("op", metrics.get("mixer", "model"))}
             shared["copy_bandwidth"] = (metrics.get("copy_bandwidth") or {}).get("median")
+            shared |= {key: metrics.get(key) for key in _COMPILED}  # of the whole case
             for row in metrics["rows"]:
                 seconds = {"seconds": row["median"], "seconds_low": row["q1"], "seconds_high": row["q3"]}
-                yield {**identity, "floor_bytes": math.nan, "floor_seconds": math.nan, **row, **seconds, **shared}
+                yield {
+                    **identity,
+                    "floor_bytes": math.nan,
+                    "floor_seconds": math.nan,
+                    **row,
+                    **seconds,
+                    **shared,
+                    "ran": ran_text(row),
+                }
+
+
+def ran_text(row: Row) -> str:
+    """Which backends a contender took, `fwpkm: triton`; nothing where it was not recorded."""
+    return "; ".join(f"{op}: {', '.join(names)}" for op, names in (row.get("ran") or {}).items())
 
 
 def op_ratio_rows(lines: Lines) -> Iterator[Row]:

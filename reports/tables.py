@@ -22,17 +22,29 @@ ANSWERS = [*KEYS, "length", "load", "passes", "memory", "hits", "chance", "backe
 FAILED_LENGTHS = [*KEYS, "length", "status", "case"]
 TUNING = [*KEYS, "measure", "rung", "choice", "tokens", "score", "accuracy", "chosen", "seconds", "case"]
 TRAINING = [*KEYS, "measure", "task", "lengths", "loads", "chosen", "steps", "tokens", "seconds", "first_loss"]
-TRAINING += ["last_loss", "bar", "bar_length", "bar_load", "reached", "passed", "tokens_to_solve", "status", "case"]
+TRAINING += [
+    "compile_seconds",
+    "graph_breaks",
+    "last_loss",
+    "bar",
+    "bar_length",
+    "bar_load",
+    "reached",
+    "passed",
+    "tokens_to_solve",
+    "status",
+    "case",
+]
 CURVES = [*KEYS, "measure", "step", "loss"]
 SPEED = [*KEYS, "mode", "length", "tokens_per_second", "low", "high", "seconds", "seconds_low", "seconds_high"]
-SPEED += ["rounds", "samples", "backends", "case"]
+SPEED += ["rounds", "samples", "first_call_seconds", "compile_seconds", "graph_breaks", "backends", "case"]
 MEMORY = [*KEYS, "mode", "length", "peak_bytes", "model_bytes", "optimizer_bytes", "state_bytes"]
 MEMORY += ["activation_bytes_per_token", "method", "backends", "case"]
 STATES = ["layout", "length", "state_bytes"]
 PERPLEXITY = [*KEYS, "start", "end", "tokens", "nats", "bits_per_byte", "backends", "case"]
 OP_SPEED = [*KEYS, "measure", "op", "backend", "mode", "tokens", "batch", "seconds", "seconds_low", "seconds_high"]
 OP_SPEED += ["units", "rounds", "samples", "peak_bytes", "method", "floor_bytes", "floor_seconds", "copy_bandwidth"]
-OP_SPEED += ["case"]
+OP_SPEED += ["ran", "first_call_seconds", "compile_seconds", "graph_breaks", "case"]
 OP_RATIOS = [*KEYS, "measure", "kind", "mode", "tokens", "lengths", "batch", "backend", "over", "value", "low", "high"]
 OP_RATIOS += ["bar", "met", "case"]
 MODELS = ["layout", "layout_line", "parameters", "flops_per_token", "flops_length", "d_model", "n_layers", "d_ff"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import json
 import os
 import shutil
@@ -11,10 +12,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ["mixers", "models", "benchmarks", "reports"]
-SIDE_PACKAGES = ("published", "micro")  # reports with their data, and pytest files: they stay in the checkout
+SIDE_PACKAGES = ("published", "micro", "gpu")  # reports, pytest files, scripts: they stay in the checkout
 
 # GPU packages are never needed to import; a finder of an editable install would find what the wheel lacks.
 SCRIPT = """
@@ -114,6 +117,43 @@ def test_the_command_is_announced(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (name,) = [n for n in archive.namelist() if n.endswith("entry_points.txt")]
     assert "mixerzoo = mixerzoo.benchmarks.cli:main" in archive.read(name).decode()
+
+
+def requirements(wheel: Path) -> list[Requirement]:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+    return [Requirement(line) for line in email.message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])]
+
+
+def asked_by(wheel: Path, extra: str) -> dict[str, Requirement]:
+    """What an extra asks for beside what is always asked for; on Linux, where all of them exist."""
+    environment = {"platform_system": "Linux", "python_version": "3.11"}
+    needed = [r for r in requirements(wheel) if r.marker and not r.marker.evaluate({**environment, "extra": ""})]
+    return {r.name: r for r in needed if r.marker and r.marker.evaluate({**environment, "extra": extra})}
+
+
+# Their sources are built against the torch that is installed, which pip's isolated build does not see.
+BUILT_AGAINST_TORCH = {"flash-attn", "mamba-ssm", "causal-conv1d"}
+
+
+def test_what_is_built_against_torch_is_asked_for_alone(wheel: Path) -> None:
+    """One such package in `pip install mixerzoo[a,b]` and nothing of it is installed."""
+    extras = {"test", "text", "lint", "triton", "fla", "flash-attn"}
+    asked = {extra: set(asked_by(wheel, extra)) for extra in extras}
+    assert all(asked.values()), asked
+    assert {extra for extra, names in asked.items() if names & BUILT_AGAINST_TORCH} == {"flash-attn"}
+    assert asked["flash-attn"] == {"flash-attn"}
+    assert not BUILT_AGAINST_TORCH & {r.name for r in requirements(wheel) if not r.marker}
+
+
+@pytest.mark.parametrize("extra", ["fla", "test"])
+def test_fla_is_new_enough_for_right_gradients(wheel: Path, extra: str) -> None:
+    found = asked_by(wheel, extra)["fla-core"].specifier
+    assert Version("0.6.0") in found and Version("0.5.9") not in found
+
+
+def test_the_doctor_has_a_place_for_its_verdicts(wheel: Path) -> None:
+    assert "platformdirs" in {r.name for r in requirements(wheel) if not r.marker}
 
 
 def test_a_forgotten_package_is_noticed(installed: Path, tmp_path: Path) -> None:

@@ -67,13 +67,13 @@ class LibraryOverhead(Measure):
             names = ", ".join(op.name for op in ops)
             raise ValueError(f"no backend of {names} that can run on {device} calls a library's kernel")
         contenders = [contender for pair in pairs for contender in pair]
-        samples = time_in_turn(
+        timings = time_in_turn(
             contenders, device, rounds=self.rounds, slow_rounds=self.rounds, progress=part_of(progress, 0.0, 0.9)
         )
         peaks = peaks_in_turn(contenders, device, part_of(progress, 0.9, 1.0))
         rows = [
             row(c, own, batch=self.batch, units=self.batch * c.tokens, **peak)
-            for c, own, peak in zip(contenders, samples, peaks)
+            for c, own, peak in zip(contenders, timings, peaks)
         ]
         return {"rows": rows, "ratios": [r for i in range(0, len(rows), 2) for r in self._ratios(rows[i : i + 2])]}
 

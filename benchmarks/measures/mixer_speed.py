@@ -68,11 +68,10 @@ class MixerSpeed(Measure):
 
         A row is the mixer or the attention (`backend`) in one mode at one length: `median`, `q1`, `q3` of seconds (of a
         call, in mode decode of one token), `rounds`, `samples`, `first_call_seconds`, `ran` (op -> backends), `units`
-        (tokens that the seconds are of), `batch`, `peak_bytes` and `method`. state_bytes: by length,
-        where decoding is measured.
+        (tokens that the seconds are of), `batch`, `peak_bytes` and `method`. state_bytes: by length, where decoding is
+        measured.
         """
         mixer = _first_mixer(config, seed, device)
-        call: Callable[..., Any] = compiled(mixer, self.compile, device) if self.compile else mixer
         before = compile_totals() if self.compile else {}
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(self.batch, max(self.lengths), config.d_model, generator=generator).to(device)
@@ -80,7 +79,7 @@ class MixerSpeed(Measure):
         for length in self.lengths:
             for mode in self.modes:
                 if mode in _ATTENTION_MODES:
-                    work = self._mixer_work(mode, mixer, call, x[:, :length])
+                    work = self._mixer_work(mode, mixer, x[:, :length])
                     attention = self._attention_work(mode, config.d_model, length, x)
                     contenders.append(Contender(MIXER, mode, length, work))
                     contenders.append(Contender(ATTENTION, mode, length, attention))
@@ -106,8 +105,8 @@ class MixerSpeed(Measure):
             **(compiled_since(before) if self.compile else {}),
         }
 
-    def _mixer_work(self, mode: Mode, mixer: Mixer, call: Callable[..., Any], x: torch.Tensor) -> Work:
-        """call: the mixer, compiled or as it is."""
+    def _mixer_work(self, mode: Mode, mixer: Mixer, x: torch.Tensor) -> Work:
+        call: Callable[..., Any] = compiled(mixer, self.compile, x.device) if self.compile else mixer
         d_y = torch.randn_like(x)
 
         def train(_: Any) -> object:
@@ -119,7 +118,7 @@ class MixerSpeed(Measure):
         @torch.no_grad()
         def read(_: Any) -> object:
             with autocast(x.device, self.precision):
-                return mixer(x, None, True) if mode == "prefill" else call(x)
+                return call(x, None, True) if mode == "prefill" else call(x)
 
         return train if mode == "train" else read
 
@@ -130,10 +129,9 @@ class MixerSpeed(Measure):
         q, k, v, d_y = (torch.randn(shape, device=x.device, dtype=dtype) for _ in range(4))
 
         def train(_: Any) -> object:
-            leaves = queries, keys, values = [t.detach().requires_grad_() for t in (q, k, v)]
-            return torch.autograd.grad(
-                F.scaled_dot_product_attention(queries, keys, values, is_causal=True), leaves, d_y
-            )
+            queries, keys, values = (t.detach().requires_grad_() for t in (q, k, v))
+            y = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+            return torch.autograd.grad(y, [queries, keys, values], d_y)
 
         @torch.no_grad()
         def read(_: Any) -> object:

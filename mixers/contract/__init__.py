@@ -4,12 +4,14 @@
     print(check_mixer("fwpkm"))                              # a registered name
     print(check_mixer(MyMixer, options={"heads": 2}))        # or any factory(d_model, **options) -> Mixer
 
-Exact comparisons run on the CPU in float64; an accelerator, where there is one, repeats every check in bfloat16.
+Exact comparisons run on the CPU in float64. An accelerator, where there is one, repeats the checks twice: in float32,
+held to the CPU's float64 and with TF32 off, and in bfloat16.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +23,7 @@ import torch
 from ..interface import Mixer, MixerCard, own_options
 from ..registry import create_mixer, mixer_class
 from .checks import CHECKS
-from .trial import Measurement, SkipCheck, Trial
+from .trial import Measurement, SkipCheck, Trial, ieee_float32
 
 Status = Literal["passed", "failed", "skipped"]
 
@@ -110,7 +112,8 @@ def check_mixer(
 
     mixer: a registered name, or a callable `factory(d_model, **options) -> Mixer`; a `Mixer` subclass is one.
     options: for the mixer; the others are made small by `small_options`.
-    device: where the checks run once more, in bfloat16; None takes the accelerator of this machine, if it has one.
+    device: where the checks run once more in float32 and in bfloat16; None takes the accelerator of this machine, if it
+        has one. Kernels that `mixerzoo doctor` has to prove are left to it: there check 10 runs what `auto` may take.
     only: numbers of the checks to run, 1 to 12; None runs all.
     compile_backend: backend of `torch.compile` in check 11; `aot_eager` is quick and needs no compiler.
     raise_on_failure: raise `ContractError`, with all failures listed, after the last check.
@@ -126,10 +129,12 @@ def check_mixer(
     factory = functools.partial(create_mixer, mixer) if isinstance(mixer, str) else mixer
     options = {**small_options(mixer, options), **(options or {})}
     accelerators = _accelerators(device)
-    places = [(torch.device("cpu"), torch.float64), *((d, torch.bfloat16) for d in accelerators)]
-    with torch.random.fork_rng([d.index for d in accelerators if d.type == "cuda"]), torch.enable_grad():
+    places = [(torch.device("cpu"), torch.float64), *itertools.product(accelerators, (torch.float32, torch.bfloat16))]
+    forked = torch.random.fork_rng([d.index for d in accelerators if d.type == "cuda"])
+    with forked, torch.enable_grad(), ieee_float32():
         name = _describe(factory, d_model, options)
-        trial = functools.partial(Trial, factory, d_model, options, seed=seed, compile_backend=compile_backend)
+        settings: dict[str, Any] = {"seed": seed, "compile_backend": compile_backend, "repeated": bool(accelerators)}
+        trial = functools.partial(Trial, factory, d_model, options, **settings)
         report = CheckReport(name, tuple(_run_check(number, trial, places) for number in numbers))
     if raise_on_failure and not report.passed:
         raise ContractError(report)

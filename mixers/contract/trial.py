@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +43,8 @@ class Measurement:
 class Trial:
     """One check of one mixer on one device in one dtype; the check records what it measures and what is wrong.
 
-    factory: `factory(d_model, **options) -> Mixer`. dtype: float64 where exactness is asked, bfloat16 on accelerators.
+    factory: `factory(d_model, **options) -> Mixer`. dtype: float64 where exactness is asked, on the CPU; float32 and
+    bfloat16 on accelerators. repeated: whether there is an accelerator as well.
     """
 
     factory: Callable[..., Mixer]
@@ -51,6 +54,7 @@ class Trial:
     dtype: torch.dtype
     seed: int = 0
     compile_backend: str = "inductor"
+    repeated: bool = False
     measurements: list[Measurement] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -66,8 +70,8 @@ class Trial:
 
     @property
     def exact(self) -> bool:
-        """Whether results are compared to rounding error, rather than within the card's tolerance."""
-        return self.dtype in _TOLERANCES
+        """Whether this is the definition: float64 on the CPU, which what an accelerator gives is held to."""
+        return self.dtype == torch.float64
 
     def tolerance(self, dtype: torch.dtype | None = None) -> float:
         """Largest relative error between two ways to compute the same thing in `dtype`."""
@@ -130,6 +134,31 @@ class Trial:
             points = torch.randint(1, self.time, (6,), generator=self.generator).tolist()
             cuts[f"random lengths {i + 1}"] = _lengths(points, self.time)
         return cuts
+
+
+@contextlib.contextmanager
+def ieee_float32() -> Iterator[None]:
+    """Within it float32 means float32: no TF32 in torch's products and convolutions, nor in Triton's products."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    switches: list[tuple[Any, str, Any]]
+    if hasattr(matmul, "fp32_precision"):  # from torch 2.9 on; asking the older switch as well may raise
+        switches = [(module, "fp32_precision", "ieee") for module in (matmul, cudnn.conv, cudnn.rnn)]
+    else:
+        switches = [(module, "allow_tf32", False) for module in (matmul, cudnn)]
+    before = [(module, name, getattr(module, name)) for module, name, _ in switches]
+    triton = os.environ.get("TRITON_F32_DEFAULT")
+    try:
+        for module, name, value in switches:
+            setattr(module, name, value)
+        os.environ["TRITON_F32_DEFAULT"] = "ieee"
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+        if triton is None:
+            del os.environ["TRITON_F32_DEFAULT"]
+        else:
+            os.environ["TRITON_F32_DEFAULT"] = triton
 
 
 def _lengths(points: Iterable[int], time: int) -> list[int]:

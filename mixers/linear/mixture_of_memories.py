@@ -41,6 +41,7 @@ class MixtureOfMemories(Mixer):
         recurrence="o_t = sum_m g_t^m (S_t^m)^T q_t;  gated delta rule S_t^m where g_t^m > 0, else S_t^m = S_{t-1}^m",
         limits="which memories a token is written to is a hard choice; no loss balances them",
         ops=(OP,),
+        compile_note="how many tokens a memory is given depends on the data: the graph breaks where they are sorted",
         low_precision_tolerance=0.2,  # rounded scores now and then choose another memory
     )
 

@@ -86,6 +86,7 @@ class FwPKM(FastWeightMixer):
         limits="tokens of a chunk do not see each other in the memory; training walks chunk after chunk",
         ops=(OP,),
         parallel=False,
+        compile_note="which rows a chunk rewrites depends on the data: the memory is left out of the graphs",
         low_precision_tolerance=0.1,  # a rounded query may pick another slot
     )
 

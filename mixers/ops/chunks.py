@@ -17,11 +17,6 @@ def ends_chunk(position: int | Tensor, chunk_size: int) -> bool:
     return not isinstance(position, Tensor) and position % chunk_size == 0
 
 
-def until_edge(position: int | Tensor, chunk_size: int) -> int:
-    """How many more tokens the chunk takes at `position`; for a tensor, see `ends_chunk`, more than one."""
-    return chunk_size if isinstance(position, Tensor) else chunk_size - position % chunk_size
-
-
 def described(options: object) -> str:
     """`name=value, ...` without the chunk size, which may change where a text begins."""
     # torch.compile does not follow what `repr` does for a dataclass

@@ -28,6 +28,14 @@ _recorders: ContextVar[tuple[dict[str, set[str]], ...]] = ContextVar("recorders"
 Trust = Literal["always", "proven", "never"]
 
 
+class CannotRunError(RuntimeError):
+    """A backend that was asked for by name cannot run here, or not this call. reason: of the backend, in its words."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class Call(NamedTuple):
     """What a backend is chosen by, beside the device.
 
@@ -113,23 +121,44 @@ class Backend:
 
     def reason(self, device: torch.device, call: Call | None) -> str | None:
         """Why it cannot run this call on this device; None if it can."""
-        return self.why_not(device) or (None if call is None else self.refuses(call))
+        return _why_not(self, device) or (None if call is None else self.refuses(call))
+
+
+@dataclass
+class _Imported:
+    """What a target names, once it is loaded."""
+
+    package: str
+    target: str
+    function: Any = None
+
+
+def _load(imported: _Imported) -> None:
+    if imported.function is None:
+        imported.function = _import(imported.package, imported.target)
 
 
 class Op:
     """The backends of one op; of those that are always trusted, the first that can run is what `auto` falls back to.
 
     package: the `__name__` of the op's package. problems: `module:function` in it, which gives what `mixerzoo doctor`
-    proves backends on, see `Problem`; an op with a `proven` backend has them.
+    proves backends on, see `Problem`; an op with a `proven` backend has them. widths: the classes that it proves. The
+    package calls the op `OP`.
     """
 
-    def __init__(self, package: str, *backends: Backend, problems: str | None = None) -> None:
+    def __init__(
+        self,
+        package: str,
+        *backends: Backend,
+        problems: str | None = None,
+        widths: tuple[int, ...] = (32, 64, 128, 256),
+    ) -> None:
         if problems is None and any(b.trust == "proven" for b in backends):
             raise ValueError(f"the op {package} has a backend that must be proven, but no problems to prove it on")
-        self.package, self.problems = package, problems
+        self.package, self.problems, self.widths = package, problems, widths
         self.name = package.rpartition(".")[2]
         self.backends = {b.name: b for b in backends}
-        self._functions: dict[str, Callable[..., Any]] = {}
+        self._imported = {b.name: _Imported(package, b.target) for b in backends}
 
     def available(self, device: torch.device | str = "cpu") -> list[str]:
         """Names of the backends that can run on `device`."""
@@ -140,7 +169,8 @@ class Op:
 
         `auto` is the fastest backend that is proven for such a call on this device; without a call, or a verdict, the
         first that is always trusted.
-        Raises `ValueError` for an unknown name, `RuntimeError` for one that cannot run here, each with what to do.
+        Raises `ValueError` for an unknown name, `CannotRunError` (a `RuntimeError`) for one that cannot run here, each
+        with what to do.
         """
         if backend == "auto":
             chosen = self.backends[_automatic(self, device, call)]
@@ -149,7 +179,8 @@ class Op:
             reason = chosen.reason(device, call)
             if reason is not None:
                 usable = ", ".join(b.name for b in self.backends.values() if b.reason(device, call) is None)
-                raise RuntimeError(f"backend {backend!r} of {self.name} cannot run: {reason}; here run auto, {usable}")
+                message = f"backend {backend!r} of {self.name} cannot run: {reason}; here run auto, {usable}"
+                raise CannotRunError(message, reason)
         else:
             raise ValueError(f"{self.name} has no backend {backend!r}; it has auto, {', '.join(self.backends)}")
         if not torch.compiler.is_compiling():  # a context variable would break the compiled graph in two
@@ -159,29 +190,33 @@ class Op:
 
     def function(self, backend: str) -> Callable[..., Any]:
         """What `backend` calls, imported now if it was not before."""
-        if backend not in self._functions:
-            self._functions[backend] = self._import(self.backends[backend].target)
-        return self._functions[backend]
+        imported = self._imported[backend]
+        _load(imported)
+        return imported.function
 
     def load_problems(self) -> Callable[[int], Any]:
         """`problems(width)`, see `Problem`."""
         if self.problems is None:
             raise ValueError(f"the op {self.name} has no problems to prove a backend on")
-        return self._import(self.problems)
+        return _import(self.package, self.problems)
 
     @functools.cached_property
     def source(self) -> str:
-        """A hash of the package's Python files: what was proven of other code says nothing of this one."""
+        """A hash of the package's Python files, and of those beside it, which ops share: what was proven of other code
+        says nothing of this one."""
         spec = importlib.util.find_spec(self.package)
         folders = () if spec is None else spec.submodule_search_locations or ()
+        own = [path for folder in folders for path in Path(folder).rglob("*.py")]
+        shared = [path for folder in folders for path in Path(folder).parent.glob("*.py")]
         digest = hashlib.sha256()
-        for path in sorted(path for folder in folders for path in Path(folder).rglob("*.py")):
+        for path in sorted([*own, *shared]):
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()[:16]
 
-    def _import(self, target: str) -> Callable[..., Any]:
-        module, _, function = target.partition(":")
-        return getattr(importlib.import_module(f".{module}", self.package), function)
+
+def _import(package: str, target: str) -> Callable[..., Any]:
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(f".{module}", package), function)
 
 
 def _automatic(op: Op, device: torch.device, call: Call | None) -> str:
@@ -199,9 +234,14 @@ def _fastest(op: Op, device: torch.device, *call: Any) -> str | None:
     return _look_up(op, device, Call(*call), verdicts.generation())
 
 
-# It looks into files; a compiled graph may keep what it found. `torch.compiler.assume_constant_result` says just this,
-# but imports the whole compiler.
-_fastest._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _why_not(backend: Backend, device: torch.device) -> str | None:
+    return backend.why_not(device)
+
+
+# They look into files; a compiled graph may keep what they found. `torch.compiler.assume_constant_result` says just
+# this, but imports the whole compiler.
+for _looks in (_fastest, _why_not, _load):
+    _looks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=4096)

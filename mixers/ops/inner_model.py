@@ -59,6 +59,15 @@ def _gelu_tanh_derivative(x: Tensor) -> Tensor:
     return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh.square()) * slope
 
 
+def gelu_tanh_curvature(x: Tensor) -> Tensor:
+    """The second derivative of GELU in its tanh approximation."""
+    factor, cubic = math.sqrt(2 / math.pi), 0.044715
+    square = x.square()
+    tanh = (factor * x * (1 + cubic * square)).tanh()
+    slope = factor * (1 + 3 * cubic * square)
+    return (1 - tanh.square()) * (factor * (1 + 6 * cubic * square) - x * tanh * slope.square())
+
+
 def _gelu_derivative(x: Tensor) -> Tensor:
     density = (-0.5 * x.square()).exp() / math.sqrt(2 * math.pi)
     return 0.5 * (1 + (x / math.sqrt(2)).erf()) + x * density
@@ -114,8 +123,9 @@ def moved(sources: Sequence[Source], steps: Tensor, written: Sequence[Write]) ->
     after = []
     for i, (inputs, gradients) in enumerate(written):
         stepped = steps * gradients
-        change = (outer(inputs, stepped), stepped.sum(-2, keepdim=True))
-        layer = list(change[: len(sources[0].layers[i])])
+        layer = [outer(inputs, stepped)]
+        if len(sources[0].layers[i]) > 1:
+            layer.append(stepped.sum(-2, keepdim=True))
         for layers, coefficient in sources:
             layer = [
                 c + w if coefficient is None else torch.addcmul(c, coefficient, w) for c, w in zip(layer, layers[i])

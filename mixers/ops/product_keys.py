@@ -31,17 +31,34 @@ def best_subkeys(halves: Tensor, keys: Tensor, top_k: int, score: Score) -> tupl
     return -torch.log(IDW_EPSILON + nearest.clamp(min=0)), index
 
 
-def best_sums(first: Tensor, second: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The best `top_k` sums of one of `first` and one of `second`, both `[..., top_k]` and sorted from the best.
+Candidates = tuple[Tensor, Tensor, Tensor]
 
-    Returns the sums, best first, and their places among the `top_k * top_k` (first major). Differentiable.
+
+def candidate_sums(top_k: int, device: torch.device) -> Candidates:
+    """Which sums of one of `top_k` and one of another `top_k`, both sorted from the best, can be among the best.
+
+    Returns the places of the two, and the one among the `top_k * top_k` (first major). Made on the device, so that the
+    host does not wait for it.
     """
     # The sum of places i and j (from 1) is beaten by the i * j - 1 others at places no worse than both, so only pairs
     # with i * j <= top_k count: 119 of 1,024 for top-k 32.
-    candidates = [(i, j) for i in range(top_k) for j in range(top_k // (i + 1))]
-    row, column = torch.tensor(candidates, device=first.device).unbind(-1)
+    count = sum(top_k // (i + 1) for i in range(top_k))
+    place = torch.arange(top_k, device=device)
+    columns = top_k // (place + 1)
+    row = place.repeat_interleave(columns, output_size=count)
+    column = torch.arange(count, device=device) - (columns.cumsum(0) - columns).index_select(0, row)
+    return row, column, row * top_k + column
+
+
+def best_sums(first: Tensor, second: Tensor, top_k: int, candidates: Candidates | None = None) -> tuple[Tensor, Tensor]:
+    """The best `top_k` sums of one of `first` and one of `second`, both `[..., top_k]` and sorted from the best.
+
+    Returns the sums, best first, and their places among the `top_k * top_k` (first major). Differentiable.
+    candidates: `candidate_sums`, if they are at hand.
+    """
+    row, column, place = candidates or candidate_sums(top_k, first.device)
     total, found = (first.index_select(-1, row) + second.index_select(-1, column)).topk(top_k, dim=-1)
-    return total, (row * top_k + column)[found]
+    return total, place[found]
 
 
 def slots_of(index: Tensor, other: Tensor, places: Tensor, n_subkeys: int) -> Tensor:

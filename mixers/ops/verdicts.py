@@ -24,7 +24,7 @@ CACHE_VARIABLE = "MIXERZOO_CACHE"
 FORMAT = 1
 # Tokens at which backends are timed, by the class of lengths that the time then stands for.
 LENGTHS = {"one": 1, "short": 256, "middle": 2048, "long": 16384}
-_SMALLEST_WIDTH = 16
+LEAST_CLASS = 16
 
 Outcome = Literal["right", "wrong", "crashed", "timed out", "refused"]
 
@@ -39,7 +39,7 @@ class Key(NamedTuple):
 
 def width_class(width: int) -> int:
     """Head sizes that one verdict stands for: up to this power of two, and more than half of it; at least 16."""
-    return max(_SMALLEST_WIDTH, 1 << (width - 1).bit_length())
+    return max(LEAST_CLASS, 1 << (width - 1).bit_length())
 
 
 def length_class(tokens: int) -> str:
@@ -50,7 +50,7 @@ def length_class(tokens: int) -> str:
 class Error(BaseModel):
     """A relative error and the largest that passes."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     error: float
     limit: float

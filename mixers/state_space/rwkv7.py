@@ -16,6 +16,8 @@ from ..options import option
 from ..registry import register_mixer
 from .rwkv6 import NORM_EPS, ShiftedState
 
+DECAY_FLOOR = -math.exp(-0.5)  # of the logarithms of decays
+
 
 @register_mixer
 class RWKV7(Mixer):
@@ -100,14 +102,14 @@ class RWKV7(Mixer):
         key, rate = self.k_proj(to_k).to(precision), self.rate_proj(to_a).to(precision).sigmoid()
         erased = F.normalize(split_heads(key * self.erased_key.to(precision), self.heads), dim=-1)
         k = split_heads(key * (1 + (rate - 1) * self.rate_share.to(precision)), self.heads)
-        # between exp(-exp(-1/2)) and 1
-        log_decay = -math.exp(-0.5) * split_heads(self.decay_proj(to_w), self.heads).to(precision).sigmoid()
+        log_decay = DECAY_FLOOR * split_heads(self.decay_proj(to_w), self.heads).to(precision).sigmoid()
         read, memory = linear_recurrence(
             q,
             k.to(v.dtype),
             v,
             log_decay=log_decay,
             erase=(erased.to(v.dtype), (-erased * split_heads(rate, self.heads)).to(v.dtype)),
+            decay_floor=DECAY_FLOOR,
             scale=1.0,
             chunk_size=self.chunk_size,
             state=None if state is None else state.memory,

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it exits with, and that a user's mistake is never a traceback."""
 
+import importlib
 import importlib.metadata
 import io
 import json
@@ -92,7 +93,7 @@ def test_show_has_options_parameters_states_and_backends(mixerzoo):
     row = next(line for line in out.splitlines() if line.startswith("│ window "))
     assert [cell.strip() for cell in row.strip("│").split("│")][1:3] == [option.expects, repr(option.default)]
     assert option.help in row
-    assert re.search(r"reference\W+yes", out)
+    assert re.search(r"reference\W+never\W+yes, in float32", out)
     states = [int(n.replace(",", "")) for n in re.findall(r"│ [\d,]+ +│ +([\d,]+) +│", out)]
     assert len(states) == 3 and 0 < states[0] <= states[1] <= states[2]
     card = mixer_card("sliding_window_attention")
@@ -117,6 +118,62 @@ def test_check_prints_every_result_and_fails_with_code_1(mixerzoo, monkeypatch):
     assert code == 1 and "failed" in out
 
 
+def test_show_survives_whatever_a_library_raises(mixerzoo, tmp_path, monkeypatch):
+    """The real flash-attn raises ValueError or its own for float32; it then is tried in bfloat16."""
+    (tmp_path / "flash_attn").mkdir()
+    (tmp_path / "flash_attn" / "__init__.py").write_text(
+        "import torch\n"
+        "def flash_attn_func(q, k, v, *_, **__):\n"
+        "    if q.dtype not in (torch.float16, torch.bfloat16):\n"
+        "        raise ValueError('FlashAttention only supports fp16 and bf16 data type')\n"
+        "    return torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), "
+        "is_causal=True).transpose(1, 2)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    class Flash(registry.mixer_class("softmax_attention")):
+        def read(self, queries, keys, values):
+            if self.backend == "flex":
+                raise KeyError("by design")
+            if self.backend != "flash_attn":
+                return super().read(queries, keys, values)
+            return importlib.import_module("flash_attn").flash_attn_func(queries, keys, values)
+
+    monkeypatch.setitem(registry._mixers, "softmax_attention", Flash)
+    code, out, err = mixerzoo("show", "softmax_attention")
+    assert code == 0, err
+    assert re.search(r"flash_attn[^\n]*yes, in bfloat16", out) and re.search(r"sdpa[^\n]*yes, in float32", out)
+    assert re.search(r"flex[^\n]*no: 'by design'", out)
+    assert re.search(r"reference[^\n]*never", out) and re.search(r"flash_attn[^\n]*where doctor has proven it", out)
+
+
+def test_check_all_is_one_table_and_files_and_survives_a_broken_mixer(mixerzoo, tmp_path, monkeypatch):
+    class Leaky(registry.mixer_class("linear_attention")):
+        def mix(self, x, state, return_state):
+            y, state = super().mix(x, state, return_state)
+            return y + x.flip(1), state
+
+    class Unbuildable(registry.mixer_class("gla")):
+        def build(self):
+            raise MemoryError("by design")
+
+    few = {"gla": Unbuildable, "identity": registry.mixer_class("identity"), "linear_attention": Leaky}
+    monkeypatch.setattr(registry, "_mixers", few)
+    code, out, _ = mixerzoo("check", "--all", "--only", "2,4,5", "--out", str(tmp_path / "found"))
+    assert code == 1
+    assert re.search(r"identity\s*│\s*\+\s*│\s*\+\s*│\s*\+\s*│", out) and "1 of 3 keep the contract" in out
+    assert "gla: MemoryError: by design" in out
+    assert "outputs before" in out  # what failed, and nothing about what passed
+    assert out.count("batch-independent") == 1  # in the legend alone
+    found = json.loads((tmp_path / "found" / "check.json").read_text())
+    assert [(m["mixer"], m["passed"]) for m in found["mixers"]] == list(zip(sorted(few), [False, True, False]))
+    assert all(m["seconds"] >= 0 for m in found["mixers"]) and found["environment"]["packages"]["torch"]
+    assert found["mixers"][0]["error"] == "MemoryError: by design"
+    page = (tmp_path / "found" / "check.md").read_text()
+    assert "| identity | + | + | + |" in page and "| linear_attention | X | + | + |" in page
+    assert "**gla**: MemoryError" in page and "**linear_attention**, 2 causal:" in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -124,7 +181,7 @@ def test_check_prints_every_result_and_fails_with_code_1(mixerzoo, monkeypatch):
         (["check", "fwpkm", "--all"], "name one mixer, or give --all"),
         (["check", "linear_attention", "--only", "one"], "--only takes numbers of checks"),
         (["run", "quik"], "did you mean quick"),
-        (["run", "smoke", "--device", "gpu"], "unknown device 'gpu'; give auto, cpu or cuda"),
+        (["run", "smoke", "--device", "gpu"], "unknown device 'gpu'; give auto, cpu, cuda, or cuda:N"),
         (["run", "smoke", "--only", "nothing*"], "--only 'nothing*' matches nothing; layouts are"),
         (["run", "{folder}/broken.yaml"], "broken.yaml:1: layouts: is missing"),
         (["run", "{suite}", "--out", "{folder}"], "is not empty and holds no run"),

@@ -8,6 +8,7 @@ from mixerzoo.benchmarks.estimate import Estimate, Probe, estimate_run, probe
 from mixerzoo.benchmarks.plan import Planner, everything
 from mixerzoo.benchmarks.runs import Run
 from mixerzoo.benchmarks.suite import parse_suite
+from mixerzoo.models import LanguageModel
 
 TEXT = """\
 name: mine
@@ -60,3 +61,19 @@ def test_an_estimate_is_of_what_is_left(tmp_path):
     assert "at most 12 cases, 1 at a time" in estimate.text()
     assert dataclasses.replace(estimate, cases=0).text() == "nothing is left to run"
     assert Estimate(61, 1.234e9, 3, 2, 0.4).text().startswith("estimate: 2 min, 1.2 GB (at most 3 cases, 2 at a time")
+
+
+def test_what_is_tried_out_is_in_the_precision_of_the_case_and_not_compiled(monkeypatch):
+    """Compiling would take longer than all the steps of the trial."""
+    seen, read = [], LanguageModel.read
+
+    def look(self, *tokens):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return read(self, *tokens)
+
+    monkeypatch.setattr(LanguageModel, "read", look)
+    monkeypatch.setattr("mixerzoo.benchmarks.training.loop.compiled", None)
+    text = TEXT.replace("{steps: 20,", "{steps: 20, precision: bfloat16, compile: default,")
+    case = next(case for case in cases(text) if case.measure == "training")
+    assert case.parameters["training"]["compile"] == "default"
+    assert probe(case, torch.device("cpu")).train > 0 and seen == [True, True]

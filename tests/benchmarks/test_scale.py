@@ -1,5 +1,6 @@
 """Suites at toy scale: every bundled one can be planned, and those made for a GPU run to their end here."""
 
+import json
 import os
 import subprocess
 import sys
@@ -62,12 +63,32 @@ def run(tmp_path, name, only):
 
 
 def test_fwpkm_speed_gpu_runs_here(tmp_path, one_core):
-    results = run(tmp_path, "fwpkm-speed-gpu", [])
-    assert {r.measure for r in results} == {"op_speed", "overhead"}
-    assert {row["backend"] for r in results if r.measure == "op_speed" for row in r.metrics["rows"]} == {
-        "triton",
-        "compact",
+    (result,) = run(tmp_path, "fwpkm-speed-gpu", ["op_speed"])
+    assert {row["backend"]: row["ran"] for row in result.metrics["rows"]} == {
+        "triton": {"fwpkm": ["triton"]},
+        "compact": {"fwpkm": ["compact"]},
     }
+
+
+OVERHEAD = """
+import json, sys
+from mixerzoo.benchmarks.worker import run_case
+metrics = run_case(json.loads(sys.argv[1]), type("Silent", (), {"progress": lambda *_: None})())
+print(json.dumps([[row["backend"], row["ran"].get("fwpkm")] for row in metrics["rows"]]))
+"""
+
+
+def test_overhead_in_fwpkm_speed_gpu_is_that_of_its_kernels(tmp_path):
+    """Of one layer: a whole step of twelve takes the interpreter seconds. A process of its own is told to interpret."""
+    cases = Planner(toy(load_suite("fwpkm-speed-gpu")), "cpu")({}).cases
+    (case,) = (case for case in cases if case.measure == "overhead")
+    model = {**case.model, "layout": case.layout_line.replace("@2,6,10", "@0"), "n_layers": 1}
+    job = {"model": model, "measure": case.measure, "parameters": case.parameters, "seed": 0, "device": "cpu"}
+    job |= {"tf32": False, "threads": 1, "folder": str(tmp_path)}
+    command = [sys.executable, "-c", OVERHEAD, json.dumps(job)]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [["with", ["triton"]], ["without", None]]
 
 
 def test_extrapolation_runs_here_and_asks_what_it_trained(tmp_path, one_core):
@@ -90,7 +111,7 @@ def test_zoo_speed_gpu_runs_here(tmp_path, monkeypatch):
     assert len(speed) == len(suite.layouts)
     for case in speed:
         job = {"model": case.model, "measure": case.measure, "parameters": case.parameters, "seed": 0}
-        metrics = run_case({**job, "device": "cpu", "threads": 1, "folder": str(tmp_path)}, Silent())
+        metrics = run_case({**job, "device": "cpu", "tf32": False, "threads": 1, "folder": str(tmp_path)}, Silent())
         modes = [row["mode"] for row in metrics["rows"] if row["backend"] == "mixer"]
         assert modes == ["forward", "train", "prefill", "decode"], case.label
 

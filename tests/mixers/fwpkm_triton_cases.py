@@ -10,11 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from mixerzoo.mixers.ops.fwpkm import FwpkmOptions, fwpkm
+from mixerzoo.mixers.ops.fwpkm import triton as backend
 from mixerzoo.mixers.ops.fwpkm.addressing import address
-from mixerzoo.mixers.ops.fwpkm.primitives import TORCH, Accesses
+from mixerzoo.mixers.ops.fwpkm.primitives import TORCH, Accesses, Rows, Window
 from mixerzoo.mixers.ops.fwpkm.triton import TRITON
+from torch.utils._python_dispatch import _disable_current_modes
 
-from .fwpkm_problems import CONFIGURATIONS, check_against_definition, memories
+from .fwpkm_problems import CONFIGURATIONS, check_against_definition, memories, problem
+from .launches import Launches, per_chunk
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -35,7 +38,7 @@ def check_address(memories, heads, n, n_subkeys, d, top_k, score, dtype=torch.fl
         loss = (found.scores * draw(*found.scores.shape, seed=2, dtype=dtype)).sum()
         loss = loss + (found.total * draw(*found.total.shape, seed=3, dtype=dtype)).sum()
         gradients = torch.autograd.grad(loss, (halves, keys))
-        results.append((found.scores, found.codes.ids, found.total, found.pairs, found.slots, *gradients))
+        results.append((found.scores, found.codes.accesses.ids, found.total, found.pairs, found.slots, *gradients))
     tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
     for found, expected in zip(results[1], results[0]):
         torch.testing.assert_close(found, expected, **tolerance)
@@ -52,6 +55,19 @@ def test_addresses_and_their_gradients(memories, heads, n, n_subkeys, d, top_k, 
 
 def test_addresses_in_float32():
     check_address(1, 1, 8, 512, 256, 8, "idw", torch.float32)
+
+
+def test_products_of_the_precision_that_torch_is_allowed(monkeypatch):
+    """Which one reaches the kernel; what it does there no interpreter shows, so the scores stay as they are."""
+    precisions, launch = [], backend._launch
+    monkeypatch.setattr(backend, "_launch", lambda *a, **c: (precisions.append(c["PRECISION"]), launch(*a, **c)))
+    arguments = draw(1, 1, 2, 5, 8, dtype=torch.float32), draw(1, 1, 2, 16, 8, dtype=torch.float32), 3, "idw"
+    exact = TRITON.address(*arguments)
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "product_precision", lambda dtype: "tf32")
+        rounded = TRITON.address(*arguments)
+    assert precisions == ["ieee", "tf32"]
+    torch.testing.assert_close(rounded[0], exact[0], rtol=2e-2, atol=2e-2)
 
 
 def test_equal_scores_give_distinct_places():
@@ -78,36 +94,92 @@ def test_rows_are_read_multiplied_and_written(n, slots, rows, d, dtype):
     table, x, weights = draw(rows, d, dtype=dtype), draw(n, d, seed=1, dtype=dtype), draw(n, slots, seed=2, dtype=dtype)
     ids = torch.randint(rows, (n, slots), generator=torch.Generator().manual_seed(3)).to(DEVICE)
     ids[:, 0] = 0  # one row that everyone accesses
-    accesses, of_all_rows = Accesses(ids), Accesses(ids, rows)
+    accesses = Accesses.to(ids, rows)
+    sorted_weights = accesses.sort(weights)
     tolerance = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
     for name, arguments in (
-        ("read", (table, ids, weights)),
-        ("gather_dot", (table, ids, x)),
-        ("spread", (accesses, x, weights)),
-        ("spread", (of_all_rows, x, weights)),
-        ("spread", (of_all_rows, x[:, :1], weights)),
+        ("read", (table, accesses, weights)),
+        ("gather_dot", (table, accesses, x)),
+        ("spread", (accesses, x, sorted_weights)),
+        ("spread", (accesses, x[:, :1], sorted_weights)),
     ):
         expected, found = getattr(TORCH, name)(*arguments), getattr(TRITON, name)(*arguments)
         torch.testing.assert_close(found, expected, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
         assert found.equal(getattr(TRITON, name)(*arguments)), f"{name} does not repeat itself"
-    tables = table.clone(), table.clone()
+    tables = [[table.clone(), -table] for _ in range(2)]
     for kernels, mine in zip((TORCH, TRITON), tables):
-        kernels.add(mine, accesses, x, weights, -1.0)
-    torch.testing.assert_close(*tables, **tolerance)
-    assert not tables[0].equal(table)
+        kernels.add(mine[0], accesses, x, sorted_weights)
+        kernels.add_both(*mine, accesses, (x, -2 * sorted_weights), (3 * x, sorted_weights))
+    for expected, found in zip(*tables):
+        torch.testing.assert_close(found, expected, **tolerance)
+        assert not expected.abs().equal(table.abs())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("rows", "time", "carried", "pairs", "slots", "d"),
+    [(1, 9, 0, 8, 8, 64), (2, 9, 2, 7, 3, 40), (3, 21, 1, 20, 5, 7), (1, 5, 0, 5, 256, 600), (2, 4, 4, 2, 1, 1)],
+)
+def test_a_window_is_recalled_and_its_gradients(rows, time, carried, pairs, slots, d, dtype):
+    new, n = time - carried, rows * time
+    # in the middle of other windows' tokens, and targets that are no whole block
+    window = Window(rows, time, carried, pairs, True, slice(2, 2 + new), slice(1, 1 + carried), slice(3, 3 + pairs))
+    table, weights = draw(30, d, dtype=dtype), draw(n, slots, seed=1, dtype=dtype)
+    targets = draw(rows, d, pairs + 5, seed=2, dtype=dtype).mT
+    ids = torch.randint(30, (n, slots), generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    accesses, d_retrieved = Accesses.to(ids, 30), draw(rows, new + 3, d, seed=4, dtype=dtype)
+    results = []
+    for kernels in (TORCH, TRITON):
+        stored = Rows(draw(rows, new + 3, d, dtype=dtype), draw(rows, carried + 2, d, dtype=dtype), targets)
+        d_targets = draw(rows, pairs + 5, d, dtype=dtype)
+        error = kernels.recall(table, accesses, weights, window, stored)
+        forgotten = Rows(torch.zeros_like(stored.retrieved), None, targets)  # nobody wants a gradient
+        assert kernels.recall(table, accesses, weights, window, forgotten).equal(error)
+        assert forgotten.retrieved[:, window.output].equal(stored.retrieved[:, window.output])
+        found = kernels.recall_backward(2 - table, accesses, weights, window, stored, d_retrieved, d_targets)
+        results.append((error, stored.retrieved, stored.early, *found, d_targets))
+    tolerance = {"rtol": 1e-11, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-3}
+    for found, expected in zip(results[1], results[0]):
+        torch.testing.assert_close(found, expected, **tolerance)
 
 
 def test_a_table_that_is_no_whole_block_is_not_written_to():
     table, x = draw(4, 6)[:, :3], draw(2, 3)
-    accesses = Accesses(torch.zeros(2, 1, dtype=torch.long, device=DEVICE))
+    accesses = Accesses.to(torch.zeros(2, 1, dtype=torch.long, device=DEVICE), 4)
     with pytest.raises(ValueError, match="contiguous table"):
-        TRITON.add(table, accesses, x, draw(2, 1), 1.0)
+        TRITON.add(table, accesses, x, draw(2, 1).flatten())
 
 
 @settings(max_examples=25, deadline=None)
 @given(CONFIGURATIONS)
 def test_any_configuration_equals_the_definition(configuration):
     check_against_definition("triton", configuration, DEVICE)
+
+
+@pytest.mark.parametrize(("gradients", "kernels", "aten"), [(False, 2, 0), (True, 5, 0)])
+def test_a_chunk_costs_few_launches(gradients, kernels, aten, monkeypatch):
+    names, launch, of_ours = [], backend._launch, {}
+
+    def uncounted(kernel, *arguments, **constants):
+        names.append(kernel)
+        with _disable_current_modes():  # the interpreter calls torch
+            launch(kernel, *arguments, **constants)
+
+    monkeypatch.setattr(backend, "_launch", uncounted)
+
+    def run(chunks):
+        inputs = [t.to(DEVICE).requires_grad_(gradients) for t in problem(batch=2, time=8 * chunks)]
+        names.clear()
+        with Launches() as launches, torch.set_grad_enabled(gradients):
+            output = fwpkm(*inputs, top_k=3, chunk_size=8, key_objective="none", backend="triton")
+            if gradients:
+                torch.autograd.grad(output.retrieved.sum(), inputs)
+        of_ours[chunks] = len(names)
+        return launches
+
+    launches, waits = per_chunk(run, 2)
+    assert (launches, waits) == (aten, 0)
+    assert (of_ours[4] - of_ours[2]) / 2 == kernels
 
 
 def test_a_call_repeats_itself_bit_by_bit():

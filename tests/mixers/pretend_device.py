@@ -1,11 +1,11 @@
-"""An accelerator for machines that have none: tensors that say they are on `pretend:0`, compute on the CPU, and refuse to
-meet tensors of the CPU as those of a GPU would.
+"""An accelerator for machines that have none: tensors that say they are on `pretend:0`, compute on the CPU, and refuse
+to meet tensors of the CPU as those of a GPU would.
 
     python pretend_device.py MIXER...     # runs each on that device; prints what is wrong, by name, as JSON
 
-It finds tensors made on the default device or left behind by `Module.to`, and host tensors or generators in the device's
-work. It knows nothing of kernels: what a GPU computes only a GPU can show. torch takes such a device for the accelerator
-of the machine from then on, so a process that has one does nothing else.
+It finds tensors made on the default device or left behind by `Module.to`, and host tensors or generators in the
+device's work. It knows nothing of kernels: what a GPU computes only a GPU can show. torch takes such a device for the
+accelerator of the machine from then on, so a process that has one does nothing else.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -115,12 +116,72 @@ def test_a_report_is_readable_and_ready_for_json() -> None:
     assert "comparisons, closest to its limit" in values["results"][1]["detail"]
 
 
-def test_an_accelerator_repeats_the_checks_in_bfloat16() -> None:
+def test_an_accelerator_repeats_the_checks_in_float32_and_bfloat16() -> None:
     report = check_mixer("softmax_attention", device="cpu", only=[1, 3, 6])
-    places = {m.what.partition(":")[0] for m in report.results[1].measurements}
-    assert places == {"on cpu in float64", "on cpu in bfloat16"}
-    limits = {m.limit for m in report.results[1].measurements}
-    assert limits == {1e-9, Softmax.card.low_precision_tolerance}
+    limits = {m.what.partition(":")[0]: m.limit for m in report.results[1].measurements}
+    bfloat16 = Softmax.card.low_precision_tolerance
+    assert limits == {"on cpu in float64": 1e-9, "on cpu in float32": 1e-4, "on cpu in bfloat16": bfloat16}
+
+
+class AddsInTf32(Softmax):
+    """What a product with ten bits of mantissa does, on a device whose float32 is not one."""
+
+    def mix(self, x: torch.Tensor, state: Any, return_state: bool) -> Any:
+        y, after = super().mix(x, state, return_state)
+        return (y * (1 + 1e-3) if x.dtype == torch.float32 else y), after
+
+
+@pytest.mark.parametrize("backends", [None, ("reference",), ()])
+def test_float32_of_an_accelerator_is_held_to_float64_of_the_cpu(backends: tuple[str, ...] | None) -> None:
+    """Consistently wrong on the device is wrong as well, whether or not there is another backend to compare with."""
+    card = Softmax.card if backends is None else replace(Softmax.card, ops=(), backends=backends)
+    mixer = type("Changed", (AddsInTf32,), {"card": card})
+    report = check_mixer(mixer, device="cpu", only=[1, 2, 3, 4, 10], raise_on_failure=False)
+    assert [r.number for r in report.failures] == [10]
+    assert "on cpu in float32" in report.failures[0].reason and "(limit 0.0001)" in report.failures[0].reason
+
+
+def test_tf32_is_off_and_what_it_was_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_F32_DEFAULT", raising=False)
+    seen: set[Any] = set()
+
+    class Looks(Softmax):
+        def mix(self, x: torch.Tensor, state: Any, return_state: bool) -> Any:
+            seen.add((*tf32_switches(), os.environ.get("TRITON_F32_DEFAULT")))
+            return super().mix(x, state, return_state)
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        before = tf32_switches()
+        check_mixer(Looks, only=[1])
+        assert tf32_switches() == before != (False, False) and "TRITON_F32_DEFAULT" not in os.environ
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == {(False, False, "ieee")}
+
+
+def tf32_switches() -> tuple[bool, bool]:
+    return torch.backends.cuda.matmul.fp32_precision == "tf32", torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+def test_whoever_breaks_the_graph_says_why() -> None:
+    class Breaks(Softmax):
+        def mix(self, x: torch.Tensor, state: Any, return_state: bool) -> Any:
+            torch._dynamo.graph_break()
+            return super().mix(x, state, return_state)
+
+    (silent,) = check_mixer(Breaks, only=[11], compile_backend="eager", raise_on_failure=False)
+    assert silent.status == "failed" and "more than one graph" in silent.reason
+    Breaks.card = replace(Softmax.card, compile_note="it looks at the data")
+    (said,) = check_mixer(Breaks, only=[11], compile_backend="eager")
+    assert said.status == "passed" and "it looks at the data" in said.detail
+
+
+def test_a_note_on_compiling_that_no_longer_holds_is_a_failure() -> None:
+    stale = with_card(compile_note="it looks at the data")
+    (result,) = check_mixer(stale, only=[11], compile_backend="eager", raise_on_failure=False)
+    assert result.status == "failed" and "it makes one graph, although the card says" in result.reason
 
 
 def test_a_failure_in_bfloat16_alone_is_a_failure() -> None:
@@ -147,7 +208,6 @@ def skip_reason(mixer: type[Mixer], number: int) -> str:
 
 def test_skips_give_their_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert skip_reason(with_card(ops=(), backends=("reference",)), 10) == "one backend only (reference)"
-    assert "no CUDA" in skip_reason(with_card(compile_note="no CUDA graphs"), 11)
     monkeypatch.setattr(checks.shutil, "which", lambda name: None)
     assert "inductor needs a C++ compiler" in skip_reason(Softmax, 11)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -252,3 +253,26 @@ def test_looking_a_verdict_up_does_not_break_a_compiled_graph(proving: Op) -> No
     for length, value in ((300, 2), (310, 2), (1000, 2), (5000, 2), (1, 1)):
         assert compiled(torch.ones(length)).mean() == value
     assert len(graphs) == 3  # one for each class of lengths
+
+
+def test_choosing_does_not_break_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the first time, when the module has to be imported, nor where a package has to be looked for."""
+    package = tmp_path / "fake_op"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    for name, factor in (("one", 1), ("two", 2)):
+        (package / f"{name}.py").write_text(f"def fn(x):\n    return {factor} * x\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = []
+
+    def why_not(device: torch.device) -> str | None:
+        asked.append(importlib.util.find_spec("fake_op"))
+        return None
+
+    op = Op("fake_op", Backend("one", "one:fn", why_not), Backend("two", "two:fn", why_not))
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def both(x: torch.Tensor) -> torch.Tensor:
+        return op.select("auto", x.device)(x) + op.select("two", x.device)(x)
+
+    assert both(torch.ones(1)).item() == 3 and asked

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,43 +56,111 @@ def test_it_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         fwpkm(*tensors, top_k=1, chunk_size=2, backend="triton")
 
 
+INTEGERS = ("ids", "token", "rows", "offsets", "index", "pairs")
+SIZES = re.compile("n|n_.*|heads|slots|d|time|carried|paired|.*_(memory|head|half|subkey|row|token|feature)")
+
+
 def types(kernel, constants: dict[str, object], dtype: str) -> dict[str, str]:
-    """What the kernel is called with: pointers to float or int64, int32 sizes, and constants."""
-    integers = dict.fromkeys(("ids", "order", "rows", "offsets", "index", "pairs"), "*i64")
-    floats = dict.fromkeys(("halves", "keys", "best", "total", "table", "weights", "out", "x"), f"*{dtype}")
-    known = {**integers, **floats, "sign": "fp32", **dict.fromkeys(constants, "constexpr")}
-    return {name: known.get(name, "i32") for name in kernel.arg_names}
+    """What the kernel is called with: pointers to int64 or float, int32 sizes and strides, and constants."""
+    known = {**dict.fromkeys(INTEGERS, "*i64"), **dict.fromkeys(constants, "constexpr")}
+    sizes = dict.fromkeys(filter(SIZES.fullmatch, kernel.arg_names), "i32")
+    return {name: (sizes | known).get(name, f"*{dtype}") for name in kernel.arg_names}
 
 
-@needs_package
-@compiled
-@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
-@pytest.mark.parametrize(("n_subkeys", "top_k", "d_v"), [(32, 1, 64), (512, 8, 512), (1024, 32, 1000), (32, 4, 1)])
-def test_kernels_compile_for_hopper_and_fit(n_subkeys, top_k, d_v, dtype, tmp_path, monkeypatch):
-    """Down to machine code, without a GPU; the wheels of triton bring the assembler."""
+def address_tiles(n_subkeys: int, top_k: int, dtype: str, kilobytes: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Constants and launch options of the kernel for addresses."""
+    from mixerzoo.mixers.ops.fwpkm import triton as backend
+
+    address = backend.address_constants(n_subkeys, top_k, 4 if dtype == "fp32" else 8, kilobytes * 1024)
+    return address, {name: address.pop(name) for name in ("num_warps", "num_stages")}
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """Compile a kernel for a compute capability down to machine code, without a GPU; triton brings the assembler."""
     import triton
 
     if not list(Path(triton.__file__).parent.glob("backends/nvidia/bin/ptxas*")) and shutil.which("ptxas") is None:
         pytest.skip("there is no ptxas, neither in triton nor on the path")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # what it is anyway, without a warning
-    from mixerzoo.mixers.ops.fwpkm import triton as backend
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    blocks = backend.row_constants(d_v, top_k)
-    read = dict(zip(("BLOCK_T", "BLOCK_J", "BLOCK_D"), blocks))
-    spread = dict(zip(("BLOCK_R", "BLOCK_A", "BLOCK_D"), backend.row_constants(d_v, 4)))
-    address = backend.address_constants(n_subkeys, top_k, 4 if dtype == "fp32" else 8)
-    launch = {name: address.pop(name) for name in ("num_warps", "num_stages")}
-    for kernel, constants, options in (
-        (backend._address_kernel, {"TOP_K": top_k, "IDW": True, **address}, launch),
-        (backend._read_kernel, read, {}),
-        (backend._dot_kernel, read, {}),
-        (backend._spread_kernel, {"ADD": True, **spread}, {}),
-        (backend._spread_kernel, {"ADD": False, **spread}, {}),
-    ):
+    def compiled_for(capability, kernel, constants, options, dtype):
         source = ASTSource(kernel, types(kernel, constants, dtype), constants)
-        built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         assert built.asm["cubin"]
-        assert built.metadata.shared <= 227 * 1024  # what a program may take of an SM's shared memory
+        return built.metadata.shared
+
+    return compiled_for
+
+
+@needs_package
+@compiled
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+@pytest.mark.parametrize(("n_subkeys", "top_k", "d_v"), [(32, 1, 64), (512, 8, 512), (1024, 32, 1000), (32, 4, 1)])
+def test_kernels_compile_for_hopper_and_fit(n_subkeys, top_k, d_v, dtype, build):
+    from mixerzoo.mixers.ops.fwpkm import triton as backend
+
+    rows, steps = backend.row_constants(d_v, top_k), backend.step_constants(d_v)
+    address, launch = address_tiles(n_subkeys, top_k, dtype, 227)
+    for kernel, constants, options in (
+        (backend._address_kernel, {"TOP_K": top_k, "IDW": True, "PRECISION": "ieee", **address}, launch),
+        (backend._read_kernel, rows, {}),
+        (backend._dot_kernel, rows, {}),
+        (backend._spread_kernel, steps, {}),
+        (backend._add_kernel, {"BOTH": True, **steps}, {}),
+        (backend._recall_kernel, {"KEEP_EARLY": True, **rows}, {}),
+        (backend._recall_backward_kernel, backend.backward_constants(d_v, top_k), {}),
+    ):
+        shared = build(90, kernel, constants, options, dtype)
+        assert shared <= (227 if kernel is backend._address_kernel else 48) * 1024  # every card has 48 without asking
+
+
+@needs_package
+@compiled
+@pytest.mark.parametrize(
+    ("capability", "kilobytes", "n_subkeys", "dtype", "precision"),
+    [
+        (86, 99, 1024, "fp32", "ieee"),
+        (89, 99, 2048, "fp32", "tf32"),
+        (120, 99, 1024, "fp64", "ieee"),
+        (80, 163, 1024, "fp32", "tf32"),
+        (90, 227, 1024, "fp32", "ieee"),
+    ],
+)
+def test_tiles_fit_into_the_shared_memory_of_a_card(capability, kilobytes, n_subkeys, dtype, precision, build):
+    from mixerzoo.mixers.ops.fwpkm import triton as backend
+
+    tiles, launch = address_tiles(n_subkeys, 1, dtype, kilobytes)
+    constants = {"TOP_K": 1, "IDW": True, "PRECISION": precision, **tiles}
+    shared = build(capability, backend._address_kernel, constants, launch, dtype)
+    sizes = (tiles[name] for name in ("BLOCK_T", "BLOCK_S", "BLOCK_D"))
+    expected = backend.address_shared_bytes(*sizes, launch["num_stages"], 4 if dtype == "fp32" else 8)
+    assert expected - 1024 <= shared <= expected <= kilobytes * 1024
+
+
+@needs_package
+def test_tiles_follow_the_limit():
+    """1,024 sub-keys loaded ahead take 130 KB, which cards of 99 KB do not have."""
+    found = {kilobytes: address_tiles(1024, 8, "fp32", kilobytes) for kilobytes in (99, 163, 227)}
+    assert [launch["num_stages"] for _, launch in found.values()] == [1, 3, 3]
+    assert {tiles["BLOCK_S"] for tiles, _ in found.values()} == {1024}
+    with pytest.raises(RuntimeError, match=r"shared memory for 8192 sub-keys.*this device has 101376.*compact"):
+        address_tiles(8192, 8, "fp32", 99)
+
+
+@needs_package
+def test_products_are_as_precise_as_those_of_torch(monkeypatch):
+    from mixerzoo.mixers.ops.fwpkm.triton import product_precision
+
+    assert product_precision(torch.float32) == product_precision(torch.float64) == "ieee"
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert product_precision(torch.float32) == "tf32" and product_precision(torch.float64) == "ieee"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for allowed, expected in ((True, "tf32"), (False, "ieee")):  # all there was before torch 2.9
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=allowed))
+        assert product_precision(torch.float32) == expected

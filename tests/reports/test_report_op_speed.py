@@ -117,12 +117,16 @@ def test_overhead_stands_beside_it_without_a_floor(make_op_run: Callable[..., Pa
         {k: v for k, v in row(name, 4096, s).items() if "floor" not in k} for name, s in (("with", 3), ("without", 2))
     ]
     over = {**ratio("overhead", 1.5, 4096, 1.5, "without"), "backend": "with"}
-    found = line(measure="overhead", metrics={"rows": rows, "ratios": [over]})
+    rows[0]["ran"] = {"fwpkm": ["triton"], "recurrence": ["chunked", "fla"]}
+    compiled = {"compile_seconds": 12.5, "graph_breaks": 3}
+    found = line(measure="overhead", metrics={"rows": rows, "ratios": [over], **compiled})
     run = read_run(make_op_run(found))
     (verdict,) = findings(run)
     assert verdict.winner == "met" and "times the seconds of the same model without" in verdict.topic
     (table,) = [t for t in page_tables(run) if t.name == "op-speed"]
     assert table.rows[0][7:9] == ["–", "–"] and "Floor:" not in table.note
+    assert [row[-1] for row in table.rows] == ["fwpkm: triton; recurrence: chunked, fla", "–"]  # which were measured
+    assert "Before, torch.compile took at most 12.5 s; graph breaks: 3 at most." in table.note
     assert set(summary(run)["quantity"]) == {"seconds", "peak_bytes", "overhead"}
 
 

@@ -8,6 +8,7 @@ import webbrowser
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mixerzoo.benchmarks.runs import Run, RunError
@@ -15,8 +16,11 @@ from mixerzoo.reports import write_report
 from mixerzoo.reports.command import report
 from mixerzoo.reports.formats import bytes_, markdown, percent_interval, seconds, si
 from mixerzoo.reports.page import _content
+from mixerzoo.reports.page_tables import page_tables
 from mixerzoo.reports.statistics import Interval
 from mixerzoo.reports.tables import read_run
+
+from .conftest import HOSTILE
 
 MakeRun = Callable[..., Path]
 
@@ -164,6 +168,28 @@ def test_a_gpu_is_named_and_clocks_that_were_held_down_are_a_warning(make_run: M
     for text in (page.text, (folder / "report.md").read_text(encoding="utf-8")):
         assert text.count(warning) == 1 and "device cuda:1 (Example GPU)" in text
     assert "finished[0].after[0].sm clock mhz" in page.text
+
+
+def test_backends_that_were_proven_where_the_run_was_made_are_a_table(make_run: MakeRun) -> None:
+    folder = make_run(lambda line: False)
+    run = Run(folder)
+    right: dict[str, Any] = {"op": "recurrence", "backend": "fla", "variant": "beta", "dtype": "bfloat16"}
+    right |= {"widths": [64, 128], "outcome": "right", "backward": "right", "detail": "", "chosen": [13, 14]}
+    wrong = {**right, "dtype": "float32", "outcome": "wrong", "backward": None, "chosen": [0, 0], "detail": HOSTILE}
+    found = {"rows": [right, wrong], "unavailable": [["attention", "flex", "it is not installed"]], "fastest": {}}
+    run.write_environment({**run.environment(), "doctor": found})
+    table = next(t for t in page_tables(read_run(folder)) if t.name == "doctor")
+    assert [row[4:] for row in table.rows] == [
+        ["64, 128", "right", "right", "13 of 14", ""],
+        ["64, 128", "wrong", "–", "–", HOSTILE],
+        ["", "cannot run", "–", "–", "it is not installed"],
+    ]
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "Backends proven on this machine" in page.text and HOSTILE in page.text
+    assert "doctor.rows" not in page.text  # told once
+    run.write_environment({**run.environment(), "doctor": {"skipped": "--no-doctor"}})
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "Backends proven" not in page.text and "doctor.skipped" in page.text
 
 
 def test_the_page_says_in_which_precision_it_was_measured(make_run: MakeRun) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -58,12 +58,22 @@ def attention(
     if device.type == "cpu":  # it refuses what could need a gradient, even where none is recorded
         queries, keys, values = queries.detach(), keys.detach(), values.detach()
     queries, keys, values = (_widened(x.transpose(1, 2), device) for x in (queries, keys, values))
-    mask = None if time == 1 else causal_mask(time, key_time, window, device)  # one query sees all keys that are given
+    # one query sees all keys that are given; a compiled graph makes its masks, and would warn of a cache
+    make = causal_mask.__wrapped__ if torch.compiler.is_compiling() else causal_mask
+    mask = None if time == 1 else make(time, key_time, window, device)
     case = Case(
-        values.dtype,
-        *(queries.shape[1], keys.shape[1], queries.shape[3], values.shape[3]),
-        *(len(queries) == 1, key_time > time, mask is not None, window is not None),
-        *(sinks is not None, log_forget is not None, torch.is_grad_enabled()),
+        dtype=values.dtype,
+        heads=queries.shape[1],
+        kv_heads=keys.shape[1],
+        d_head=queries.shape[3],
+        d_value=values.shape[3],
+        one_sequence=len(queries) == 1,
+        cached=key_time > time,
+        masked=mask is not None,
+        window=window is not None,
+        sinks=sinks is not None,
+        forgetting=log_forget is not None,
+        gradient=torch.is_grad_enabled(),
     )
     y = _kernel(device, case)(
         queries,
@@ -77,7 +87,7 @@ def attention(
     )
     if sinks is not None:  # the share of a softmax that does not go to the sink
         y, log_sum = y[0], getattr(y[1], "lse", y[1])
-        y = y * (log_sum - sinks[:, None]).sigmoid().unsqueeze(-1).to(y.dtype)
+        y = (y * (log_sum - sinks[:, None]).sigmoid().unsqueeze(-1)).to(y.dtype)
     return y[..., :d_value].transpose(1, 2)
 
 
@@ -142,7 +152,9 @@ def _widened(x: Tensor, device: torch.device) -> Tensor:
 
 def _kernel(device: torch.device, case: Case) -> Callable[..., Any]:
     """Without the compiler FlexAttention computes all scores, which is all that a CPU without one can do."""
-    return flex.flex_attention if device.type == "cpu" or torch.compiler.is_compiling() else compiled(case)
+    if device.type == "cpu" or torch.compiler.is_compiling():
+        return cast(Any, flex.flex_attention)
+    return compiled(case)
 
 
 @functools.cache

@@ -90,28 +90,36 @@ def _forgetting(
     log_forget: Tensor,
     scale: float,
 ) -> Tensor:
-    """The sums of log_forget up to the query less those up to the key, as the first four features of both.
+    """The sums of log_forget up to the query less those up to the key, as the first features of both.
 
-    Sums grow with the text and differences decide, so each sum is two numbers: a rounded one and the rest. The rounded
-    ones cancel exactly where keys are near enough to matter.
+    Sums grow with the text and differences decide, so each sum is several numbers: rounded ones and the rest. The
+    rounded ones cancel where keys are near enough to matter. In float32, but for bfloat16 on CUDA without gradients:
+    the gradient of a sum would be rounded to 8 bits before it is summed over all later tokens.
     """
     dtype, time, d_value = queries.dtype, queries.shape[1], values.shape[-1]
-    precision = torch.promote_types(dtype, torch.float32)
+    low = dtype == torch.bfloat16 and on_cuda(queries.device) and not _needs_gradient(queries, keys, values, log_forget)
+    precision = dtype if low else torch.promote_types(dtype, torch.float32)
     groups = queries.shape[2] // keys.shape[2]
     with autocast(queries.device.type, enabled=False):
         queries, keys, values = (x.to(precision) for x in (queries, keys, values))
         keys, values = (x.repeat_interleave(groups, dim=2) if groups > 1 else x for x in (keys, values))
-        total = log_forget.double().cumsum(1)
-        total = total - total[:, -time].detach().unsqueeze(1)
-        rounded = total.detach().to(precision)
-        rest = (total - rounded).to(precision)
-        one = torch.ones_like(rest)
-        of_queries = torch.stack([rounded, one, rest, one], dim=-1)[:, -time:]
-        of_keys = torch.stack([one, -rounded, one, -rest], dim=-1)
-        queries = torch.cat([of_queries, queries * scale], dim=-1)
-        keys = torch.cat([of_keys, keys], dim=-1)
-        y = _many(*_of_equal_width(queries, keys, values), window, sinks, 1.0)
+        total = log_forget.double().cumsum(1) / scale
+        parts = _parts(total - total[:, -time].detach().unsqueeze(1), precision, 3 if low else 2)
+        one = torch.ones_like(parts[-1])
+        of_queries = torch.stack([feature for part in parts for feature in (part, one)], dim=-1)[:, -time:]
+        of_keys = torch.stack([feature for part in parts for feature in (one, -part)], dim=-1)
+        queries, keys = torch.cat([of_queries, queries], dim=-1), torch.cat([of_keys, keys], dim=-1)
+        y = _many(*_of_equal_width(queries, keys, values), window, sinks, scale)
     return y[..., :d_value].to(dtype)
+
+
+def _parts(total: Tensor, dtype: torch.dtype, count: int) -> list[Tensor]:
+    """So many numbers of `dtype` that sum to each of `total`: rounded ones, and the rest, which has the gradient."""
+    parts = []
+    for _ in range(count - 1):
+        parts.append(total.detach().to(dtype))
+        total = total - parts[-1]
+    return [*parts, total.to(dtype)]
 
 
 def _of_equal_width(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,10 +170,15 @@ def _attend(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, causal: bool = False
 ) -> Tensor:
     """PyTorch's attention over `[batch, heads, time, d_head]`: every call of it is here."""
-    how = {"attn_mask": mask, "is_causal": causal, "scale": scale, "enable_gqa": queries.shape[1] != keys.shape[1]}
+    how: dict[str, Any] = {
+        "attn_mask": mask,
+        "is_causal": causal,
+        "scale": scale,
+        "enable_gqa": queries.shape[1] != keys.shape[1],
+    }
     # without the causal flag there is a cache or a mask: lengths change from call to call
     with _AS_IT_IS if causal or not on_cuda(queries.device) else without_cudnn():
-        if recording():
+        if recording() and queries.device.type in ("cpu", "cuda"):  # others may have no choice to tell
             record_kernel("attention", "sdpa", KERNELS[torch._fused_sdp_choice(queries, keys, values, **how)])
         return F.scaled_dot_product_attention(queries, keys, values, **how)
 
@@ -308,7 +321,11 @@ def _with_normaliser(
 
 def _returns_normaliser(*tensors: Tensor) -> bool:
     """Whether the kernel that returns the logarithm of the normaliser, without its gradient, can be used."""
-    return tensors[0].device.type == "cpu" and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    return tensors[0].device.type == "cpu" and not _needs_gradient(*tensors)
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def _banded(queries: Tensor, keys: Tensor, values: Tensor, window: int, sinks: Tensor | None, scale: float) -> Tensor:

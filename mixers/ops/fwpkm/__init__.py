@@ -30,6 +30,7 @@ OP = Op(
     Backend("compact", "compact:run"),
     Backend("reference", "reference:run", trust="never"),
     problems="problems:problems",
+    widths=(32, 64, 128, 256, 512),
 )
 
 

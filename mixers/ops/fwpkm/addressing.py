@@ -6,6 +6,7 @@ for which `Kernels` has functions; no product with a whole codebook is taken but
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,29 +20,53 @@ from .primitives import Accesses, Kernels
 from .problem import FwpkmOptions
 
 
+class Codes:
+    """Which sub-keys of all codebooks all half tokens access, sorted when that is first asked for.
+
+    index `[memories, heads, 2, n, top_k]`: places in codebooks of `n_subkeys`. like: of others, perhaps as many.
+    """
+
+    def __init__(self, index: Tensor, n_subkeys: int, like: Codes | None) -> None:
+        self.index, self.n_subkeys, self.like = index, n_subkeys, like
+
+    @functools.cached_property
+    def accesses(self) -> Accesses:
+        like, self.like = self.like, None  # or a call's last codes would keep all of its others alive
+        sizes = self.index.shape[:3]
+        n_codes = sizes.numel() * self.n_subkeys
+        books = torch.arange(0, n_codes, self.n_subkeys, device=self.index.device).view(*sizes, 1, 1)
+        return Accesses.to((books + self.index).flatten(0, -2), n_codes, like and like.accesses)
+
+
 @dataclass(frozen=True)
 class Addresses:
     """Of `n` tokens: the best `top_k` sub-scores of each half, and the best of their sums.
 
     halves `[memories, heads, 2, n, d_k/2]`; scores, index `[memories, heads, 2, n, top_k]`: the sub-scores and where in
-    the codebook they are; codes: the same places as accesses of all half tokens to the sub-keys of all codebooks;
+    the codebook they are; codes: the same places as accesses;
     total, pairs `[memories, heads, n, top_k]`: the sums, and their places among the `top_k * top_k` (first half major);
     slots and weights `[memories, n, heads * top_k]`.
     """
 
     halves: Tensor
     scores: Tensor
-    codes: Accesses
+    codes: Codes
     total: Tensor
     pairs: Tensor
     slots: Tensor
     weights: Tensor
 
 
-def address(halves: Tensor, keys: Tensor, options: FwpkmOptions, kernels: Kernels) -> Addresses:
-    """Address `halves [memories, heads, 2, n, d_k/2]` with `keys [memories, heads, 2, n_subkeys, d_k/2]`."""
+def address(
+    halves: Tensor, keys: Tensor, options: FwpkmOptions, kernels: Kernels, like: Addresses | None = None
+) -> Addresses:
+    """Address `halves [memories, heads, 2, n, d_k/2]` with `keys [memories, heads, 2, n_subkeys, d_k/2]`.
+
+    like: those of other tokens, perhaps as many.
+    """
     k, n_subkeys = options.top_k, keys.shape[3]
-    scores, index, total, pairs, codes = _Scores.apply(halves, keys, k, options.score, kernels)
+    codes_like = None if like is None else like.codes
+    scores, index, total, pairs, codes = _Scores.apply(halves, keys, k, options.score, kernels, codes_like)
     slots = slots_of(index[:, :, 0], index[:, :, 1], pairs, n_subkeys)
     weights = weigh(by_token(total, options), options)
     return Addresses(halves, scores, codes, total, pairs, slots.transpose(1, 2).flatten(2), weights)
@@ -49,7 +74,8 @@ def address(halves: Tensor, keys: Tensor, options: FwpkmOptions, kernels: Kernel
 
 def by_token(total: Tensor, options: FwpkmOptions) -> Tensor:
     """Scores over the temperature, `[memories, n, heads * top_k]`."""
-    return (total / options.temperature).transpose(1, 2).flatten(2)
+    total = total if options.temperature == 1 else total / options.temperature
+    return total.transpose(1, 2).flatten(2)
 
 
 def weigh(total: Tensor, options: FwpkmOptions) -> Tensor:
@@ -75,12 +101,16 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, halves: Tensor, keys: Tensor, top_k: int, score: Score, kernels: Kernels
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Accesses]:
+        ctx: Any,
+        halves: Tensor,
+        keys: Tensor,
+        top_k: int,
+        score: Score,
+        kernels: Kernels,
+        codes_like: Codes | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Codes]:
         best, index, total, pairs = kernels.address(halves, keys, top_k, score)
-        sizes, n_subkeys = index.shape[:3], keys.shape[3]
-        books = torch.arange(sizes.numel(), device=index.device).view(*sizes, 1, 1)
-        codes = Accesses((books * n_subkeys + index).flatten(0, -2), sizes.numel() * n_subkeys)
+        codes = Codes(index, keys.shape[3], codes_like)
         ctx.save_for_backward(halves, keys, best, pairs)
         ctx.codes, ctx.score, ctx.kernels = codes, score, kernels
         ctx.mark_non_differentiable(index, pairs)
@@ -96,12 +126,13 @@ class _Scores(torch.autograd.Function):
             grad_scores = grad_scores + _onto_halves(d_total, pairs)
         if ctx.score == "idw":
             grad_scores = _per_distance(grad_scores, best)
-        d_halves = ctx.kernels.read(keys.flatten(0, 3), ctx.codes.ids, grad_scores.flatten(0, -2)).view(halves.shape)
+        d_halves = ctx.kernels.read(keys.flatten(0, 3), ctx.codes.accesses, grad_scores).view(halves.shape)
         if ctx.score == "idw":
-            d_halves -= grad_scores.sum(-1, keepdim=True) * halves
+            d_halves.addcmul_(grad_scores.sum(-1, keepdim=True), halves, value=-1)
         return (
             d_halves,
-            _grad_keys(grad_scores, halves, keys, ctx.codes, ctx.score, ctx.kernels)[0],
+            _grad_keys(grad_scores, halves, keys, ctx.codes.accesses, ctx.score, ctx.kernels)[0],
+            None,
             None,
             None,
             None,
@@ -128,61 +159,73 @@ def _grad_keys(
 
     Also, for `idw`, the sums of grad_scores alone, `[sub-keys, 1]`.
     """
-    grad_keys = kernels.spread(codes, halves.reshape(-1, halves.shape[-1]), grad_scores.flatten(0, -2))
+    weights = codes.sort(grad_scores)
+    grad_keys = kernels.spread(codes, halves.reshape(-1, halves.shape[-1]), weights)
     total = None
     if score == "idw":
-        total = _sums(codes, grad_scores, kernels)
-        grad_keys -= total * keys.flatten(0, 3)
+        total = _sums(codes, weights, kernels)
+        grad_keys.addcmul_(total, keys.flatten(0, 3), value=-1)
     return grad_keys.view(keys.shape), total
 
 
-def _sums(codes: Accesses, weights: Tensor, kernels: Kernels) -> Tensor:
+def _sums(codes: Accesses, sorted_weights: Tensor, kernels: Kernels) -> Tensor:
     """The sum of the accesses' weights for each sub-key, `[sub-keys, 1]`."""
-    weights = weights.flatten(0, -2)
-    return kernels.spread(codes, weights.new_ones((len(weights), 1)), weights)
+    return kernels.spread(codes, sorted_weights.new_ones((len(codes.ids), 1)), sorted_weights)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The gradient of the keys' objective: first with respect to the sub-scores, then to the keys
 
 
-def entropy_gradient(found: Addresses, counted: Tensor, tokens: int, kernels: Kernels) -> Tensor:
-    """The gradient of `-(H(P1) + H(P2))` over the `tokens` of a mask `[n]` with respect to the sub-scores."""
+def entropy_gradient(found: Addresses, counted: Tensor, tokens: int, weight: float, kernels: Kernels) -> Tensor:
+    """The gradient of `-weight * (H(P1) + H(P2))` over the `tokens` of a mask `[n]` with respect to the sub-scores."""
     count = max(1, tokens) * found.scores.shape[1]
-    return _EntropyGradient.apply(found.scores, counted, count, found.codes, kernels)
+    return _EntropyGradient.apply(found.scores, counted, count, weight, found.codes.accesses, kernels)
 
 
 class _EntropyGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, counted: Tensor, count: int, codes: Accesses, kernels: Kernels) -> Tensor:
+    def forward(
+        ctx: Any, scores: Tensor, counted: Tensor, count: int, weight: float, codes: Accesses, kernels: Kernels
+    ) -> Tensor:
         share = scores.softmax(-1) * counted[:, None]
-        use = _EntropyGradient._by_codebook(codes, share, kernels) / count + 1e-8
-        slope = _EntropyGradient._by_access(use.log() + (use - 1e-8) / use, codes, share)
+        use = (_EntropyGradient._by_codebook(codes, share, kernels) / count).add_(1e-8)
+        # of d(p log(use)) / dp without its constant, which cancels where shares sum to 1
+        slope = _EntropyGradient._by_access(use.log().sub_(use.reciprocal(), alpha=1e-8), codes, share)
         ctx.save_for_backward(share, use, slope)
-        ctx.count, ctx.codes, ctx.kernels = count, codes, kernels
-        return share * (slope - (share * slope).sum(-1, keepdim=True)) / count
+        ctx.count, ctx.weight, ctx.codes, ctx.kernels = count, weight, codes, kernels
+        return _softmax_backward(slope, share).mul_(weight / count)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_grad_scores: Tensor) -> tuple[Any, ...]:
         share, use, slope = ctx.saved_tensors
-        d_grad_scores = d_grad_scores / ctx.count
+        d_grad_scores = d_grad_scores * (ctx.weight / ctx.count)
         mean = (d_grad_scores * share).sum(-1, keepdim=True)
         centred = slope - (share * slope).sum(-1, keepdim=True)
-        d_use = _EntropyGradient._by_codebook(ctx.codes, share * (d_grad_scores - mean), ctx.kernels)
-        d_use = d_use * (1 / use + 1e-8 / use**2) / ctx.count
-        d_share = d_grad_scores * centred - slope * mean + _EntropyGradient._by_access(d_use, ctx.codes, share)
-        return share * (d_share - (share * d_share).sum(-1, keepdim=True)), None, None, None, None
+        d_slope = _softmax_backward(d_grad_scores, share)
+        per_use = use.reciprocal()
+        d_use = _EntropyGradient._by_codebook(ctx.codes, d_slope, ctx.kernels)
+        d_use = d_use.mul_(per_use.addcmul(per_use, per_use, value=1e-8)).div_(ctx.count)
+        d_share = _EntropyGradient._by_access(d_use, ctx.codes, share)
+        d_share = d_share.addcmul_(d_grad_scores, centred).addcmul_(slope, mean, value=-1)
+        return _softmax_backward(d_share, share), None, None, None, None, None
 
     @staticmethod
     def _by_codebook(codes: Accesses, weights: Tensor, kernels: Kernels) -> Tensor:
         """Sums `[memories, 1, 2, n_subkeys]` over the accesses by all heads."""
-        return _sums(codes, weights, kernels).view(*weights.shape[:3], -1).sum(1, keepdim=True)
+        sums = _sums(codes, codes.sort(weights), kernels).view(*weights.shape[:3], -1)
+        return sums.sum(1, keepdim=True) if sums.shape[1] > 1 else sums
 
     @staticmethod
     def _by_access(values: Tensor, codes: Accesses, like: Tensor) -> Tensor:
         """What each access finds in `values [memories, 1, 2, n_subkeys]`."""
         return values.expand(-1, like.shape[1], -1, -1).reshape(-1)[codes.ids].view(like.shape)
+
+
+def _softmax_backward(d_share: Tensor, share: Tensor) -> Tensor:
+    """`share * (d_share - sum(share * d_share))`, also where a share is zero throughout."""
+    return torch.ops.aten._softmax_backward_data(d_share, share, -1, share.dtype)
 
 
 def recall_gradient(found: Addresses, slope: Tensor, options: FwpkmOptions) -> Tensor:
@@ -199,7 +242,7 @@ def key_gradient(grad_scores: Tensor, found: Addresses, keys: Tensor, score: Sco
     """Carry a gradient with respect to the sub-scores on to the keys; differentiable."""
     if score == "idw":
         grad_scores = _per_distance(grad_scores, found.scores)
-    return _KeyGradient.apply(grad_scores, found.halves, keys, found.codes, score, kernels)
+    return _KeyGradient.apply(grad_scores, found.halves, keys, found.codes.accesses, score, kernels)
 
 
 class _KeyGradient(torch.autograd.Function):
@@ -218,11 +261,11 @@ class _KeyGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_gradient: Tensor) -> tuple[Any, ...]:
         grad_scores, halves, keys, total = ctx.saved_tensors
-        ids, rows = ctx.codes.ids, d_gradient.flatten(0, 3).contiguous()
-        d_grad_scores = ctx.kernels.gather_dot(rows, ids, halves.reshape(len(ids), -1))
-        d_halves = ctx.kernels.read(rows, ids, grad_scores.flatten(0, -2)).view(halves.shape)
+        codes, rows = ctx.codes, d_gradient.flatten(0, 3).contiguous()
+        d_grad_scores = ctx.kernels.gather_dot(rows, codes, halves.reshape(len(codes.ids), -1))
+        d_halves = ctx.kernels.read(rows, codes, grad_scores).view(halves.shape)
         d_keys = None
         if total is not None:
-            d_grad_scores = d_grad_scores - (rows * keys.flatten(0, 3)).sum(-1)[ids]
+            d_grad_scores = d_grad_scores - (rows * keys.flatten(0, 3)).sum(-1)[codes.ids]
             d_keys = (-total * rows).view(keys.shape)
         return d_grad_scores.view(grad_scores.shape), d_halves, d_keys, None, None, None

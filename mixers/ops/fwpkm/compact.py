@@ -1,11 +1,13 @@
 """FwPKM in two passes over a compact table: first the addresses of all chunks, then the values.
 
-Keys evolve without looking at the values, so the first pass walks the chunks and finds out which rows the call touches.
-The second pass gathers those rows once and updates them in place.
+Keys evolve without looking at the values, so the first pass finds out which rows the call touches; where keys stay as
+they are, it addresses all tokens at once. The second pass gathers those rows once and updates them in place. Chunk by
+chunk is done only what depends on the chunk before: on a GPU, every launch counts.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,66 +17,163 @@ from torch.autograd.function import once_differentiable
 
 from ..chunks import Segment
 from .addressing import Addresses, address, entropy_gradient, key_gradient, recall_gradient
-from .primitives import TORCH, Kernels
+from .plan import Layout, lay_out, make_plan
+from .primitives import TORCH, Kernels, Rows
 from .problem import Memory, Problem, Solution
-from .values import ValuePass, plan_values
+from .values import ValuePass, coefficients_of, rewrite
 
-
-def run(problem: Problem, kernels: Kernels = TORCH) -> Solution:
-    memories, options = len(problem.memory.keys), problem.options
-    rows_per_memory = len(problem.queries) // memories
-    queries, targets, gates = (t.values.unflatten(0, (memories, rows_per_memory)) for t in problem.tokens)
-    windows, keys = _address_all(problem, queries, kernels)
-    if not windows:
-        nothing = problem.queries.new_empty((len(problem.queries), 0, queries.shape[3], options.top_k))
-        return Solution(problem.targets[:, :0], nothing.long(), nothing, problem.memory)
-
-    weights = torch.cat([w.weights for w in windows], dim=2)
-    touched, ids = torch.unique(torch.cat([w.rows for w in windows], dim=2), return_inverse=True)
-    plans = plan_values(problem, [w.segment for w in windows], ids, kernels)
-    retrieved, table = ValuePass.apply(problem.memory.read(touched), weights, targets, gates, plans, options)
-
-    memory = problem.memory
-    if problem.wants_memory:
-        memory = replace(memory, keys=keys)
-        written = torch.cat([p.written for p in plans])
-        if len(written):
-            written = torch.unique(written)
-            memory = memory.write(touched.index_select(0, written), table.index_select(0, written))
-    new = [slice(w.segment.read - w.segment.start, None) for w in windows]
-    shape = (len(problem.queries), -1, queries.shape[3], options.top_k)
-    slots = torch.cat([w.rows[:, :, s] for w, s in zip(windows, new)], dim=2) % memory.n_slots
-    read_weights = torch.cat([w.weights[:, :, s] for w, s in zip(windows, new)], dim=2)
-    return Solution(retrieved.flatten(0, 1), slots.reshape(shape), read_weights.reshape(shape), memory)
+_SCORES_IN_CACHE, _SCORES_IN_MEMORY = 2**20, 2**25
+"""How many scores of tokens against sub-keys may lie in memory at once: on a CPU, and on a device."""
 
 
 @dataclass(frozen=True)
-class _Window:
-    """What a segment reads: rows (`memory * n_slots + slot`) and weights `[memories, batch, time, heads * top_k]`."""
+class _Call:
+    """The tokens from absolute position `begin` on, which the `segments` need.
 
-    segment: Segment
+    queries `[memories, batch of each, n, heads, d_k]`, targets `[batch, n, d_v]`, gates `[batch, n]`.
+    """
+
+    problem: Problem
+    kernels: Kernels
+    segments: list[Segment]
+    begin: int
+    queries: Tensor
+    targets: Tensor
+    gates: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem, kernels: Kernels) -> _Call:
+        segments = problem.segments
+        if not problem.wants_memory:  # nothing reads what the last chunk would write
+            segments[-1] = Segment.reading(segments[-1].read, segments[-1].end)
+        begin = segments[0].start
+        queries, targets, gates = (t.values[:, begin - problem.origin :] for t in problem.tokens)
+        return cls(
+            problem, kernels, segments, begin, queries.unflatten(0, (len(problem.memory.keys), -1)), targets, gates
+        )
+
+    def lay_out(self, segments: list[Segment]) -> Layout:
+        batch, n = self.gates.shape
+        return lay_out(segments, self.begin, n, self.problem.options.lookahead, batch, self.gates.device)
+
+    def rows(self, slots: Tensor, token: Tensor | None = None) -> Tensor:
+        """`memory * n_slots + slot` of `slots [T, J]` of the tokens `[T]` among `batch * n`, or of all of those."""
+        memories, each, n = self.queries.shape[:3]
+        if memories == 1:
+            return slots
+        token = torch.arange(len(slots), device=slots.device) if token is None else token
+        return slots + (token // (each * n) * self.problem.memory.n_slots)[:, None]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """rows (see `_Call.rows`) and weights `[T, J]` of all windows; slots and weights `[batch, new tokens, J]`; the keys
+    after the call."""
+
     rows: Tensor
     weights: Tensor
+    new_slots: Tensor
+    new_weights: Tensor
+    keys: Tensor
 
 
-def _address_all(problem: Problem, queries: Tensor, kernels: Kernels) -> tuple[list[_Window], Tensor]:
-    """Every segment's addresses, and the keys after the last one; `queries [memories, batch, time, heads, d_k]`."""
-    memory, options, segments = problem.memory, problem.options, problem.segments
-    if segments and not problem.wants_memory:  # nothing reads what the last chunk would write
-        segments[-1] = Segment.reading(segments[-1].read, segments[-1].end)
-    keys, windows = memory.keys, []
-    base = torch.arange(len(keys), device=keys.device)[:, None, None, None] * memory.n_slots
-    origin = problem.origin
-    all_halves = _Halves.apply(queries, [slice(s.start - origin, s.end - origin) for s in segments])
-    for segment, halves in zip(segments, all_halves):
-        found = address(halves, keys, options, kernels)
-        shape = (queries.shape[1], segment.end - segment.start)
-        windows.append(_Window(segment, found.slots.unflatten(1, shape) + base, found.weights.unflatten(1, shape)))
-        if segment.complete and options.key_objective != "none":
+def run(problem: Problem, kernels: Kernels = TORCH) -> Solution:
+    options, memory, (batch, _, heads, _) = problem.options, problem.memory, problem.queries.shape
+    if not problem.segments:
+        nothing = problem.queries.new_empty((batch, 0, heads, options.top_k))
+        return Solution(problem.targets[:, :0], nothing.long(), nothing, memory)
+    call = _Call.of(problem, kernels)
+    rewrites = any(s.complete for s in call.segments)
+    if not rewrites and call.gates.shape[1] == 1:
+        return _read_one_token(call)
+    layout = call.lay_out(call.segments)
+    in_turn = rewrites and options.key_objective != "none"
+    found = _address_in_turn(call, layout) if in_turn else _address_at_once(call, layout)
+    plan = make_plan(layout, found.rows, found.weights.dtype)
+    coefficients = coefficients_of(plan, found.weights, call.gates, options)
+    table = memory.read(plan.touched)
+    retrieved, table = ValuePass.apply(table, found.weights, coefficients, call.targets, plan, options, kernels)
+    if rewrites and problem.wants_memory:
+        memory = replace(memory, keys=found.keys).write(plan.touched, table, plan.written())
+    slots, weights = (t.unflatten(-1, (heads, -1)) for t in (found.new_slots, found.new_weights))
+    return Solution(retrieved, slots, weights, memory)
+
+
+def _read_one_token(call: _Call) -> Solution:
+    """A token of each row that completes no chunk, as in decoding: nothing to sort, and the host waits for nothing."""
+    memory, heads = call.problem.memory, call.queries.shape[3]
+    found = _address(call, call.queries, memory.keys)
+    rows = memory.read(call.rows(found.slots.flatten(0, 1)).flatten()).unflatten(0, (len(call.gates), 1, -1))
+    weights = found.weights.view(*rows.shape[:3])
+    slots, shape = found.slots.view(weights.shape), (heads, -1)
+    return Solution(
+        (weights[..., None] * rows).sum(2), slots.unflatten(-1, shape), weights.unflatten(-1, shape), memory
+    )
+
+
+def _address(call: _Call, queries: Tensor, keys: Tensor) -> Addresses:
+    """Address `queries [memories, batch of each, time, heads, d_k]`."""
+    halves = queries.unflatten(-1, (2, -1)).permute(0, 3, 4, 1, 2, 5).flatten(3, 4)
+    return address(halves, keys, call.problem.options, call.kernels)
+
+
+def _address_at_once(call: _Call, layout: Layout) -> _Found:
+    """With keys that stay as they are; of long texts as many tokens at once as may have scores in memory."""
+    keys = call.problem.memory.keys
+    memories, each, _, heads, _ = call.queries.shape
+    scores = _SCORES_IN_CACHE if keys.device.type == "cpu" else _SCORES_IN_MEMORY
+    at_once = max(1, scores // (memories * each * heads * 2 * keys.shape[3]))
+    found = [_address(call, queries, keys) for queries in call.queries.split(at_once, dim=2)]
+    slots, weights = (
+        torch.cat([t.unflatten(1, (each, -1)) for t in parts], dim=2)
+        for parts in zip(*((f.slots, f.weights) for f in found))
+    )
+    new = call.problem.position - call.begin
+    return _Found(
+        call.rows(slots.flatten(0, 2).index_select(0, layout.token), layout.token),
+        weights.flatten(0, 2).index_select(0, layout.token),
+        slots.flatten(0, 1)[:, new:],
+        weights.flatten(0, 1)[:, new:],
+        keys,
+    )
+
+
+def _address_in_turn(call: _Call, layout: Layout) -> _Found:
+    """With keys that every rewriting window moves."""
+    options, memory, keys = call.problem.options, call.problem.memory, call.problem.memory.keys
+    all_halves = _Halves.apply(call.queries, [slice(s.start - call.begin, s.end - call.begin) for s in call.segments])
+    all_counted = layout.counted.split(layout.lengths)
+    all_found: list[Addresses] = []
+    for segment, halves, counted in zip(call.segments, all_halves, all_counted):
+        found = address(halves, keys, options, call.kernels, *all_found[-1:])
+        all_found.append(found)
+        if segment.complete:
             with torch.set_grad_enabled(torch.is_grad_enabled() and options.key_gradient == "exact"):
-                gradient, memory = _key_step(problem, memory, keys, windows[-1], found, kernels)
-            keys = keys - options.learning_rate * gradient
-    return windows, keys
+                gradient, memory = _key_gradient(call, memory, keys, segment, found, counted)
+            keys = torch.sub(keys, gradient, alpha=options.learning_rate)
+    parts = [(f.slots.flatten(0, 1), f.weights.flatten(0, 1)) for f in all_found]
+    slots, weights = (torch.cat(p) for p in zip(*parts))
+    new_slots, new_weights = (
+        torch.cat([t.view(w.rows, w.time, -1)[:, w.carried :] for t, w in zip(p, layout.windows)], dim=1)
+        for p in zip(*parts)
+    )
+    return _Found(call.rows(slots, layout.token), weights, new_slots, new_weights, keys)
+
+
+def _key_gradient(
+    call: _Call, memory: Memory, keys: Tensor, segment: Segment, found: Addresses, counted: Tensor
+) -> tuple[Tensor, Memory]:
+    """The gradient of the chunk's key objective; the memory after the chunk, if the objective looks at values."""
+    options, kernels, grad_scores = call.problem.options, call.kernels, []
+    if options.keys_follow_address_loss:
+        tokens = (segment.access_end - segment.start) * call.queries.shape[1]
+        counted = counted[: found.halves.shape[3]]  # alike in all memories
+        grad_scores.append(entropy_gradient(found, counted, tokens, options.address_weight, kernels))
+    if options.keys_follow_memory_loss:
+        slope, memory = _rehearse(call, memory, segment, found)
+        grad_scores.append(recall_gradient(found, slope.view_as(found.weights), options))
+    total = functools.reduce(torch.add, grad_scores)
+    return key_gradient(total, found, keys, options.score, kernels), memory
 
 
 class _Halves(torch.autograd.Function):
@@ -105,36 +204,23 @@ class _Halves(torch.autograd.Function):
         return d_queries, None
 
 
-def _key_step(
-    problem: Problem, memory: Memory, keys: Tensor, window: _Window, found: Addresses, kernels: Kernels
-) -> tuple[Tensor, Memory]:
-    """The gradient of the chunk's key objective; the memory after the chunk, if the objective looks at values."""
-    options, (_, batch, time, _) = problem.options, window.rows.shape
-    grad_scores = torch.zeros_like(found.scores)
-    if options.keys_follow_address_loss:
-        accesses = window.segment.access_end - window.segment.start
-        counted = (torch.arange(time, device=keys.device) < accesses).repeat(batch)
-        grad_scores = grad_scores + options.address_weight * entropy_gradient(found, counted, accesses * batch, kernels)
-    if options.keys_follow_memory_loss:
-        slope, memory = _rehearse(problem, memory, window, kernels)
-        grad_scores = grad_scores + recall_gradient(found, slope, options)
-    return key_gradient(grad_scores, found, keys, options.score, kernels), memory
-
-
 @torch.no_grad()
-def _rehearse(problem: Problem, memory: Memory, window: _Window, kernels: Kernels) -> tuple[Tensor, Memory]:
+def _rehearse(call: _Call, memory: Memory, segment: Segment, found: Addresses) -> tuple[Tensor, Memory]:
     """Run one chunk's values ahead of the second pass, for keys that follow the memory loss.
 
-    Returns the gradient of that loss, the mean over tokens and features, with respect to the weights, `[memories, n,
-    heads * top_k]`, and the memory after the chunk.
+    Returns the gradient of that loss, the mean over tokens and features, with respect to the weights `[T, J]`, and the
+    memory after the chunk. Here the host waits for the device: which rows come next depends on this step.
     """
-    touched, ids = torch.unique(window.rows, return_inverse=True)
-    plan = plan_values(problem, [window.segment], ids, kernels)[0]
-    table = memory.read(touched)
-    targets, gates = (t.values.unflatten(0, ids.shape[:2]) for t in problem.tokens[1:])
-    error, gate = plan.error(plan.read(table, window.weights), targets), plan.gate(gates)
-    residual = error * gate[..., None] / max(1, plan.pairs * error.shape[1] * error.shape[3])
-    slope = plan.gather_dot(table, residual)
-    plan.rewrite(table, error, plan.coefficients(window.weights, gate, problem.options), problem.options)
-    memory = memory.write(touched[plan.written], table[plan.written])
-    return slope.unflatten(0, (len(ids), -1)), memory
+    options, kernels = call.problem.options, call.kernels
+    layout, weights = call.lay_out([segment]), found.weights.flatten(0, 1)
+    plan = make_plan(layout, call.rows(found.slots.flatten(0, 1), layout.token), weights.dtype)
+    (window,), (accesses,) = layout.windows, plan.accesses
+    table = memory.read(plan.touched)
+    retrieved = table.new_empty((window.rows, window.time - window.carried, table.shape[1]))
+    error = kernels.recall(table, accesses, weights, window, Rows(retrieved, None, call.targets))
+    gate = layout.gates(call.gates)[:, None]
+    residual = error * (gate / max(1, window.rows // len(memory.keys) * window.pairs * error.shape[1]))
+    slope = kernels.gather_dot(table, accesses, residual)
+    coefficients = coefficients_of(plan, weights, call.gates, options)
+    rewrite(table, accesses, plan.counts[0], kernels.spread(accesses, error, accesses.sort(coefficients)), options)
+    return slope, memory.write(plan.touched, table, plan.written())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...state import SHARED, GrowableBuffer, SequenceState
@@ -83,6 +84,11 @@ class FwpkmOptions:
         return 1.0 - self.learning_rate * self.weight_decay
 
     @property
+    def plain_step(self) -> bool:
+        """Whether rows change by the sum of their accesses' steps, and by nothing else."""
+        return self.kept_share == 1 and self.longest_step is None
+
+    @property
     def longest_step(self) -> float | None:
         """The largest 2-norm of a row's step, decay aside; None if unlimited."""
         return self.clip * self.learning_rate if self.clip is not None and self.learning_rate else None
@@ -90,6 +96,8 @@ class FwpkmOptions:
 
 Run = tuple[Tensor, Tensor]
 """Written rows: slots `[n]` int64, sorted and distinct, `memory * n_slots + slot`; their values `[n, d_v]`."""
+
+_NO_SLOT = 2**62  # after all others
 
 
 @dataclass(frozen=True)
@@ -114,32 +122,41 @@ class Memory:
         rows = self.initial.index_select(0, slots % self.n_slots).to(self.keys.dtype)
         for run_slots, run_rows in self.log:
             place = torch.searchsorted(run_slots, slots).clamp_max(len(run_slots) - 1)
-            found = (run_slots[place] == slots).nonzero()[:, 0]
-            rows = rows.index_copy(0, found, run_rows.index_select(0, place[found]))
+            found = run_slots.index_select(0, place) == slots
+            # of what is not found the first row, again and again: it stays in the cache, and the host need not wait
+            rows = torch.where(found[:, None], run_rows.index_select(0, place * found), rows)
         return rows
 
-    def write(self, slots: Tensor, rows: Tensor) -> Memory:
-        """A memory with `rows [n, d_v]` at `slots [n]`, sorted and distinct; differentiable."""
-        log: list[Run] = [*self.log, (slots, rows)]
-        while len(log) > 1 and len(log[-2][0]) < 2 * len(log[-1][0]):
-            log[-2:] = [_merge(log[-2], log[-1])]
-        return replace(self, log=tuple(log))
+    def write(self, slots: Tensor, rows: Tensor, written: Tensor) -> Memory:
+        """A memory with those of `rows [n, d_v]` at `slots [n]`, sorted and distinct, that the mask `written [n]`
+        chooses; differentiable. The host waits for the device once, for how many rows there are."""
+        kept, length = len(self.log), len(slots)
+        while kept and len(self.log[kept - 1][0]) < 2 * length:
+            kept -= 1
+            length += len(self.log[kept][0])
+        merged = _merge([*self.log[kept:], (slots, rows)], written)
+        return replace(self, log=(*self.log[:kept], merged) if len(merged[0]) else self.log[:kept])
 
     def merged(self) -> Run:
         """The whole log as one run; empty if nothing was written."""
         return merge_all(self.log, self.initial.new_empty((0, self.initial.shape[1]), dtype=self.keys.dtype))
 
 
-def _merge(older: Run, newer: Run) -> Run:
-    kept = ~torch.isin(older[0], newer[0], assume_unique=True)
-    slots, order = torch.cat([older[0][kept], newer[0]]).sort()
-    return slots, torch.cat([older[1][kept], newer[1]]).index_select(0, order)
+def _merge(log: Sequence[Run], written: Tensor | None = None) -> Run:
+    """Runs, oldest first, as one; of the last one's rows those that the mask `written` chooses, if it is given."""
+    slots, rows = (torch.cat(parts) for parts in zip(*log)) if len(log) > 1 else log[0]
+    if written is not None:
+        chosen = F.pad(written, (len(slots) - len(written), 0), value=True)
+        slots = slots.where(chosen, _NO_SLOT)
+    slots, order = slots.sort(stable=True)
+    newest = (slots != F.pad(slots[1:], (0, 1), value=_NO_SLOT)).nonzero()[:, 0]
+    return slots.index_select(0, newest), rows.index_select(0, order.index_select(0, newest))
 
 
 def merge_all(log: tuple[Run, ...], no_rows: Tensor) -> Run:
     """The log as one run; `no_rows [0, d_v]` if it is empty."""
     nothing = torch.empty(0, dtype=torch.long, device=no_rows.device)
-    return functools.reduce(_merge, log) if log else (nothing, no_rows)
+    return _merge(log) if log else (nothing, no_rows)
 
 
 @dataclass(frozen=True)

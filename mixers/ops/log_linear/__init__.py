@@ -5,12 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, autocast
 
-from ..dispatch import Backend, Op
+from ..dispatch import Backend, Call, Op
+from ..libraries import needs_fla
+from .fla import CAPPED, CARRIED, refuses
 
 OP = Op(
     __name__,
     Backend("chunked", "chunked:log_linear_attention"),
+    Backend(
+        "fla",
+        "fla:log_linear_attention",
+        needs_fla,
+        trust="proven",
+        refuses=refuses,
+        libraries=("fla-core", "flash-linear-attention", "triton"),
+    ),
     Backend("reference", "reference:log_linear_attention", trust="never"),
+    problems="problems:problems",
 )
 
 __all__ = ["OP", "log_linear_attention", "memories_held"]
@@ -64,7 +75,11 @@ def log_linear_attention(
         raise ValueError(f"the state at position {position} must be of shape {expected}, got {list(state.shape)}")
     scale = keys.shape[3] ** -0.5 if scale is None else scale
     inputs = (queries, keys, values, log_decay, level_scales)
-    run = OP.select(backend, values.device)
+    carried = position > 0 or return_state
+    variant = CARRIED if carried else CAPPED if values.shape[1] > 1 << (levels - 1) else ""
+    width = max(keys.shape[3], values.shape[3])
+    call = Call.of(values, *inputs, state, width=width, tokens=values.shape[1], variant=variant)
+    run = OP.select(backend, values.device, call)
     with autocast(values.device.type, enabled=False):
         y, state = run(*inputs, position, scale, 1 << (chunk_size.bit_length() - 1), state)
     return y.to(values.dtype), state if return_state else None

@@ -81,6 +81,8 @@ def log_linear_attention(
 
 
 def _in_chunks(x: Tensor, start: int, size: int) -> Tensor:
+    # There and back, for contiguous gradients: the compiler mistakes the strides of what softplus makes of others.
+    x = x.flatten(0, 1).unflatten(0, x.shape[:2])
     padding = (0, 0) * (x.ndim - 2) + (start, -(start + x.shape[1]) % size)
     return F.pad(x, padding).unflatten(1, (-1, size)).movedim(3, 1)
 
@@ -114,16 +116,17 @@ def _tree(c: Chunks) -> list[Node]:
 
 def _read_left_halves(y: Tensor, c: Chunks, height: int, node: Node) -> Tensor:
     """`y` and what the chunks in the right halves of pairs read of the left ones."""
-    chunk = torch.arange(c.first, c.first + c.queries.shape[2], device=y.device)
-    block = chunk >> height
-    chunk = chunk[(block % 2 == 1) & (block - 1 >= node.first)]
-    if not len(chunk):
+    chunks = range(c.first, c.first + c.queries.shape[2])
+    right = [i for i in chunks if (i >> height) % 2 == 1 and (i >> height) - 1 >= node.first]
+    if not right:
         return y
+    chunk = torch.tensor(right, device=y.device)
     here, block = chunk - c.first, chunk >> height
-    memories = node.memories[:, :, block - 1 - node.first]
+    memories = node.memories.index_select(2, block - 1 - node.first)
     level = min(height + c.size.bit_length(), c.scales.shape[-1] - 1)
-    decay = c.decay[:, :, here].exp() * c.between((block << height) - c.first, here).unsqueeze(-1)
-    found = c.queries[:, :, here] @ memories * (decay * c.scales[:, :, here, :, level]).unsqueeze(-1)
+    decay = c.decay.index_select(2, here).exp() * c.between((block << height) - c.first, here).unsqueeze(-1)
+    scales = c.scales[..., level].index_select(2, here)
+    found = c.queries.index_select(2, here) @ memories * (decay * scales).unsqueeze(-1)
     return y.index_add(2, here, found)
 
 

@@ -39,6 +39,7 @@ def linear_recurrence(
     beta: Tensor | None = None,
     erase: tuple[Tensor, Tensor | None] | None = None,
     bonus: Tensor | None = None,
+    decay_floor: float | None = None,
     normaliser: bool = False,
     scale: float | None = None,
     chunk_size: int = 64,
@@ -63,6 +64,7 @@ def linear_recurrence(
     beta `[batch, time, heads]`. erase: `(a, b)`, each `[batch, time, heads, d_k]`; b None stands for -keys, which
     saves half the work. beta and erase exclude each other.
     bonus u `[heads, d_k]` (RWKV-6): `o_t = scale * (S_{t-1} + diag(u) k_t v_t^T)^T q_t`; plain writes only.
+    decay_floor: a number that no log_decay is below, by the way it is made: some kernels are faster if they know one.
     normaliser: divide the output by `z_t . q_t`, where z is the same recurrence with value 1, so that `scale` cancels.
     For queries and keys with positive products and plain writes.
     scale: of the queries; None means `d_k ** -0.5`. chunk_size: tokens computed at once; changes the speed only.
@@ -73,7 +75,7 @@ def linear_recurrence(
     Returns the output `[batch, time, max(heads, q_heads), d_v]` in the dtype of `values`, and the state (float32 at
     least) or None. Raises `ValueError` if sizes or options do not fit together.
     """
-    inputs = Inputs(queries, keys, values, log_decay, beta, erase, bonus)
+    inputs = Inputs(queries, keys, values, log_decay, beta, erase, bonus, decay_floor)
     check(inputs, normaliser, chunk_size, state)
     # the kernels that erase hold whole keys, and cut values into blocks
     width = keys.shape[3] if beta is not None or erase is not None else max(keys.shape[3], values.shape[3])

@@ -93,11 +93,11 @@ def linear_recurrence(
     return output, state[..., :d_k, :d_v].contiguous() if return_state else None
 
 
-def _arguments(inputs: Inputs, module: str, recurrent: bool) -> dict[str, Tensor | bool]:
+def _arguments(inputs: Inputs, module: str, recurrent: bool) -> dict[str, Tensor | float]:
     """The arguments that differ from kernel to kernel, by the library's names; what decays and beta are is float32."""
     dtype, heads = inputs.values.dtype, inputs.heads
     q, k, v = (filled(repeat_heads(x.to(dtype), heads)).contiguous() for x in inputs[:3])
-    given: dict[str, Tensor | bool] = {"q": q, "k": k, "v": v}
+    given: dict[str, Tensor | float] = {"q": q, "k": k, "v": v}
     decay = inputs.log_decay
     if decay is not None:
         decay = (decay if decay.ndim == 3 else filled(decay)).float().contiguous()
@@ -107,7 +107,10 @@ def _arguments(inputs: Inputs, module: str, recurrent: bool) -> dict[str, Tensor
         assert inputs.erase is not None
         a, b = (None if x is None else filled(x.to(dtype)).contiguous() for x in inputs.erase)
         assert a is not None
-        return {**given, "a": a, "b": -k if b is None else b, "gk": _per_channel(decay, k)}
+        given |= {"a": a, "b": -k if b is None else b, "gk": _per_channel(decay, k)}
+        if inputs.decay_floor is not None and not recurrent:  # it then takes chunks of 64 in tensor cores
+            return {**given, "lower_bound": inputs.decay_floor}
+        return given
     if module == "rwkv6":
         assert inputs.bonus is not None
         u = filled(inputs.bonus.to(dtype)).contiguous()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Inputs(NamedTuple):
-    """The sequences of one call, as given to `linear_recurrence`."""
+    """The sequences of one call, as given to `linear_recurrence`; decay_floor: a number that no log_decay is below."""
 
     queries: Tensor
     keys: Tensor
@@ -18,6 +18,7 @@ class Inputs(NamedTuple):
     beta: Tensor | None
     erase: tuple[Tensor, Tensor | None] | None
     bonus: Tensor | None
+    decay_floor: float | None = None
 
     @property
     def heads(self) -> int:
@@ -33,12 +34,13 @@ class Inputs(NamedTuple):
         return torch.promote_types(self.values.dtype, torch.float32)
 
     def variant(self, normaliser: bool = False) -> str:
-        """The optional things given, as `Call.variant` has them: sorted, joined by `+`; `grouped`: several queries per
-        memory."""
+        """The optional things given, as `Call.variant` has them: sorted, joined by `+`; `bounded`: there is a floor
+        for decays; `grouped`: several queries per memory."""
         per_channel = self.log_decay is not None and self.log_decay.ndim == 4
         given = {
             "beta": self.beta is not None,
             "bonus": self.bonus is not None,
+            "bounded": self.decay_floor is not None,
             "channel_decay": per_channel,
             "decay": self.log_decay is not None and not per_channel,
             "erase": self.erase is not None,

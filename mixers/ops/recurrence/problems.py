@@ -24,7 +24,10 @@ VARIANTS = [
     "beta+channel_decay",
     "decay+erase",
     "channel_decay+erase",
+    "bounded+channel_decay+erase",
 ]
+
+FLOOR = -0.61  # of bounded decays, as RWKV-7 has them
 
 
 def problems(width: int) -> list[Problem]:
@@ -38,12 +41,17 @@ def _problem(variant: str, width: int) -> Problem:
     def inputs(batch: int, time: int, generator: torch.Generator) -> Inputs:
         return _inputs(given, width, batch, time, generator)
 
-    def run(x: Inputs, state: Any, backend: str) -> tuple[Tensor, Any]:
+    def run(x: dict[str, Any], state: Any, backend: str) -> tuple[Tensor, Any]:
         x = dict(x)
         erase = (x.pop("read_to_erase"), x.pop("written_to_erase", None)) if "erase" in given else None
-        normaliser = "normaliser" in given
         return linear_recurrence(
-            **x, erase=erase, normaliser=normaliser, state=state, return_state=True, backend=backend
+            **x,
+            erase=erase,
+            decay_floor=FLOOR if "bounded" in given else None,
+            normaliser="normaliser" in given,
+            state=state,
+            return_state=True,
+            backend=backend,
         )
 
     fixed = ("bonus",) if "bonus" in given else ()
@@ -66,6 +74,8 @@ def _inputs(given: set[str], width: int, batch: int, time: int, generator: torch
         x |= {"queries": F.elu(x["queries"]) + 1, "keys": F.elu(x["keys"]) + 1}
     if _decays(given):  # half of the memory is gone after 1 to some 100 tokens
         x["log_decay"] = -(normal(*sizes) if "decay" in given else normal(*sizes, width)).sub(3).exp()
+    if "bounded" in given:
+        x["log_decay"] = FLOOR * normal(*sizes, width).sigmoid()
     if "bonus" in given:
         x["bonus"] = normal(HEADS, width)
     if "beta" in given:

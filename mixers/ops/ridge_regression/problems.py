@@ -31,7 +31,7 @@ def problems(width: int) -> list[Problem]:
             "ridge": F.softplus(normal(HEADS, width)) + 0.25,
         }
 
-    def run(x: Inputs, state: Any, backend: str) -> tuple[Tensor, Any]:
+    def run(x: dict[str, Any], state: Any, backend: str) -> tuple[Tensor, Any]:
         return ridge_regression(**x, state=state, return_state=True, backend=backend)
 
     return [Problem("", inputs, run, fixed=("ridge",), exact=("log_decay", "beta", "ridge"))]

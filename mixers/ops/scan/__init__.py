@@ -7,6 +7,7 @@ from torch import Tensor, autocast
 
 from ..dispatch import Backend, Call, Op
 from ..libraries import needs_fla
+from ..verdicts import LEAST_CLASS
 from .fla import POSITIVE, refuses
 
 OP = Op(
@@ -22,6 +23,7 @@ OP = Op(
     ),
     Backend("reference", "reference:linear_scan", trust="never"),
     problems="problems:problems",
+    widths=(LEAST_CLASS,),
 )
 
 __all__ = ["OP", "linear_scan"]

@@ -23,7 +23,7 @@ def problems(width: int) -> list[Problem]:
 
         return {"decay": (3 * normal() + 2).sigmoid(), "writes": normal()}
 
-    def run(x: Inputs, state: Any, backend: str) -> tuple[Tensor, Any]:
+    def run(x: dict[str, Any], state: Any, backend: str) -> tuple[Tensor, Any]:
         return linear_scan(**x, positive=True, state=state, return_state=True, backend=backend)
 
     return [Problem(POSITIVE, inputs, run, exact=("decay", "writes"))]

@@ -20,6 +20,7 @@ OP = Op(
     ),
     Backend("reference", "reference:selective_scan", trust="never"),
     problems="problems:problems",
+    widths=(16, 32, 64, 128, 256),
 )
 
 __all__ = ["OP", "selective_scan"]

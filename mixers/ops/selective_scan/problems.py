@@ -30,11 +30,13 @@ def problems(width: int) -> list[Problem]:
             "C": normal(batch, time, width),
         }
 
-    def fresh(x: Inputs, state: Any, backend: str) -> tuple[Tensor, Any]:
+    def fresh(x: dict[str, Any], state: Any, backend: str) -> tuple[Tensor, Any]:
         return selective_scan(**x, backend=backend)
 
-    def carried(x: Inputs, state: Any, backend: str) -> tuple[Tensor, Any]:
+    def carried(x: dict[str, Any], state: Any, backend: str) -> tuple[Tensor, Any]:
         return selective_scan(**x, state=state, return_state=True, backend=backend)
 
-    shared = {"inputs": inputs, "fixed": ("A",), "exact": ("step", "A")}
-    return [Problem("", run=fresh, carries_state=False, **shared), Problem(CARRIED, run=carried, **shared)]
+    return [
+        Problem("", inputs, fresh, fixed=("A",), exact=("step", "A"), carries_state=False),
+        Problem(CARRIED, inputs, carried, fixed=("A",), exact=("step", "A")),
+    ]

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..dispatch import Backend, Call, Op
+from ..verdicts import LEAST_CLASS
 from . import causal_conv1d
 
 OP = Op(
@@ -22,6 +23,7 @@ OP = Op(
     ),
     Backend("reference", "reference:short_convolution", trust="never"),
     problems="problems:problems",
+    widths=(LEAST_CLASS,),
 )
 
 __all__ = ["OP", "Activation", "short_convolution"]

@@ -15,7 +15,7 @@ LARGEST = 4  # tokens that those kernels see
 
 
 def problems(width: int) -> list[Problem]:
-    """With and without a bias and SiLU; width: the tokens that the convolution sees, as far as the kernels do."""
+    """With and without a bias and SiLU; width: the tokens that the convolution sees, which are few."""
     return [_problem(variant, min(width, LARGEST)) for variant in ("", "bias", "bias+silu", "silu")]
 
 
@@ -27,7 +27,7 @@ def _problem(variant: str, size: int) -> Problem:
         x = {"x": normal(batch, time, CHANNELS), "weight": normal(CHANNELS, size)}
         return x | {"bias": normal(CHANNELS)} if "bias" in variant else x
 
-    def run(x: Inputs, state: Any, backend: str) -> tuple[Tensor, Any]:
+    def run(x: dict[str, Any], state: Any, backend: str) -> tuple[Tensor, Any]:
         return short_convolution(**x, activation="silu" if "silu" in variant else None, state=state, backend=backend)
 
     fixed = ("weight", "bias") if "bias" in variant else ("weight",)

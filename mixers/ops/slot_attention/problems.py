@@ -25,7 +25,7 @@ def problems(width: int) -> list[Problem]:
         writes = -torch.expm1(log_decay)
         return {"queries": normal(), "keys": normal(), "values": normal(), "writes": writes, "log_decay": log_decay}
 
-    def run(x: Inputs, state: Any, backend: str) -> tuple[Tensor, Any]:
+    def run(x: dict[str, Any], state: Any, backend: str) -> tuple[Tensor, Any]:
         return slot_attention(**x, state=state, return_state=True, backend=backend)
 
     return [Problem("", inputs, run, exact=("log_decay", "writes"))]

@@ -26,6 +26,7 @@ def _problem(width: int, current: bool) -> Problem:
         return {"queries": normal(HEADS), "keys": normal(KV_HEADS), "values": normal(KV_HEADS)}
 
     def run(inputs: Inputs, state: Any, backend: str) -> tuple[Tensor, Any]:
-        return stick_breaking(**inputs, attend_current=current, remainder=True, backend=backend), None
+        tensors: Any = inputs
+        return stick_breaking(**tensors, attend_current=current, remainder=True, backend=backend), None
 
     return Problem("current" if current else "", inputs, run, carries_state=False)

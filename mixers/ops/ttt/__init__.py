@@ -8,12 +8,30 @@ from dataclasses import dataclass
 from torch import Tensor, autocast
 
 from ...state import StateValue
-from ..dispatch import Backend, Op
+from ..dispatch import Backend, Call, Op, needs_triton
 from ..inner_model import Layers, shapes
 
-OP = Op(__name__, Backend("chunked", "chunked:ttt"), Backend("reference", "reference:ttt", trust="never"))
+MOST_TOKENS, MOST_FEATURES = 16, 64
+"""The largest mini-batch, and head, that the kernels take."""
 
-__all__ = ["OP", "TTTState", "ttt"]
+
+def _kernels_refuse(call: Call) -> str | None:
+    if call.variant not in ("linear", "linear+short"):
+        return f"its kernels have one linear layer and mini-batches of at most {MOST_TOKENS} tokens, not {call.variant}"
+    if call.width > MOST_FEATURES:
+        return f"its kernels take heads of at most {MOST_FEATURES} features, not {call.width}"
+    return None
+
+
+OP = Op(
+    __name__,
+    Backend("triton", "triton:ttt", needs_triton, trust="proven", refuses=_kernels_refuse, libraries=("triton",)),
+    Backend("chunked", "chunked:ttt"),
+    Backend("reference", "reference:ttt", trust="never"),
+    problems="problems:problems",
+)
+
+__all__ = ["MOST_TOKENS", "OP", "TTTState", "ttt"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +81,9 @@ def ttt(
     each token; position_scale `[mini-batch size]`; norm_weight, norm_bias `[heads, d_head]`.
     weights: for each layer its matrix `[heads, d_in, d_out]` and its bias `[heads, 1, d_out]`, with which a sequence
     starts; a `state`, from an earlier call, brings its own.
+
+    fla's kernels (0.6.0) are no backend: they read `z + LayerNorm(z)`, without the query, and weigh the gradients that
+    a token reads by its own step size, not by theirs.
     Returns the output in the dtype of `values`, and the state (float32 at least) or None.
     Raises `ValueError` if sizes do not fit together.
     """
@@ -70,11 +91,19 @@ def ttt(
     norm = {"norm_weight": norm_weight, "norm_bias": norm_bias}
     _check(inputs, norm, position_scale)
     _check_weights(weights, values, state)
-    run = OP.select(backend, values.device)
+    run = OP.select(backend, values.device, _call({**inputs, **norm}, position_scale, weights))
     # autocast would turn the products that build the fast weights into low precision
     with autocast(values.device.type, enabled=False):
         output, after = run(**inputs, **norm, weights=weights, position_scale=position_scale, state=state)
     return output.to(values.dtype), after if return_state else None
+
+
+def _call(tensors: dict[str, Tensor], position_scale: Tensor, weights: Layers) -> Call:
+    """Variants: `linear` for one layer, `mlp` for more; then `+short` or `+long` unless a mini-batch has 16 tokens."""
+    values, size = tensors["values"], len(position_scale)
+    variant = ("linear" if len(weights) == 1 else "mlp") + ("+short" * (size < 16) or "+long" * (size > 16))
+    others = *tensors.values(), position_scale, *(w for layer in weights for w in layer)
+    return Call.of(values, *others, width=values.shape[-1], tokens=values.shape[1], variant=variant)
 
 
 def _check(inputs: dict[str, Tensor], norm: dict[str, Tensor], position_scale: Tensor) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mixerzoo.mixers import create_mixer
+from mixerzoo.mixers.ops.ttt import OP
 
 NAMES = ("ttt_linear", "ttt_mlp")
 
@@ -59,3 +60,20 @@ def test_state_size_is_constant():
 def test_options_that_do_not_fit(name, options, message):
     with pytest.raises(ValueError, match=message):
         create_mixer(name, 32, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_read_and_learned_reaches_the_op_in_16_bits(name, monkeypatch):
+    """Under autocast; what the weights are the sums of stays float32."""
+    seen, select = [], OP.select
+
+    def spying(*arguments):
+        function = select(*arguments)
+        return lambda **given: (seen.append(given), function(**given))[1]
+
+    monkeypatch.setattr(OP, "select", spying)
+    with torch.autocast("cpu", torch.bfloat16):
+        create_mixer(name, 32)(torch.randn(1, 20, 32))
+    (given,) = seen
+    assert {given[n].dtype for n in ("queries", "keys", "values")} == {torch.bfloat16}
+    assert {given[n].dtype for n in ("step_sizes", "position_scale", "norm_weight")} == {torch.float32}

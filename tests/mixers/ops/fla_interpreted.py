@@ -76,7 +76,7 @@ Builder.create_masked_load = with_boolean_mask(Builder.create_masked_load, 1)
 Builder.create_masked_store = with_boolean_mask(Builder.create_masked_store, 2)
 for package in ("delta_rule", "gated_delta_rule", "generalized_delta_rule", "gla", "gsa", "hgrn", "kda", "linear_attn"):
     importlib.import_module(f"fla.ops.{package}")
-for package in ("mesa_net", "rwkv6", "simple_gla"):
+for package in ("log_linear_attn", "mesa_net", "rwkv6", "simple_gla"):
     importlib.import_module(f"fla.ops.{package}")
 for name, module in list(sys.modules.items()):
     if name.startswith("fla.ops.") and hasattr(module, "tl"):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from mixerzoo.mixers.ops import ridge_regression, scan, slot_attention
+from mixerzoo.mixers.ops import log_linear, ridge_regression, scan, slot_attention
 from mixerzoo.mixers.ops.recurrence import fla, linear_recurrence
 from mixerzoo.mixers.ops.recurrence.inputs import Inputs
 
@@ -42,6 +42,19 @@ def test_the_recurrence_and_its_gradients(kind, decay, write):
     assert_close(*found, 4e-3 if low else 2e-5)
 
 
+def test_a_floor_for_decays_changes_nothing_but_the_kernel():
+    given = problem("channel", "erase", 66, batch=1, heads=1, q_heads=1, k_heads=1, d_k=11, d_v=13, dtype=torch.float32)
+    given["log_decay"] = (-0.6 * given["log_decay"].detach().sigmoid()).requires_grad_()
+    inputs = Inputs(**{name: given.get(name) for name in Inputs._fields[:-1]}, decay_floor=-0.6)
+    found = []
+    for output, state in (
+        fla.linear_recurrence(inputs, 0.3, 64, given["state"], True),
+        linear_recurrence(**given, decay_floor=-0.6, scale=0.3, return_state=True),
+    ):
+        found.append((output, state, *torch.autograd.grad(output.sin().sum() + state.sin().sum(), leaves(given))))
+    assert_close(*found, 1e-4)  # it divides by products of decays
+
+
 def agrees(run, leaves, limit, gradient):
     """Backend `fla` and the portable one give the same outputs, states and gradients; run: `run(backend)`."""
     found = []
@@ -62,7 +75,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
-    for op in (scan.OP, slot_attention.OP, ridge_regression.OP):
+    for op in (log_linear.OP, scan.OP, slot_attention.OP, ridge_regression.OP):
         here = dataclasses.replace(op.backends["fla"], why_not=lambda device: None, refuses=lambda call: None)
         monkeypatch.setitem(op.backends, "fla", here)
 
@@ -113,3 +126,10 @@ def test_ridge_regression_and_its_gradients(time, gradient):
         return y, after.gram, after.memory
 
     agrees(run, leaves, 5e-3 if gradient else 5e-4, gradient)  # it rounds to 16 bit, and adds 1e-5 to divisors
+
+
+def test_log_linear_attention_and_its_gradients():
+    log_decay, scales = -draw(1, 140, 2).exp() / 10, draw(1, 140, 2, 9).exp()
+    leaves = [draw(1, 140, 1, 11), draw(1, 140, 1, 11), draw(1, 140, 2, 13), log_decay, scales]
+    leaves = [x.requires_grad_() for x in leaves]
+    agrees(lambda backend: [log_linear.log_linear_attention(*leaves, backend=backend)[0]], leaves, 1e-5, True)

@@ -161,3 +161,33 @@ def test_the_kernel_is_asked_for_only_where_somebody_records(monkeypatch):
     with record_backends():
         attention(q, q, q)
     assert len(asked) == 1
+
+
+def forgetting(time: int, dtype: torch.dtype, gradient: bool) -> tuple[Tensor, Tensor]:
+    """What it gives, and the definition of it."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1500, 2, 32, generator=generator).to(dtype).requires_grad_(gradient) for _ in range(3))
+    log_forget = F.logsigmoid(4 * torch.randn(1, 1500, 2, generator=generator))
+    y = attention(q[:, -time:], k, v, log_forget=log_forget)
+    doubles = (x.double() for x in (q[:, -time:], k, v))
+    return y, attention(*doubles, log_forget=log_forget.double(), backend="reference")
+
+
+@pytest.mark.parametrize("time", [1500, 70])
+def test_forgetting_stays_in_bfloat16_where_no_gradient_is_wanted(time, monkeypatch):
+    dtypes, attend = [], F.scaled_dot_product_attention
+
+    def spy(query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+        dtypes.append(query.dtype)
+        return attend(query, key, value, **how)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr(sdpa, "on_cuda", lambda device: True)
+    monkeypatch.setattr(sdpa, "_returns_normaliser", lambda *tensors: False)  # a kernel for the CPU
+    errors = {}
+    for gradient in (False, True):
+        y, expected = forgetting(time, torch.bfloat16, gradient)
+        errors[gradient] = ((y - expected).norm() / expected.norm()).item()
+        assert set(dtypes) == {torch.float32 if gradient else torch.bfloat16}
+        dtypes.clear()
+    assert errors[False] < 1.3 * errors[True] < 3e-3  # though sums of gates are in the thousands

@@ -9,8 +9,8 @@ import torch
 from mixerzoo.mixers.ops.attention import attention, flex
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask
 from torch.utils._python_dispatch import TorchDispatchMode
 
 

@@ -7,11 +7,23 @@ from typing import Any
 import pytest
 import torch
 from mixerzoo.mixers import create_mixer, list_mixers
-from mixerzoo.mixers.ops import recurrence, ridge_regression, scan, selective_scan, short_convolution, slot_attention
+from mixerzoo.mixers.ops import (
+    log_linear,
+    recurrence,
+    ridge_regression,
+    scan,
+    selective_scan,
+    short_convolution,
+    slot_attention,
+    ttt,
+)
 from mixerzoo.mixers.ops.dispatch import Call, Op
 from mixerzoo.mixers.registry import mixer_options
 
-OPS = [m.OP for m in (recurrence, ridge_regression, scan, selective_scan, short_convolution, slot_attention)]
+OPS = [
+    m.OP
+    for m in (log_linear, recurrence, ridge_regression, scan, selective_scan, short_convolution, slot_attention, ttt)
+]
 PROBLEMS = [(op, problem) for op in OPS for problem in op.load_problems()(16)]
 
 
@@ -56,6 +68,10 @@ def tensors(state: Any) -> list[torch.Tensor]:
     return list(state) if isinstance(state, tuple) else list(vars(state).values())
 
 
+def test_ops_without_heads_are_proven_once():
+    assert scan.OP.widths == short_convolution.OP.widths == (16,)
+
+
 def test_every_case_that_mixers_make_of_the_ops_has_a_problem(calls):
     """But for those that all library kernels refuse."""
     for family in ("delta", "linear", "memory", "state space"):
@@ -95,6 +111,11 @@ def test_every_case_that_mixers_make_of_the_ops_has_a_problem(calls):
         (ridge_regression.OP, {"dtype": torch.float32}, "rounded to bfloat16"),
         (ridge_regression.OP, {"dtype": torch.float32, "tokens": 1}, None),
         (ridge_regression.OP, {"dtype": torch.float64}, "float64"),
+        (log_linear.OP, {}, None),
+        (log_linear.OP, {"dtype": torch.float64}, "float64"),
+        (log_linear.OP, {"variant": "carried"}, "whole texts"),
+        (log_linear.OP, {"variant": "capped"}, "this call has fewer"),
+        (log_linear.OP, {"tokens": 2**17}, "fewer than 131072 tokens"),
         (scan.OP, {"dtype": torch.float32, "variant": "positive"}, None),
         (scan.OP, {"dtype": torch.float32}, "may be negative"),
         (scan.OP, {"dtype": torch.complex64, "variant": "positive"}, "complex64"),
@@ -113,7 +134,25 @@ def test_calls_say_what_the_kernels_must_know(calls):
     slot_attention.slot_attention(*torch.rand(3, 1, 2, 1, 4).unbind(), slots, -slots)
     k, gate = torch.rand(1, 2, 1, 4), torch.rand(1, 2, 1)
     ridge_regression.ridge_regression(k, k, torch.rand(1, 2, 1, 6), log_decay=-gate, beta=gate, ridge=torch.ones(1, 4))
+    log_linear.log_linear_attention(k, k, k, -gate, torch.rand(1, 2, 1, 2))
     seen = {name: (call.dtype, call.width, call.variant) for name, call in reversed(calls)}
     assert seen["scan"] == (torch.float32, 1, "positive")
     assert seen["slot_attention"] == (torch.float32, 12, "unaligned")
+    assert seen["log_linear"] == (torch.float32, 4, "")
     assert seen["ridge_regression"] == (torch.float32, 6, "oblong")
+
+
+@pytest.mark.parametrize(
+    ("levels", "time", "variant"), [(4, 8, ""), (4, 9, "capped"), (9, 256, ""), (9, 257, "capped")]
+)
+def test_log_linear_attention_is_capped_where_levels_are_shared(levels, time, variant, calls):
+    """More levels make no difference up to as many tokens, and do from the next one on."""
+    generator = torch.Generator().manual_seed(0)
+    k, scales = torch.rand(1, time, 1, 4, generator=generator), torch.rand(1, time, 1, levels + 1, generator=generator)
+    gate = torch.zeros(1, time, 1)
+    few, _ = log_linear.log_linear_attention(k, k, k, gate, scales[..., :levels])
+    many, _ = log_linear.log_linear_attention(k, k, k, gate, scales)
+    assert torch.allclose(few, many, atol=1e-6) == (not variant)
+    assert calls[0][1].variant == variant
+    log_linear.log_linear_attention(k, k, k, gate, scales, return_state=True)
+    assert calls[-1][1].variant == "carried"

@@ -63,6 +63,14 @@ def test_chunks_agree_with_the_definition_and_its_gradients(widths, time):
     assert_equal(gradients(actual, tensors), gradients(expected, tensors))
 
 
+def test_many_chunks_agree_with_the_definition():
+    """More than have their coefficients computed at once."""
+    tensors = arguments(time=71)
+    expected, actual = (run(tensors, chunk_size=2, backend=backend) for backend in ("reference", "chunked"))
+    assert_equal(actual, expected)
+    assert_equal(gradients(actual, tensors), gradients(expected, tensors), tolerance=1e-8)
+
+
 @pytest.mark.parametrize("cuts", [[1] * 29, [2, 3, 5, 7, 11, 1], [8, 16, 5], [7, 1, 8, 13]])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_any_cut_gives_the_same(cuts, backend):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixerzoo.mixers.ops.ttt import ttt
+from mixerzoo.mixers.ops.ttt import chunked, ttt
 from safetensors.torch import load_file
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -13,6 +13,9 @@ SEQUENCE = ("queries", "keys", "values", "step_sizes")
 PARAMETERS = ("position_scale", "norm_weight", "norm_bias")
 BACKENDS = ("chunked", "reference")
 MODELS = ("linear", "mlp")
+
+
+WIDTHS = {"linear": [], "mlp": [6], "deep": [3, 5]}
 
 
 def arguments(model="linear", batch=2, time=29, heads=2, d_head=4, mini_batch_size=8, dtype=torch.float64, seed=0):
@@ -26,7 +29,7 @@ def arguments(model="linear", batch=2, time=29, heads=2, d_head=4, mini_batch_si
     tensors["position_scale"] = 1 / torch.arange(1, mini_batch_size + 1).to(dtype)
     tensors["norm_weight"] = 1 + 0.2 * normal(heads, d_head)
     tensors["norm_bias"] = 0.2 * normal(heads, d_head)
-    widths = [d_head, d_head] if model == "linear" else [d_head, 6, d_head]
+    widths = [d_head, *WIDTHS[model], d_head]
     for i, (d_in, d_out) in enumerate(itertools.pairwise(widths), start=1):
         tensors[f"W{i}"], tensors[f"b{i}"] = normal(heads, d_in, d_out), normal(heads, 1, d_out)
     return {name: x.requires_grad_() for name, x in tensors.items()}
@@ -34,7 +37,7 @@ def arguments(model="linear", batch=2, time=29, heads=2, d_head=4, mini_batch_si
 
 def given(tensors):
     """The arguments of the op: the inner model's weights layer by layer."""
-    layers = tuple((tensors[f"W{i}"], tensors[f"b{i}"]) for i in (1, 2) if f"W{i}" in tensors)
+    layers = tuple((tensors[f"W{i}"], tensors[f"b{i}"]) for i in (1, 2, 3) if f"W{i}" in tensors)
     return {name: tensors[name] for name in (*SEQUENCE, *PARAMETERS)} | {"weights": layers}
 
 
@@ -104,12 +107,57 @@ def test_fla(oracle):
 
 
 @pytest.mark.parametrize("time", [1, 7, 8, 9, 29, 64])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", WIDTHS)
 def test_dual_form_agrees_with_the_definition(model, time):
     tensors = arguments(model, time=time)
     expected, actual = run(tensors, backend="reference"), run(tensors, backend="chunked")
     assert_equal(actual, expected)
     assert_equal(gradients(actual, tensors), gradients(expected, tensors), tolerance=1e-8)
+
+
+@pytest.mark.parametrize("model", WIDTHS)
+def test_groups_of_mini_batches_agree_with_the_definition(model, monkeypatch):
+    """More than are worked on together: in training each group is computed again in the backward pass."""
+    monkeypatch.setitem(chunked.GROUP_BYTES, "cpu", 1)
+    tensors = arguments(model, time=71, mini_batch_size=2)
+    expected, actual = run(tensors, backend="reference"), run(tensors, cuts=[1, 70], backend="chunked")
+    assert_equal(actual, expected, tolerance=1e-8)
+    assert_equal(gradients(actual, tensors), gradients(expected, tensors), tolerance=1e-7)
+    with torch.no_grad():
+        assert_equal(run(tensors, backend="chunked"), expected, tolerance=1e-8)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_longer_call_keeps_no_weights_of_its_mini_batches(model, monkeypatch):
+    """What a training call saves for each mini-batch, beside a few numbers for each token of it."""
+
+    def saved(time):
+        kept = {}  # by storage: views save nothing
+
+        def pack(x):
+            kept[x.untyped_storage().data_ptr()] = x
+            return x
+
+        tensors = {n: x.detach() for n, x in arguments(model, 1, time, 1, 16, 2, torch.float32).items()}
+        leaf = tensors["W1"].requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            output, _ = ttt(**given(tensors))
+        assert output.requires_grad and leaf.requires_grad
+        return sum(x.untyped_storage().nbytes() for x in kept.values())
+
+    numbers = 16 * 16 if model == "linear" else 2 * 16 * WIDTHS["mlp"][0]
+    assert (saved(64) - saved(32)) / 16 > 4 * numbers  # one group keeps them all
+    monkeypatch.setitem(chunked.GROUP_BYTES, "cpu", 1)
+    assert (saved(160) - saved(96)) / 32 < 3 * numbers
+
+
+def test_backward_inside_autocast():
+    """There torch lowers the products of its own derivatives, but the steps of the weights are exact."""
+    tensors = {name: x.detach().float().requires_grad_() for name, x in arguments("mlp").items()}
+    expected = gradients(run(tensors), tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(run(tensors), tensors)
+    assert all((f - e).norm() < 0.02 * e.norm() for f, e in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("cuts", [[1] * 29, [2, 3, 5, 7, 11, 1], [8, 16, 5], [7, 1, 8, 13], [9, 20], [3, 2, 24]])
@@ -139,7 +187,7 @@ def test_inner_gradient_is_the_gradient_of_the_inner_loss(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("model", MODELS)
 def test_gradcheck(model, backend):
-    tensors = arguments(model, batch=1, time=5, heads=1, d_head=2, mini_batch_size=2)
+    tensors = arguments(model, batch=1, time=7, heads=1, d_head=3, mini_batch_size=2)
 
     def function(*values):
         return run(dict(zip(tensors, values, strict=True)), backend=backend)
