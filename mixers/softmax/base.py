@@ -145,7 +145,7 @@ class KeyValueAttention(KeyValueMixer):
         q, k, v, conv = self._project(x, carried.get("conv"))
         q, k = self.positioned(q, k, position)
         keys, values = cache.append(k, v)
-        y = self.output(cache.attend(q, keys, values, self.sink_logits), x)
+        y = self.output(cache.attend(q, keys, values, sinks=self.sink_logits), x)
         return y, {} if conv is None else {"conv": conv}
 
     def _scaled(self, q: Tensor, position: int | Tensor) -> Tensor:

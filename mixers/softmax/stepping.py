@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..ops.attention.sdpa import one
+from ..ops.attention.sdpa import one, row_of_bias
 from ..state import GrowableBuffer, MixerState
 from ..stepping import CannotStep, Stepper, description
 
@@ -35,10 +35,28 @@ class Cache:
             buffer.index_copy_(1, self.slot, entry.to(buffer.dtype))
         return self.buffers
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, sinks: Tensor | None = None) -> Tensor:
-        """What `query [batch, 1, heads, d_head]` reads, `[batch, 1, heads, d_value]`."""
+    def attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        sinks: Tensor | None = None,
+        log_forget: Tensor | None = None,
+        scale: float | None = None,
+    ) -> Tensor:
+        """What `query [batch, 1, heads, d_head]` reads, `[batch, 1, heads, d_value]`; see `attention`."""
         keys, values = keys.to(query.dtype), values.to(query.dtype)
-        return one(query, keys, values, self.visible, sinks, query.shape[-1] ** -0.5)
+        bias = self.visible
+        if log_forget is not None:
+            bias = self._faded(log_forget, keys.shape[2])
+        return one(query, keys, values, bias, sinks, query.shape[-1] ** -0.5 if scale is None else scale)
+
+    def _faded(self, log_forget: Tensor, kv_heads: int) -> Tensor:
+        if self.visible is None:
+            return row_of_bias(log_forget, kv_heads)
+        bias = row_of_bias(log_forget.where(self.visible[..., None], 0), kv_heads)
+        return bias.where(self.visible, -torch.inf)
 
 
 class CachingMixer(Protocol):

@@ -42,7 +42,7 @@ def attention(
 ) -> Tensor:
     time, d_value = queries.shape[1], values.shape[-1]
     if time == 1:
-        bias = None if log_forget is None else _one_row_of_bias(log_forget, keys.shape[2])
+        bias = None if log_forget is None else row_of_bias(log_forget, keys.shape[2])
         return one(queries, keys, values, bias, sinks, scale)
     if log_forget is not None:
         return _forgetting(queries, keys, values, window, sinks, log_forget, scale)
@@ -75,7 +75,7 @@ def one(
     return torch.cat(pieces, dim=-1)
 
 
-def _one_row_of_bias(log_forget: Tensor, kv_heads: int) -> Tensor:
+def row_of_bias(log_forget: Tensor, kv_heads: int) -> Tensor:
     """What forgetting adds to the logits of the last token, `[batch, kv_heads, groups, key_time]`."""
     after = log_forget[:, 1:].flip(1).cumsum(1).flip(1)
     return F.pad(after, (0, 0, 0, 1)).transpose(1, 2).unflatten(1, (kv_heads, -1))
