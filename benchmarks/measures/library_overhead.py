@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ...mixers import mixer_card
-from ...mixers.ops import library
 from ...mixers.ops.dispatch import Backend, Op
+from ...mixers.ops.libraries import LibraryCall, library_calls
 from ...mixers.ops.problems import Inputs, Problem
 from ...models import ModelConfig, parse_layout
 from ..precision import Precision, resolve
@@ -115,8 +115,11 @@ class _Work:
         leaves = {name: t.detach().requires_grad_() for name, t in self.inputs.items()}
         return _gradients(self.problem.run(leaves, None, self.backend.name)[0], list(leaves.values()))
 
-    def direct(self, call: library.LibraryCall) -> object:
+    def direct(self, calls: list[LibraryCall]) -> object:
         """What the op called, on tensors of its own."""
+        return [self._repeat(call) for call in calls]
+
+    def _repeat(self, call: LibraryCall) -> object:
         if self.mode == "forward":
             with torch.no_grad():
                 return call.function(*call.args, **call.kwargs)
@@ -139,14 +142,14 @@ def _gradients(output: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
 def _pair(work: _Work, length: int) -> tuple[Contender, Contender] | None:
     """The op and the call that it made; None where it called no library, or refused."""
     try:
-        with library.listen() as calls:
+        with library_calls() as calls:
             work.op()
     except (RuntimeError, ValueError, NotImplementedError):  # this backend does not take this problem
         return None
-    if len(calls) != 1:
+    if not calls:
         return None
     name = f"{work.backend.name} {work.problem.variant}".strip()
     return (
         Contender(name, work.mode, length, lambda _: work.op()),
-        Contender(f"{name}, {DIRECT}", work.mode, length, lambda _: work.direct(calls[0])),
+        Contender(f"{name}, {DIRECT}", work.mode, length, lambda _: work.direct(calls)),
     )

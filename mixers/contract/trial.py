@@ -139,7 +139,8 @@ class Trial:
 @contextlib.contextmanager
 def ieee_float32() -> Iterator[None]:
     """Within it float32 means float32: no TF32 in torch's products and convolutions, nor in Triton's products."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     switches: list[tuple[Any, str, Any]]
     if hasattr(matmul, "fp32_precision"):  # from torch 2.9 on; asking the older switch as well may raise
         switches = [(module, "fp32_precision", "ieee") for module in (matmul, cudnn.conv, cudnn.rnn)]

@@ -240,8 +240,9 @@ def _why_not(backend: Backend, device: torch.device) -> str | None:
 
 # They look into files; a compiled graph may keep what they found. `torch.compiler.assume_constant_result` says just
 # this, but imports the whole compiler.
+_looks: Any
 for _looks in (_fastest, _why_not, _load):
-    _looks._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    _looks._dynamo_marked_constant = True
 
 
 @functools.lru_cache(maxsize=4096)

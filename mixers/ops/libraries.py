@@ -1,11 +1,16 @@
-"""What the kernels of other libraries need, and where they are known to go wrong: reasons for `Backend.why_not`."""
+"""The kernels of other libraries: how they are called, what they need, and where they are known to go wrong."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
 import re
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,3 +78,34 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 def _text(version: Version | None) -> str:
     return "none" if version is None else ".".join(map(str, version))
+
+
+@dataclass(frozen=True)
+class LibraryCall:
+    """A function of a library, and what an op gave it."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+_listeners: ContextVar[tuple[list[LibraryCall], ...]] = ContextVar("listeners", default=())
+
+
+def call_library(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`function(*args, **kwargs)`. All adapters call their library through here: it is noted within `library_calls`."""
+    if not torch.compiler.is_compiling():  # a context variable would break the compiled graph in two
+        for noted in _listeners.get():
+            noted.append(LibraryCall(function, args, kwargs))
+    return function(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def library_calls() -> Iterator[list[LibraryCall]]:
+    """Within this context, collect the calls."""
+    noted: list[LibraryCall] = []
+    token = _listeners.set((*_listeners.get(), noted))
+    try:
+        yield noted
+    finally:
+        _listeners.reset(token)

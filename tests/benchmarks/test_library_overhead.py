@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 from mixerzoo.benchmarks.measures import LibraryOverhead, library_overhead
-from mixerzoo.mixers.ops import library
 from mixerzoo.mixers.ops.dispatch import Backend, Op
+from mixerzoo.mixers.ops.libraries import call_library, library_calls
 from mixerzoo.mixers.ops.problems import Problem
 from mixerzoo.models import ModelConfig
 
@@ -21,17 +21,20 @@ def scaled_sum(values, *, weight):
 class FakeOp(Op):
     """Backends of this very file."""
 
-    def _import(self, target):
-        return globals()[target]
+    def function(self, backend):
+        return globals()[self.backends[backend].target]
+
+    def load_problems(self):
+        return globals()[self.problems]
 
 
 def fast(values, weight):
-    return library.call(scaled_sum, values.contiguous(), weight=weight)
+    return call_library(scaled_sum, values.contiguous(), weight=weight)
 
 
 def slow(values, weight):
     time.sleep(0.02)
-    return library.call(scaled_sum, values, weight=weight)
+    return call_library(scaled_sum, values, weight=weight)
 
 
 def portable(values, weight):
@@ -103,10 +106,10 @@ def test_without_a_library_there_is_nothing_to_compare(monkeypatch, tmp_path):
 
 
 def test_calls_are_noted_within_the_context_only():
-    library.call(len, "a")
-    with library.listen() as outer:
-        library.call(len, "ab")
-        with library.listen() as inner:
-            assert library.call(int, "7", base=8) == 7
+    call_library(len, "a")
+    with library_calls() as outer:
+        call_library(len, "ab")
+        with library_calls() as inner:
+            assert call_library(int, "7", base=8) == 7
     assert [(c.function, c.args, c.kwargs) for c in outer] == [(len, ("ab",), {}), (int, ("7",), {"base": 8})]
     assert inner == outer[1:]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Call
+from ..libraries import call_library
 
 LIBRARIES = ("fla-core", "flash-linear-attention", "triton")
 FEATURES = 256  # of a head, at most
@@ -31,7 +32,8 @@ def attention(
 ) -> Tensor:
     from fla.ops.attn import parallel_attn
 
-    y: Tensor = parallel_attn(
+    y: Tensor = call_library(
+        parallel_attn,
         queries,
         keys,
         values,

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch import Call
+from ..libraries import call_library
 
 DTYPES, FEATURES = (torch.float16, torch.bfloat16), 256
 ALIGNMENT = 8  # of head sizes; FlashAttention 3 does not fill them up itself
@@ -66,7 +67,7 @@ def _attend(
         F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (queries, keys, values)
     )
     window_size = (-1, -1) if window is None else (window - 1, 0)
-    y = function(queries, keys, values, softmax_scale=scale, causal=True, window_size=window_size)
+    y = call_library(function, queries, keys, values, softmax_scale=scale, causal=True, window_size=window_size)
     if isinstance(y, tuple):  # FlashAttention 3 returned the normaliser, too, until July 2025
         y = y[0]
     return y[..., :d_value]

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..dispatch import record_kernel, recording
+from ..libraries import call_library
 
 MASK_ELEMENTS = 2**24  # queries that continue a cache go in blocks whose mask has at most this many elements
 MOST_ROWS, FEWEST_ROWS = 512, 16  # and this many queries
@@ -180,7 +181,7 @@ def _attend(
     with _AS_IT_IS if causal or not on_cuda(queries.device) else without_cudnn():
         if recording() and queries.device.type in ("cpu", "cuda"):  # others may have no choice to tell
             record_kernel("attention", "sdpa", KERNELS[torch._fused_sdp_choice(queries, keys, values, **how)])
-        return F.scaled_dot_product_attention(queries, keys, values, **how)
+        return call_library(F.scaled_dot_product_attention, queries, keys, values, **how)
 
 
 def without_cudnn() -> contextlib.AbstractContextManager[Any]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..attention import fla
 from ..dispatch import Call
+from ..libraries import call_library
 
 LEAST = 16  # query heads of a key head, and tokens of a block
 
@@ -28,7 +29,7 @@ def block_attention(queries: Tensor, keys: Tensor, values: Tensor, blocks: Tenso
     from fla.ops.nsa import parallel_nsa
 
     queries, keys, blocks = queries.to(values.dtype), keys.to(values.dtype), blocks.contiguous()
-    y: Tensor = parallel_nsa(
-        queries, keys, values, block_indices=blocks, block_counts=blocks.shape[3], block_size=block_size
+    y: Tensor = call_library(
+        parallel_nsa, queries, keys, values, block_indices=blocks, block_counts=blocks.shape[3], block_size=block_size
     )
     return y

@@ -18,9 +18,9 @@ _SUM = 0  # mode of an embedding bag
 class Accesses:
     """Which rows of a table `N` tokens touch, `J` each: `ids [N, J]`; and the same sorted by row.
 
-    order `[N*J]`: the places in `ids.flatten()`, sorted by row; of accesses that were sorted together with others, among
-    all of them. token `[N*J]`: whose they are, in that order. rows `[R]`: sorted and distinct, all that are touched,
-    maybe more; offsets `[R]`: where in `order` each of them begins. starts `[N]`, owner `[N*J]`: where in
+    order `[N*J]`: the places in `ids.flatten()`, sorted by row; of accesses that were sorted together with others, the
+    places among all of them. token `[N*J]`: whose they are, in that order. rows `[R]`: sorted and distinct, all that
+    are touched, maybe more; offsets `[R]`: where in `order` each of them begins. starts `[N]`, owner `[N*J]`: where in
     `ids.flatten()` a token begins, and whose each place is.
     """
 

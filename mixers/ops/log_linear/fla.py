@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Call
-from ..libraries import filled
+from ..libraries import call_library, filled
 
 CARRIED, CAPPED = "carried", "capped"  # variants: a state goes in or out; a level holds more tokens than is its share
 LONGEST = 2**17
@@ -44,12 +44,13 @@ def log_linear_attention(
     from fla.ops import log_linear_attn
 
     d_v = values.shape[3]
-    y, _ = log_linear_attn.chunk_log_linear_attn(
+    y, _ = call_library(
+        log_linear_attn.chunk_log_linear_attn,
         q=filled(queries.to(values.dtype), 64).contiguous(),
         k=filled(keys.to(values.dtype), 64).contiguous(),
         v=filled(values, max(16, 1 << (d_v - 1).bit_length())).contiguous(),
         g=log_decay.float().contiguous(),
-        level_scales=level_scales.float().contiguous(),
+        level_scales=level_scales.to(values.dtype).contiguous(),
         scale=scale,
     )
     return y[..., :d_v], state

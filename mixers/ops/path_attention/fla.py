@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..attention import fla
 from ..dispatch import Call
+from ..libraries import call_library
 
 WIDTHS = (16, 32, 64, 128)  # head sizes of its kernels; others are filled up with zeros
 
@@ -38,7 +39,9 @@ def path_attention(
     # it multiplies the sum of both terms of a logit by the scale
     gate = None if log_forget is None else log_forget.float() / scale
     with autocast(queries.device.type, enabled=False):
-        y, _ = parallel_path_attn(queries, keys, values, directions.float(), beta.float(), gate, scale=scale)
+        y, _ = call_library(
+            parallel_path_attn, queries, keys, values, directions.float(), beta.float(), gate, scale=scale
+        )
     return y[..., :d_value], None
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Call
-from ..libraries import filled, gated_backward_fails, wants_gradient
+from ..libraries import call_library, filled, gated_backward_fails, wants_gradient
 from .inputs import Inputs, repeat_heads
 
 SHORT = 64  # tokens up to which the token-by-token kernels run, if no gradient is wanted: fla's layers do the same
@@ -83,7 +83,8 @@ def linear_recurrence(
     function = getattr(module, chosen.recurrent if recurrent else chosen.chunk)
     if state is not None:
         state = filled(filled(state.float()).mT).mT.contiguous()
-    output, state = function(
+    output, state = call_library(
+        function,
         **_arguments(inputs, chosen.module, recurrent),
         scale=scale,
         initial_state=state,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch import Call
-from ..libraries import filled, wants_gradient
+from ..libraries import call_library, filled, wants_gradient
 
 if TYPE_CHECKING:
     from . import RidgeState, Solver
@@ -69,7 +69,8 @@ def ridge_regression(
         y, gram, memory = mesa_net.mesa_net_decoding_one_step(*one, lamb, beta[:, 0], gram, memory, steps)
         y = y[:, None]
     else:
-        y, gram, memory = mesa_net.chunk_mesa_net(
+        y, gram, memory = call_library(
+            mesa_net.chunk_mesa_net,
             q=q,
             k=k,
             v=v,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Call
-from ..libraries import wants_gradient
+from ..libraries import call_library, wants_gradient
 
 LEAST = 1e-30  # stands for smaller decays, which forget as much, and has a finite logarithm and gradient
 POSITIVE = "positive"  # the variant of decays that are
@@ -36,5 +36,5 @@ def linear_scan(decay: Tensor, writes: Tensor, start: Tensor) -> Tensor:
     x, g = writes.flatten(2), (decay + raised).log().flatten(2)
     short = writes.shape[1] <= 64 and not wants_gradient(x, g)
     run = hgrn.fused_recurrent_hgrn if short else hgrn.chunk_hgrn
-    states, _ = run(x=x.contiguous(), g=g.contiguous())
+    states, _ = call_library(run, x=x.contiguous(), g=g.contiguous())
     return states.view_as(writes)

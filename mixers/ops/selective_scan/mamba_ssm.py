@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Call, needs_cuda_package
+from ..libraries import call_library
 
 LARGEST_STATE = 256
 PIECE = 2**24  # numbers of a state's traces held at once
@@ -50,7 +51,7 @@ def selective_scan(
     dtype = torch.promote_types(values.dtype, step.dtype)
     # [batch, features, time], time innermost
     inputs = [x.to(dtype).mT.contiguous() for x in (values, step, B, C)]
-    y, last = selective_scan_fn(*inputs[:2], A.float(), *inputs[2:], return_last_state=True)
+    y, last = call_library(selective_scan_fn, *inputs[:2], A.float(), *inputs[2:], return_last_state=True)
     y, last = y.mT, last.mT
     if state is not None:
         trace, kept = _trace(step.float(), A.float(), C.float(), state.float())
@@ -80,5 +81,5 @@ def _one_token(
     after = state.to(torch.float32, copy=True)
     x, dt, b, c = values[:, 0], step[:, 0], B[:, 0], C[:, 0]
     zeros = dt.new_zeros(dt.shape[1])  # it fails where no skip or no bias is given
-    y = selective_state_update(after.mT, x, dt, A.float(), b, c, D=zeros, dt_bias=zeros)
+    y = call_library(selective_state_update, after.mT, x, dt, A.float(), b, c, D=zeros, dt_bias=zeros)
     return y[:, None], after if return_state else None

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch import Call, needs_cuda_package
-from ..libraries import wants_gradient
+from ..libraries import call_library, wants_gradient
 
 MULTIPLE = 8
 
@@ -41,11 +41,13 @@ def short_convolution(
         bias = None if bias is None else F.pad(bias, (0, missing))
     if x.shape[1] == 1 and not gradient:
         after = state.clone(memory_format=torch.contiguous_format)
-        y = causal_conv1d.causal_conv1d_update(x[:, 0], after.mT, weight, bias, activation)[:, None]
+        y = call_library(causal_conv1d.causal_conv1d_update, x[:, 0], after.mT, weight, bias, activation)[:, None]
     else:
         x = x if _aligned(x) else x.contiguous()
         start = state.contiguous().mT
-        y = causal_conv1d.causal_conv1d_fn(x.mT, weight, bias, initial_states=start, activation=activation).mT
+        y = call_library(
+            causal_conv1d.causal_conv1d_fn, x.mT, weight, bias, initial_states=start, activation=activation
+        ).mT
         after = _last(x, state)
     return (y[..., :channels], after[..., :channels].contiguous()) if missing else (y, after)
 

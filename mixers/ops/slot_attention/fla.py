@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Call
-from ..libraries import filled, wants_gradient
+from ..libraries import call_library, filled, wants_gradient
 
 UNALIGNED = "unaligned"  # the variant of a number of slots that is no multiple of 8
 
@@ -46,7 +46,8 @@ def slot_attention(
     q, k, v = (filled(x.to(values.dtype)).contiguous() for x in (queries, keys, values))
     if state is not None:  # its keys of slots stand the other way round
         state = filled(state[0].float()).mT.contiguous(), filled(state[1].float()).contiguous()
-    y, (slot_keys, slot_values) = run(
+    y, (slot_keys, slot_values) = call_library(
+        run,
         q=q,
         k=k,
         v=v,

@@ -23,7 +23,7 @@ from . import TTTState
 from .reference import EPSILON, start
 from .steps import steps
 
-GROUP_BYTES = {"cpu": 2**24}
+GROUP_BYTES = {"cpu": 2**23}
 """What the starting weights of mini-batches that are worked on together may take on a device, elsewhere 2^28: on a CPU
 they had better fit its caches."""
 

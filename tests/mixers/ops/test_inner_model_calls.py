@@ -43,7 +43,7 @@ def calls(model, mini_batches, backward):
         ("mlp", False, 12, 60),
         ("mlp", True, 29, 215),
         ("titans", False, 46, 60),
-        ("titans", True, 198, 90),
+        ("titans", True, 201, 90),
     ],
 )
 def test_calls_for_each_mini_batch_and_for_all(model, backward, each, once):
