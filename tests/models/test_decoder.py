@@ -68,7 +68,7 @@ def steps(decoder, following):
 def assert_equal_states(model, a, b):
     """Two states are one if the model goes on from both alike, and they hold as much."""
     assert a.position == b.position
-    following = tokens(a.batch, 20, seed=5)
+    following = tokens(a.batch, 18, seed=5)
     with torch.no_grad():
         torch.testing.assert_close(model(following, a)[0], model(following, b)[0], rtol=1e-9, atol=1e-9)
 
@@ -87,11 +87,10 @@ def test_every_mixer_decodes_as_it_is_called(name):
     torch.testing.assert_close(first, expected[:, :middle], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(steps(decoder, following[:, middle:]), expected[:, middle:], rtol=1e-9, atol=1e-9)
     assert_equal_states(model, decoder.state, after)
-    # from a state in the middle, which going on has not changed, nor does another decoder
-    for _ in range(2):
-        other = model.decoder(2, ROOM)
-        other.state = taken
-        torch.testing.assert_close(steps(other, following[:, middle:]), expected[:, middle:], rtol=1e-9, atol=1e-9)
+    # from a state in the middle, which going on has not changed
+    other = model.decoder(2, ROOM)
+    other.state = taken
+    torch.testing.assert_close(steps(other, following[:, middle:]), expected[:, middle:], rtol=1e-9, atol=1e-9)
     assert decoder.position == PROMPT + NEW
     place = "layers.0.feed_forward" if name == "pkm" else "layers.0.mixer"
     expected_how = f"called: {CALLED[name]}" if name in CALLED else AT_EDGES if name in WITH_EDGES else RECORDED
