@@ -171,6 +171,10 @@ class Decoder:
                 self._pieces = pieces
             except Refused as refused:
                 refused.sublayer.refuse(refused.reason, self.position)
+        if self.dtype is not None:
+            with self._autocast():
+                for sublayer in self._sublayers:
+                    sublayer.cast_weights(self.model.embed(token), self.dtype)
         self._with_edges = [s.stepper for s in self._sublayers if s.has_edges and s.stepper is not None]
 
     def _cut(self) -> list[Segment | Sublayer]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..mixers import Mixer, MixerState
 from ..mixers.ops.attention.sdpa import without_cudnn
@@ -33,7 +37,7 @@ class Sublayer:
     """One of a block's memory, mixer and feed-forward, with its norm.
 
     where: layer, and place in the block's state. stepper: None if the module has no state or must be called.
-    reason: why it must be. held: its state then.
+    reason: why it must be. held: its state then; weights: those that autocast would cast at every call, cast once.
     """
 
     where: tuple[int, int]
@@ -42,6 +46,7 @@ class Sublayer:
     stepper: Stepper | None = None
     reason: str | None = None
     held: MixerState | None = None
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
     def begin(self, state: MixerState | None, max_length: int, static: bool) -> None:
         """Take over a state."""
@@ -82,7 +87,7 @@ class Sublayer:
         if not isinstance(self.module, Mixer):
             y = self.module(y)
         elif self.stepper is None:
-            y, self.held = self.module(y, self.held, return_state=True)
+            y, self.held = self._call(self.module, y)
         elif self.stepper.is_edge(position):
             y, after = self.module(y, self.stepper.state(position), return_state=True)
             self._take(self.stepper.resume, after, static)
@@ -94,6 +99,27 @@ class Sublayer:
                 self.stepper.carried = after
         return x + y.to(x.dtype)
 
+    def cast_weights(self, x: Tensor, dtype: torch.dtype) -> None:
+        """Cast once the weights that the module, where it is called, lets autocast cast at every call, and uses for
+        nothing else; none if that makes any difference. x: the residual stream of one token. Under that autocast."""
+        if self.reason is None or not isinstance(self.module, Mixer) or self.module.keeps_memory:
+            return
+        layers = [(name, layer) for name, layer in self.module.named_modules() if type(layer) is nn.Linear]
+        parameters = {f"{name}.{own}": t for name, layer in layers for own, t in layer.named_parameters()}
+        x = self.norm(torch.arange(x.numel(), device=x.device).sin().view_as(x).to(x.dtype))  # draws no random numbers
+        with _SeesCasts(parameters.values(), dtype) as seen:
+            expected = self.module(x, self.held, return_state=True)
+        self.weights = {n: t.to(dtype) for n, t in parameters.items() if id(t) in seen.cast - seen.used}
+        found = self._call(self.module, x)
+        if not all(map(torch.equal, _values(*found), _values(*expected))):
+            self.weights = {}
+
+    def _call(self, module: Mixer, y: Tensor) -> tuple[Tensor, MixerState | None]:
+        if not self.weights:
+            return module(y, self.held, return_state=True)
+        found: tuple[Tensor, MixerState | None] = functional_call(module, self.weights, (y, self.held, True))
+        return found
+
     @property
     def how(self) -> str:
         """See `Decoder.how`."""
@@ -104,6 +130,36 @@ class Sublayer:
     @property
     def has_edges(self) -> bool:
         return self.stepper is not None and self.stepper.has_edges
+
+
+def _values(y: Tensor, state: MixerState | None) -> list[Tensor]:
+    """An output and what a state says, without the spare room of its buffers."""
+    found = [y]
+    if state is not None:
+        state.map_tensors(lambda t: found.append(t) or t)  # type: ignore[func-returns-value]
+    return found
+
+
+class _SeesCasts(TorchDispatchMode):
+    """Which parameters are cast to a dtype, and which are used in any other way; by their ids."""
+
+    def __init__(self, parameters: Iterable[Tensor], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.parameters, self.dtype = {id(t) for t in parameters}, dtype
+        self.cast: set[int] = set()
+        self.used: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see `program`
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)} & self.parameters
+        result = func(*args, **(kwargs or {}))
+        casts = func.overloadpacket in (torch.ops.aten.to, torch.ops.aten._to_copy) and result.dtype == self.dtype
+        found = self.cast if casts else self.used
+        found |= given
+        return result
 
 
 def _check_hooks(module: nn.Module) -> None:

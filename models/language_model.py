@@ -92,9 +92,10 @@ class LanguageModel(Backbone):
             logits = decoder.step(logits.argmax(-1))
             state = decoder.state  # what the model would have returned
 
-        dtype: of autocast, under which everything runs; weights are cast once. None: none, whatever the caller's is.
+        dtype: of autocast, under which everything runs; weights are cast once, those of a mixer that has to be called
+        for every token as far as its linear layers go. None: no autocast, whatever the caller's is.
         Weights that are changed later, or another mode (`train`, `eval`), count from the next prefill or state on.
-        Raises `ValueError` for a batch or max_length below 1.
+        After an error within a step, set `decoder.state` anew. Raises `ValueError` for a batch or max_length below 1.
         """
         return Decoder(self, batch, max_length, dtype=dtype)
 
