@@ -49,7 +49,7 @@ def chunk(work: FwpkmWork, normal: Any) -> tuple[torch.Tensor, Accesses, torch.T
     """One chunk's compact table, accesses, weights and tokens, a few slots shared."""
     rows, n, width = work.chunk_size * TOP_K, work.chunk_size, work.values.shape[1]
     ids = (normal(n, TOP_K).abs() * rows / 4).long().clamp_max(rows - 1)
-    return normal(rows, width), Accesses(ids), normal(n, TOP_K).softmax(-1), normal(n, width)
+    return normal(rows, width), Accesses.to(ids, rows), normal(n, TOP_K).softmax(-1), normal(n, width)
 
 
 @pytest.mark.parametrize("score", ["idw", "dot"])
@@ -62,14 +62,15 @@ def test_address_a_chunk(work: FwpkmWork, score: Any, timed: Any) -> None:
 
 def test_read_a_chunk(chunk: Any, timed: Any) -> None:
     table, accesses, weights, _ = chunk
-    timed(lambda: TORCH.read(table, accesses.ids, weights), PIECES)
+    timed(lambda: TORCH.read(table, accesses, weights), PIECES)
 
 
 def test_gather_dot_of_a_chunk(chunk: Any, timed: Any) -> None:
     table, accesses, _, x = chunk
-    timed(lambda: TORCH.gather_dot(table, accesses.ids, x), PIECES)
+    timed(lambda: TORCH.gather_dot(table, accesses, x), PIECES)
 
 
 def test_update_rows_of_a_chunk(chunk: Any, timed: Any) -> None:
     table, accesses, weights, x = chunk
-    timed(lambda: TORCH.add(table, accesses, x, weights, -1e-6), PIECES)
+    sorted_weights = -1e-6 * accesses.sort(weights)
+    timed(lambda: TORCH.add(table, accesses, x, sorted_weights), PIECES)

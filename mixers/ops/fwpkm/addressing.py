@@ -35,7 +35,7 @@ class Codes:
         sizes = self.index.shape[:3]
         n_codes = sizes.numel() * self.n_subkeys
         books = torch.arange(0, n_codes, self.n_subkeys, device=self.index.device).view(*sizes, 1, 1)
-        return Accesses.to((books + self.index).flatten(0, -2), n_codes, like and like.accesses)
+        return Accesses.to((books + self.index).flatten(0, -2), n_codes, None if like is None else like.accesses)
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,8 @@ class ValuePass(torch.autograd.Function):
                 _decay(d_table, accesses, counts, options)
                 kernels.add(d_table, accesses, d_read, weight)
             d_weights.append(kernels.gather_dot(table, accesses, d_read))
-        d_weights, d_coefficients = torch.cat(d_weights[::-1]), torch.cat(d_coefficients[::-1])
-        return d_table, d_weights, d_coefficients, d_targets, None, None, None
+        by_access = torch.cat(d_weights[::-1]), torch.cat(d_coefficients[::-1])
+        return d_table, *by_access, d_targets, None, None, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

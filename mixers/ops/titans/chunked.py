@@ -90,9 +90,9 @@ def _whole_chunks(inputs: list[Tensor], state: TitansState, chunk_size: int) -> 
     q, k, v, *gates = (x.unflatten(2, (-1, chunk_size)).movedim(2, 0).contiguous() for x in inputs)
     c = coefficients(*gates)
     outputs = []
-    for queries, keys, values, own, end in zip(q, k, v, zip(*c), zip(*_ends(c))):
-        gates_of_chunk = Coefficients(*own), Coefficients(*end)
-        output, state = _read_and_write(queries, keys, values, *gates_of_chunk, state, chunk_size)
+    for query, key, value, own, end in zip(q, k, v, zip(*c), zip(*_ends(c))):
+        of_chunk = Coefficients(*own), Coefficients(*end)
+        output, state = _read_and_write(query, key, value, *of_chunk, state, chunk_size)
         outputs.append(output)
     return torch.cat(outputs, dim=2), state
 
