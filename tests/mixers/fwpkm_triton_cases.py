@@ -156,7 +156,7 @@ def test_any_configuration_equals_the_definition(configuration):
     check_against_definition("triton", configuration, DEVICE)
 
 
-@pytest.mark.parametrize(("gradients", "kernels", "aten"), [(False, 2, 0), (True, 5, 0)])
+@pytest.mark.parametrize(("gradients", "kernels", "aten"), [(False, 2, 0), (True, 5, 2)])
 def test_a_chunk_costs_few_launches(gradients, kernels, aten, monkeypatch):
     names, launch, of_ours = [], backend._launch, {}
 
