@@ -123,11 +123,11 @@ def _address_at_once(call: _Call, layout: Layout) -> _Found:
     memories, each, _, heads, _ = call.queries.shape
     scores = _SCORES_IN_CACHE if keys.device.type == "cpu" else _SCORES_IN_MEMORY
     at_once = max(1, scores // (memories * each * heads * 2 * keys.shape[3]))
-    found = [_address(call, queries, keys) for queries in call.queries.split(at_once, dim=2)]
-    slots, weights = (
-        torch.cat([t.unflatten(1, (each, -1)) for t in parts], dim=2)
-        for parts in zip(*((f.slots, f.weights) for f in found))
-    )
+    parts = []
+    for queries in call.queries.split(at_once, dim=2):
+        found = _address(call, queries, keys)
+        parts.append((found.slots.unflatten(1, (each, -1)), found.weights.unflatten(1, (each, -1))))
+    slots, weights = (torch.cat(p, dim=2) for p in zip(*parts))
     new = call.problem.position - call.begin
     return _Found(
         call.rows(slots.flatten(0, 2).index_select(0, layout.token), layout.token),
