@@ -147,8 +147,8 @@ def run_command(
     planner = Planner(loaded.select(only), place)
     others = [Run(folder) for folder in reuse or ()]
     run = Run(out or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    check_folder(run, resolved, place)
     if dry_run:
-        check_folder(run, resolved, place)
         console.print(_case_table(planner, run))
     if estimate:
         console.print(estimate_run(planner, run, place, jobs or settings.jobs).text(), highlight=False, soft_wrap=True)

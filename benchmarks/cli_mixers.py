@@ -119,15 +119,19 @@ def check_command(
     out: Annotated[Path | None, typer.Option(help="Folder to write check.json and check.md to.")] = None,
 ) -> None:
     """Run the mixer contract; exit code 1 if a mixer breaks it."""
+    import torch
+
     from ..mixers import list_mixers
     from .contract_report import ContractRun
-    from .device import choose_device
+    from .device import choose_device, make_current
 
     load_plugins()
     if (mixer is None) != all_mixers:
         raise ValueError("name one mixer, or give --all")
     numbers = _parse_numbers(only)
     place = None if device == "auto" else choose_device(device)
+    if place is not None:
+        make_current(torch.device(place))
     names, console = list_mixers() if mixer is None else [mixer], Console()
     # Compiling for real takes most of the time, and is the same compiler for every mixer: all are traced only.
     run = ContractRun.of(place, "aot_eager" if all_mixers else "inductor")

@@ -34,8 +34,9 @@ def train_command(
     By several processes: torchrun --nproc-per-node 2 -m mixerzoo.benchmarks.cli train FILE --out FOLDER, with
     parallel: ddp or parallel: fsdp in the file's training.
     """
+    from ..mixers.tf32 import tf32
     from .device import choose_device
-    from .precision import allows_tf32, tf32
+    from .precision import allows_tf32
     from .train_file import load_train_file
     from .training import train_or_load
     from .training.distributed import process_group

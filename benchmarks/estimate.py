@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from ..mixers.tf32 import tf32
 from ..models import LanguageModel, ModelConfig
 from .case import Case
 from .device import make_current
@@ -23,7 +24,7 @@ from .measures import Perplexity, Recall, Training, Tuning
 from .measures.meter import measure_memory
 from .measures.trained import Trained
 from .plan import Planner, everything
-from .precision import autocast, tf32
+from .precision import autocast
 from .runner import Limits
 from .runs import Run
 from .suite import parse_measure

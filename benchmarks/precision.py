@@ -4,7 +4,6 @@ stand in for float32."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -31,21 +30,3 @@ def allows_tf32(switch: bool | Literal["auto"], precision: Precision, device: to
     if torch.device(device).type != "cuda":
         return False
     return resolve(precision, device) == "bfloat16" if switch == "auto" else switch
-
-
-@contextlib.contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Within, whether matrix products and convolutions of float32 tensors on CUDA may use TF32 (10 bits of mantissa).
-
-    cuDNN's own default would allow it, even where matrix products are IEEE float32. Only torch's and its libraries'
-    kernels obey; a Triton kernel says for itself how it multiplies. These are the older of torch's two interfaces:
-    the newer one (`fp32_precision`, from 2.9) makes everything that still reads the older one raise.
-    """
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]

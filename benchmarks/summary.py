@@ -145,4 +145,5 @@ _READERS: dict[str, tuple[Callable[[ResultLine], Iterator[Entry]], Format]] = {
     "overhead": (_op_speed, _three_digits),
     "mixer_speed": (_op_speed, _three_digits),
     "library_overhead": (_op_speed, _three_digits),
+    "decode_speed": (_op_speed, _three_digits),
 }

@@ -129,9 +129,9 @@ def run_case(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
     import torch
 
     from ..mixers.ops.dispatch import record_backends
+    from ..mixers.tf32 import tf32
     from ..models import ModelConfig
     from .device import make_current
-    from .precision import tf32
     from .suite import parse_measure
 
     torch.set_num_threads(job["threads"])

@@ -15,6 +15,7 @@ from .documents import Documents, document_lengths, run_packed
 from .ops.dispatch import Op
 from .options import Option, option
 from .state import MixerState
+from .stepping import StateStepper, Stepper
 
 Growth = Literal["constant", "bounded", "logarithmic", "linear"]
 StateType = TypeVar("StateType", bound=MixerState)
@@ -168,6 +169,14 @@ class Mixer(_Declared):
         """The state after `x`, of the dataclass `kind` with its own fields as `parts`."""
         position = x.shape[1] + (0 if state is None else state.position)
         return kind(signature=self.signature, batch=x.shape[0], position=position, **parts)
+
+    def stepper(self, max_length: int, static: bool) -> Stepper:
+        """How this mixer decodes up to `max_length` tokens without being called for each, see `mixers.stepping`.
+
+        static: the addresses of all tensors must stay, and their sizes as far as that goes, as a CUDA graph needs it.
+        Here: for a state of constant size. Raises `CannotStep`, also at the first state, where that does not do.
+        """
+        return StateStepper(self)
 
     def restart(self, state: Any) -> MixerState | None:
         """The state to read a text again with: what was memorised stays, what belongs to places in the text goes.

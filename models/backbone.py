@@ -166,6 +166,12 @@ class Backbone(nn.Module):
                 if isinstance(module, Mixer):
                     yield module
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What the first layer is given, `[..., d_model]`."""
+        # unit scale (Vaswani et al. 2017, 3.4): else what the first layers add drowns the token, the more the wider the
+        # model is, and a memory above them cannot find by a token what was written at another place with the same one
+        return self.embedding(tokens) * self.config.d_model**0.5
+
     def features(
         self,
         tokens: Tensor,
@@ -181,9 +187,7 @@ class Backbone(nn.Module):
             if state is not None or return_state:
                 raise ValueError("documents start fresh and leave no state: give documents or a state, not both")
             documents, tokens = _document_edges(documents, *shape), tokens.reshape(1, -1)
-        # unit scale (Vaswani et al. 2017, 3.4): else what the first layers add drowns the token, the more the wider the
-        # model is, and a memory above them cannot find by a token what was written at another place with the same one
-        x = self.embedding(tokens) * self.config.d_model**0.5
+        x = self.embed(tokens)
         layers: list[Any] = []
         recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled() and not return_state
         for i, block in enumerate(self.layers):

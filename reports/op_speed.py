@@ -26,6 +26,7 @@ def topic(row: Any) -> str:
         "attention": "times the seconds of causal softmax attention alone",
         "overhead": "times the seconds of the same model without what the layout inserts",
         "library": f"times the seconds of the library's function that it calls, {row.backend}",
+        "decoder": "times the seconds of calling the model for every token",
         "floor": f"seconds by those that moving the counted bytes takes, {row.backend}",
     }.get(row.kind, f"{row.kind}, {row.backend}")
     return f"{mode_name(row.mode)} {_of_tokens(row)}{batch}: {what}"

@@ -40,7 +40,7 @@ SECTIONS = {
 _MEASURES = {"recall": "recall", "speed": "speed", "memory": "memory", "perplexity": "perplexity"}
 _SAY_NONE = ("failures", "missing")  # tables that say something by being empty
 # sections that a suite that does not ask for them does without
-_RARE = {"op-speed": ("op_speed", "overhead", "mixer_speed", "library_overhead")}
+_RARE = {"op-speed": ("op_speed", "overhead", "mixer_speed", "library_overhead", "decode_speed")}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ IN_TURN = (
     "overhead",
     "mixer_speed",
     "library_overhead",
+    "decode_speed",
 )  # measures of several things in one process, held to bars
 _CURVE_POINTS = 120
 _LOADS = ("n_needles", "n_pairs", "n_tokens", "n_distinct", "n_entries")  # what tasks call their load

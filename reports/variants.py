@@ -17,6 +17,7 @@ _ALIKE = {
     "overhead": {"rounds", "bars"},
     "mixer_speed": {"rounds", "bars", "new_tokens"},
     "library_overhead": {"rounds", "most"},
+    "decode_speed": {"rounds", "bars", "new_tokens"},
 }
 _ALWAYS_ALIKE = {"model", "layout_line", "threads", "tf32", "modes", "lengths"}  # TF32 follows from the precision
 _TASK = "task.task"

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from .base import Measure
+from .decode_speed import DecodeSpeed
 from .library_overhead import LibraryOverhead
 from .memory import Memory
 from .mixer_speed import MixerSpeed
@@ -16,7 +17,17 @@ from .speed import Speed
 from .trained import Sweep, Trained, Training, Tuning, apply_choice
 
 AnyMeasure = Annotated[
-    Speed | Memory | Tuning | Training | Recall | Perplexity | OpSpeed | Overhead | MixerSpeed | LibraryOverhead,
+    Speed
+    | Memory
+    | Tuning
+    | Training
+    | Recall
+    | Perplexity
+    | OpSpeed
+    | Overhead
+    | MixerSpeed
+    | LibraryOverhead
+    | DecodeSpeed,
     Field(discriminator="measure"),
 ]
 MEASURES: dict[str, type[Measure]] = {
@@ -30,11 +41,13 @@ MEASURES: dict[str, type[Measure]] = {
     "overhead": Overhead,
     "mixer_speed": MixerSpeed,
     "library_overhead": LibraryOverhead,
+    "decode_speed": DecodeSpeed,
 }
 
 __all__ = [
     "MEASURES",
     "AnyMeasure",
+    "DecodeSpeed",
     "LibraryOverhead",
     "Measure",
     "Memory",

@@ -8,7 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["faster", "smaller", "growth", "flat", "linear", "fit", "floor", "overhead", "attention", "library"]
+Kind = Literal[
+    "faster", "smaller", "growth", "flat", "linear", "fit", "floor", "overhead", "attention", "library", "decoder"
+]
 AT_LEAST: tuple[Kind, ...] = ("faster", "smaller")  # the other kinds are met by at most the value
 FEWEST_LENGTHS = {"growth": 2, "flat": 2, "linear": 2, "fit": 3}  # any two points lie on a line
 
@@ -22,7 +24,7 @@ class Bar(BaseModel):
     length; `fit`, the largest distance of the peak bytes from the line through the lengths, as a share of them;
     `floor`, seconds by those that moving the counted bytes takes; `overhead`, seconds of `backend` by those of `over`;
     `attention`, seconds of a mixer by those of causal softmax attention; `library`, seconds of an op by those of the
-    library's function that it calls.
+    library's function that it calls; `decoder`, seconds of a token by the decoder by those of calling the model.
     mode, backend: of which numbers.
     """
 
@@ -55,6 +57,11 @@ def overheads(rows: Sequence[dict[str, Any]], bars: Sequence[Bar]) -> list[dict[
 def library_ratios(rows: Sequence[dict[str, Any]], bars: Sequence[Bar]) -> list[dict[str, Any]]:
     """As `overheads`, for an op and the library's function that it calls."""
     return _quotients("library", rows, bars)
+
+
+def decoder_ratios(rows: Sequence[dict[str, Any]], bars: Sequence[Bar]) -> list[dict[str, Any]]:
+    """As `overheads`, for a decoder and the model called for every token."""
+    return _quotients("decoder", rows, bars)
 
 
 def attention_ratios(rows: Sequence[dict[str, Any]], bars: Sequence[Bar]) -> list[dict[str, Any]]:

@@ -22,7 +22,12 @@ from .op_work import FwpkmWork
 Mode = Literal["forward", "train", "decode"]
 WORKS = {"fwpkm": FwpkmWork}  # another op needs a class with the methods of this one
 _COPY = "copy"
-_MEASURED_BY = {"overhead": "overhead", "attention": "mixer_speed", "library": "library_overhead"}
+_MEASURED_BY = {
+    "overhead": "overhead",
+    "attention": "mixer_speed",
+    "library": "library_overhead",
+    "decoder": "decode_speed",
+}
 
 
 class OpSpeed(Measure):

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from ...models import ModelConfig, compile_totals, compiled_since
 from ..training import Compile, Precision, Progress
 from .base import Measure, Size, check_compiles, single, split_grid
-from .meter import Timing, quartiles, time_rounds
+from .meter import quartiles, time_rounds
 from .workload import Workload
 
 Mode = Literal["forward", "train", "prefill", "decode"]
@@ -22,7 +22,8 @@ class Speed(Measure):
     """Time of a freshly initialised model on random tokens, one case for each mode and length.
 
     modes: `forward` (logits of every position), `train` (forward, backward, AdamW step), `prefill` (read a context and
-    keep the state, logits at its end), `decode` (one token at a time after a context of that length). batch: sequences
+    keep the state, logits at its end), `decode` (one token at a time after a context of that length, by the model's
+    decoder). batch: sequences
     at once. rounds: at least so many; more while they fit in budget_seconds. new_tokens: decoded in a round.
     compile: `off`, or the mode of `torch.compile`; for `forward` and `train`.
     """
@@ -61,7 +62,8 @@ class Speed(Measure):
         before = compile_totals() if self.compile else {}
         options: dict[str, Any] = {"rounds": self.rounds, "budget_seconds": self.budget_seconds, "progress": progress}
         if mode == "decode":
-            timing = self._time_decoding(work, device, options)
+            prepare, decode = work.decoding(self.new_tokens)
+            timing = time_rounds(decode, device, prepare=prepare, **options).per(self.new_tokens)
         else:
             call = {"forward": work.forward, "train": work.train_step, "prefill": work.prefill}[mode]
             timing = time_rounds(lambda _: call(), device, **options)
@@ -74,12 +76,3 @@ class Speed(Measure):
             "first_call_seconds": timing.first_seconds,
             **(compiled_since(before) if self.compile else {}),
         }
-
-    def _time_decoding(self, work: Workload, device: torch.device, options: dict[str, Any]) -> Timing:
-        context = work.prefill()
-        # Every round continues the same context. Its first token is not timed: continuing a state a second time may
-        # copy a buffer, which decoding on and on never does.
-        timing = time_rounds(
-            lambda start: work.decode(start, self.new_tokens), device, prepare=lambda: work.read(*context), **options
-        )
-        return timing.per(self.new_tokens)

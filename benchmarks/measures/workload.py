@@ -11,7 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...models import LanguageModel, ModelConfig, ModelState, compiled
+from ..precision import resolve
 from ..training import Compile, Precision, autocast, make_optimizer
+
+Decoding = tuple[Callable[[], Any], Callable[[Any], Tensor]]
+"""What prepares decoding after the context, and decodes on from what that returns."""
 
 
 class Workload:
@@ -32,6 +36,7 @@ class Workload:
         compile: Compile = False,
     ) -> None:
         self.device, self.precision = device, precision
+        self.how: dict[str, str] = {}  # of what was decoded last, see `Decoder.how`
         self.model = LanguageModel(dataclasses.replace(config, seed=seed)).to(device).eval()
         self._call: Callable[..., Any] = compiled(self.model, compile, device) if compile else self.model
         self.optimizer = make_optimizer(self.model, learning_rate=1e-4, weight_decay=0.1)
@@ -70,9 +75,38 @@ class Workload:
         """Read the whole context; logits at its end only."""
         return self.read(self.tokens)
 
-    def decode(self, start: tuple[Tensor, ModelState], count: int) -> Tensor:
-        """`count` tokens one at a time, each the likeliest, from what `read` returned."""
-        token, state = start
-        for _ in range(count):
-            token, state = self.read(token, state)
-        return token
+    def calling(self, new_tokens: int) -> Decoding:
+        """`new_tokens` tokens one at a time after the context, each the likeliest, by calling the model.
+
+        What is prepared for it is a first token: continuing a state a second time may copy a buffer, which decoding on
+        and on never does.
+        """
+        context = self.prefill()
+
+        def decode(start: tuple[Tensor, ModelState]) -> Tensor:
+            token, state = start
+            for _ in range(new_tokens):
+                token, state = self.read(token, state)
+            return token
+
+        return lambda: self.read(*context), decode
+
+    def decoding(self, new_tokens: int) -> Decoding:
+        """The same by the model's decoder, which enters autocast once and casts weights once; it has recorded its step
+        by the end of what is prepared."""
+        token, state = self.prefill()
+        dtype = torch.bfloat16 if resolve(self.precision, self.device) == "bfloat16" else None
+        decoder = self.model.decoder(len(token), state.position + 1 + new_tokens, dtype=dtype)
+
+        def start() -> Tensor:
+            decoder.state = state
+            first = decoder.step(token[:, 0]).argmax(-1)
+            self.how = decoder.how
+            return first
+
+        def decode(token: Tensor) -> Tensor:
+            for _ in range(new_tokens):
+                token = decoder.step(token).argmax(-1)
+            return token
+
+        return start, decode

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..interface import Mixer, own_options
 from ..state import MixerState
+from ..tf32 import tf32
 
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
@@ -139,27 +140,15 @@ class Trial:
 @contextlib.contextmanager
 def ieee_float32() -> Iterator[None]:
     """Within it float32 means float32: no TF32 in torch's products and convolutions, nor in Triton's products."""
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    switches: list[tuple[Any, str, Any]]
-    if hasattr(matmul, "fp32_precision"):  # from torch 2.9 on; asking the older switch as well may raise
-        switches = [(module, "fp32_precision", "ieee") for module in (matmul, cudnn.conv, cudnn.rnn)]
-    else:
-        switches = [(module, "allow_tf32", False) for module in (matmul, cudnn)]
-    before = [(module, name, getattr(module, name)) for module, name, _ in switches]
-    triton = os.environ.get("TRITON_F32_DEFAULT")
+    before = os.environ.get("TRITON_F32_DEFAULT")
+    os.environ["TRITON_F32_DEFAULT"] = "ieee"
     try:
-        for module, name, value in switches:
-            setattr(module, name, value)
-        os.environ["TRITON_F32_DEFAULT"] = "ieee"
-        yield
+        with tf32(False):
+            yield
     finally:
-        for module, name, value in before:
-            setattr(module, name, value)
-        if triton is None:
-            del os.environ["TRITON_F32_DEFAULT"]
-        else:
-            os.environ["TRITON_F32_DEFAULT"] = triton
+        del os.environ["TRITON_F32_DEFAULT"]
+        if before is not None:
+            os.environ["TRITON_F32_DEFAULT"] = before
 
 
 def _lengths(points: Iterable[int], time: int) -> list[int]:

@@ -61,10 +61,11 @@ def cases(op: Op, dtypes: Sequence[str], sizes: Sequence[int]) -> list[Case]:
     found: dict[Key, Case] = {}
     problems = ((size, problem) for size in sizes for problem in op.load_problems()(size))
     for size, problem in problems:
+        drawn = _few(problem)
         for name in dtypes:
-            key = key_of(op, problem, name)
+            key = key_of(op, problem, name, drawn)
             if key.dtype != name:  # the op computes in a wider one: inputs of that dtype prove more
-                key = key_of(op, problem, key.dtype)
+                key = key_of(op, problem, key.dtype, drawn)
             found.setdefault(key, Case(op.name, "", *key, size=size))
     return list(found.values())
 
@@ -78,9 +79,15 @@ class _Asked(Exception):
     """A call of the op was about to be made."""
 
 
-def key_of(op: Op, problem: Problem, dtype: str) -> Key:
+def _few(problem: Problem) -> Inputs:
+    """Inputs that the calls of the problem can be seen from: as many tokens as no window holds."""
+    return problem.inputs(1, TOKENS // 2, torch.Generator().manual_seed(0))
+
+
+def key_of(op: Op, problem: Problem, dtype: str, drawn: Inputs | None = None) -> Key:
     """What verdicts on a problem are about, as the call says that it makes of the op; the call itself is not made.
 
+    drawn: inputs of the problem, if there are some already.
     Raises `ValueError` where the op makes no call of the problem's variant.
     """
     made: list[Call] = []
@@ -92,7 +99,7 @@ def key_of(op: Op, problem: Problem, dtype: str) -> Key:
                 raise _Asked
         return Op.select(op, backend, device, call)
 
-    x = cast(problem, problem.inputs(1, TOKENS, torch.Generator().manual_seed(0)), dtype_of(dtype), CPU)
+    x = cast(problem, _few(problem) if drawn is None else drawn, dtype_of(dtype), CPU)
     portable = next(b.name for b in op.backends.values() if b.trust == "always" and b.why_not(CPU) is None)
     vars(op)["select"] = select
     try:

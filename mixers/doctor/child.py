@@ -36,7 +36,10 @@ def main() -> None:
     def tell(**message: Any) -> None:
         os.write(channel, json.dumps(message).encode() + b"\n")
 
-    _Session(job, tell).work()
+    from ..tf32 import tf32  # torch, which must not be loaded before the parent's path is known
+
+    with tf32(False):
+        _Session(job, tell).work()
     sys.stdout.flush()
     os._exit(0)  # nothing that was loaded may hang or fail on the way out
 
@@ -53,10 +56,8 @@ class _Session:
         self.tell, self.first, self.work_of = tell, job["first"], job["work"]
         self.device = torch.device(job["device"])
         torch.set_num_threads(job["threads"])
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
+        if self.device.index is not None and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # Triton launches on the current one, wherever the tensors are
         self.op = importlib.import_module(job["op"]).OP
         self.cases = [Case(*case) for case in job["cases"]]
         self.gradients: list[bool] = job["gradients"]

@@ -77,6 +77,7 @@ class Examination:
         self.at_once = at_once or max(1, min(_MOST_CHILDREN, cores))
         self.threads = max(1, cores // self.at_once)
         self.interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+        self._installed: dict[tuple[str, str], dict[str, str]] = {}
         self._all_cases = {name: self._plan(op) for name, op in self.ops.items()}
         self.planned = [(op, b, case) for op, b in self._backends("proven") for case in self._cases(op, b)]
 
@@ -111,7 +112,14 @@ class Examination:
     def known(self, op: Op, case: Case) -> Verdict | None:
         """The verdict on a case, if there is one that still holds."""
         verdict = verdicts.of(self.device).find(op.name, case.key).get(case.backend)
-        return verdict if verdict is not None and verdict.holds(op.source, op.backends[case.backend].versions) else None
+        holds = verdict is not None and verdict.holds(op.source, self._versions(op, case.backend))
+        return verdict if holds else None
+
+    def _versions(self, op: Op, backend: str) -> dict[str, str]:
+        """Of the backend's libraries, looked up once."""
+        if (op.name, backend) not in self._installed:
+            self._installed[op.name, backend] = op.backends[backend].versions
+        return self._installed[op.name, backend]
 
     def _why_not(self, backend: Backend) -> str | None:
         with torch.no_grad():  # some run without gradients only: that is for the backward pass to find out
@@ -132,9 +140,9 @@ class Examination:
 
     def _prove_jobs(self) -> list[Job]:
         """The open cases of each backend, in as many parts as children may run."""
-        jobs = []
+        jobs, left = [], self.open
         for op, backend in self._backends("proven"):
-            mine = [case for other, case in self.open if other is op and case.backend == backend.name]
+            mine = [case for other, case in left if other is op and case.backend == backend.name]
             size = -(-len(mine) // self.at_once)
             parts = (mine[i : i + size] for i in range(0, len(mine), max(1, size)))
             jobs += [Job(op.package, "prove", part, self._settings()) for part in parts]

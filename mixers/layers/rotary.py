@@ -11,7 +11,7 @@ YARN_ALPHA, YARN_BETA = 1.0, 32.0  # turns within the trained length; the paper'
 
 
 def rotary_angles(
-    position: int,
+    position: int | Tensor,
     time: int,
     d_head: int,
     theta: float,
@@ -20,7 +20,8 @@ def rotary_angles(
     factor: float = 1.0,
     trained_length: int | None = None,
 ) -> Tensor:
-    """Angles `[time, d_head / 2]` of rotary embeddings (Su et al. 2021, 2104.09864) from absolute `position` on.
+    """Angles `[time, d_head / 2]` of rotary embeddings (Su et al. 2021, 2104.09864) from absolute `position` on, which
+    may be a tensor of no dimensions.
 
     factor, trained_length: turned for texts `factor` times longer than those of the training, see `yarn_frequencies`.
     In float64: at position 1,000,000 float32 would already be off by 0.06 rad.
@@ -28,7 +29,8 @@ def rotary_angles(
     frequencies = theta ** (-torch.arange(0, d_head, 2, device=device, dtype=torch.float64) / d_head)
     if trained_length is not None:
         frequencies = yarn_frequencies(frequencies, factor, trained_length)
-    return torch.arange(position, position + time, device=device, dtype=torch.float64)[:, None] * frequencies
+    places = position + torch.arange(time, device=device, dtype=torch.float64)  # whole numbers: exact
+    return places[:, None] * frequencies
 
 
 def yarn_frequencies(frequencies: Tensor, factor: float, trained_length: int) -> Tensor:

@@ -22,8 +22,10 @@ from ..ops.product_keys import Score
 from ..options import option
 from ..registry import register_mixer
 from ..state import MixerState
+from ..stepping import Stepper, check_own
 from .fast_weights import FastWeightMixer, at_least_float32, standardise
 from .fwpkm_inspection import recorder
+from .fwpkm_stepping import FwpkmStepper
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +153,10 @@ class FwPKM(FastWeightMixer):
             look(self, x, state, gates, output)
         y = self.combine(x, output.retrieved, targets, gates)
         return y, self.next_state(FwPKMState, x, state, fast=output.state) if return_state else None
+
+    def stepper(self, max_length: int, static: bool) -> Stepper:
+        check_own(self, FwPKM, "forward", "mix", "project", "combine")
+        return FwpkmStepper(self)
 
     def forward(
         self,

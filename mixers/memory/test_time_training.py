@@ -15,6 +15,7 @@ from ..ops.inner_model import Layers
 from ..ops.ttt import TTTState, ttt
 from ..options import option
 from ..state import MixerState
+from ..stepping import CannotStep, ChunkedStepper, Stepper
 
 ROPE_THETA = 10_000.0
 
@@ -116,7 +117,12 @@ class TestTimeTraining(Mixer):
         y = self.o_proj(y).to(x.dtype)
         return y, self.next_state(TTTMixerState, x, state, fast=fast, conv=conv) if return_state else None
 
-    def _angles(self, position: int, time: int) -> Tensor:
+    def stepper(self, max_length: int, static: bool) -> Stepper:
+        if self.backend == "reference":
+            raise CannotStep("its backend 'reference' walks token by token in Python")
+        return ChunkedStepper(self, self.mini_batch_size)
+
+    def _angles(self, position: int | Tensor, time: int) -> Tensor:
         """`[time, d_head / 2]`: rotations start anew with every mini-batch, so they stay small at any length."""
         device = self.position_offset.device
         table = rotary_angles(0, self.mini_batch_size, self.d_head, ROPE_THETA, device)

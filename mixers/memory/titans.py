@@ -15,6 +15,7 @@ from ..ops.titans import OP, TitansState, titans
 from ..options import option
 from ..registry import register_mixer
 from ..state import MixerState
+from ..stepping import CannotStep, ChunkedStepper, Stepper
 
 FORGET_BIAS = -4.0  # sigmoid: 0.018 of the memory is forgotten per token at first
 
@@ -75,6 +76,11 @@ class Titans(Mixer):
             torch.empty(heads, d_in, d_out).normal_(0, d_in**-0.5) for d_in, d_out in itertools.pairwise(widths)
         )
         self.output = GatedOutput(d_model, heads, d_head)
+
+    def stepper(self, max_length: int, static: bool) -> Stepper:
+        if self.backend == "reference":
+            raise CannotStep("its backend 'reference' walks token by token in Python")
+        return ChunkedStepper(self, self.chunk_size)
 
     def mix(
         self, x: Tensor, state: TitansMixerState | None, return_state: bool

@@ -12,6 +12,11 @@ from ..state import GrowableBuffer
 Boundary = Literal["carry", "drop"]
 
 
+def ends_chunk(position: int | Tensor, chunk_size: int) -> bool:
+    """Whether a chunk ends after `position` tokens. A tensor, as a recorded step has it, promises that none does."""
+    return not isinstance(position, Tensor) and position % chunk_size == 0
+
+
 def described(options: object) -> str:
     """`name=value, ...` without the chunk size, which may change where a text begins."""
     # torch.compile does not follow what `repr` does for a dataclass

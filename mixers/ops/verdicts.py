@@ -116,19 +116,21 @@ class Verdicts:
         digest = hashlib.sha256(json.dumps(self.machine, sort_keys=True).encode()).hexdigest()[:16]
         self.path = cache_folder() / "verdicts" / f"{digest}.json"
         self.all = self._read()
+        self._by_case: dict[tuple[str, Key], dict[str, Verdict]] = {}
+        for v in self.all:
+            self._by_case.setdefault((v.op, v.key), {})[v.backend] = v
 
     def find(self, op: str, key: Key) -> dict[str, Verdict]:
-        """The newest verdict on each backend of `op` about `key`, by name."""
-        return {v.backend: v for v in self.all if v.op == op and v.key == key}
+        """The verdict on each backend of `op` about `key`, by name."""
+        return self._by_case.get((op, key), {})
 
     def keep(self, new: Iterable[Verdict]) -> None:
-        """Add `new` ones to the file; each replaces what was said of the same."""
+        """Add `new` ones to the file; each replaces what was said of the same. `of` finds them from then on."""
         mine = {(v.op, v.backend, v.key): v for v in [*self._read(), *new]}
-        self.all = list(mine.values())
         content = {
             "format": FORMAT,
             "machine": self.machine,
-            "verdicts": [v.model_dump(mode="json") for v in self.all],
+            "verdicts": [v.model_dump(mode="json") for v in mine.values()],
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # replaced whole: another process may be reading it

@@ -13,6 +13,8 @@ from ..layers import RMSNorm, ShortConvolution, apply_rotary, head_size, rotary_
 from ..ops.attention import attention
 from ..options import option
 from ..state import GrowableBuffer, MixerState
+from ..stepping import CannotStep, Stepper, check_own
+from .stepping import Cache, CacheStepper
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +67,8 @@ class KeyValueMixer(Mixer):
         keys, values = (self.remember(buffer, fresh=state is None) for buffer in (keys, values))
         return y, self.next_state(AttentionState, x, state, keys=keys, values=values, conv=conv)
 
-    def positioned(self, q: Tensor, k: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Queries and keys at their positions, `position` being that of the first."""
+    def positioned(self, q: Tensor, k: Tensor, position: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys at their positions, `position` being that of the first; a tensor while decoding."""
         return q, k
 
     def read(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ class KeyValueAttention(KeyValueMixer):
         self.sink_logits: nn.Parameter | None = None
         self.rotary_size = rotary_size(self.d_head, self.positions, self.rotary_fraction)
 
-    def positioned(self, q: Tensor, k: Tensor, position: int) -> tuple[Tensor, Tensor]:
+    def positioned(self, q: Tensor, k: Tensor, position: int | Tensor) -> tuple[Tensor, Tensor]:
         if self.positions != "nope":
             angles = rotary_angles(
                 position,
@@ -130,13 +132,29 @@ class KeyValueAttention(KeyValueMixer):
     def read(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return attention(q, keys, values, window=self._reach(), sinks=self.sink_logits, backend=self.backend)
 
-    def _scaled(self, q: Tensor, position: int) -> Tensor:
+    def stepper(self, max_length: int, static: bool) -> Stepper:
+        check_own(self, KeyValueAttention, "forward", "mix", "read", "decode")
+        if self._reach() != self.window:
+            raise CannotStep("it has a window for the training only")
+        return CacheStepper(self, max_length, static, ("keys", "values"), self.window)
+
+    def decode(
+        self, x: Tensor, position: Tensor, cache: Cache, carried: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `CachingMixer`."""
+        q, k, v, conv = self._project(x, carried.get("conv"))
+        q, k = self.positioned(q, k, position)
+        keys, values = cache.append(k, v)
+        y = self.output(cache.attend(q, keys, values, sinks=self.sink_logits), x)
+        return y, {} if conv is None else {"conv": conv}
+
+    def _scaled(self, q: Tensor, position: int | Tensor) -> Tensor:
         """Queries times what their logits are to be multiplied by; the keys of a cache need not know of it."""
         if self.positions == "yarn":
             q = q * yarn_logit_scale(self.factor)
         if self.log_scale is not None:
             precision, reach = torch.promote_types(q.dtype, torch.float32), self._reach()
-            count = torch.arange(position + 1, position + 1 + q.shape[1], device=q.device, dtype=torch.float64)
+            count = position + torch.arange(1, 1 + q.shape[1], device=q.device, dtype=torch.float64)
             log = (count if reach is None else count.clamp(max=reach)).log().to(precision)
             q = (q.to(precision) * log[:, None, None] * self.log_scale.to(precision)[:, None]).to(q.dtype)
         return q

@@ -14,7 +14,9 @@ from ..ops.attention import OP, attention
 from ..options import option
 from ..registry import register_mixer
 from ..state import GrowableBuffer
+from ..stepping import Stepper, check_own
 from .base import AttentionState, key_value_heads, own_buffer, rotary_size, rotate
+from .stepping import Cache, CacheStepper
 
 LAMBDA_DEVIATION = 0.1  # of the vectors that lambda is made of, at the start
 
@@ -69,14 +71,32 @@ class DifferentialAttention(Mixer):
             attention(queries, seen, values.values.to(q.dtype), backend=self.backend)
             for queries, seen in zip(q.split(self.heads, 2), keys.values.to(q.dtype).split(self.kv_heads, 2))
         )
-        y = self.o_norm(first - self._lambda().to(q.dtype) * second) * (1 - self.lambda_init)
-        y = self.o_proj(y.flatten(2))
+        y = self._difference(first, second)
         if not return_state:
             return y, None
         keys, values = (own_buffer(buffer) if state is None else buffer for buffer in (keys, values))
         return y, self.next_state(AttentionState, x, state, keys=keys, values=values, conv=None)
 
-    def _project(self, x: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor]:
+    def stepper(self, max_length: int, static: bool) -> Stepper:
+        check_own(self, DifferentialAttention, "forward", "mix", "decode")
+        return CacheStepper(self, max_length, static, ("keys", "values"))
+
+    def decode(
+        self, x: Tensor, position: Tensor, cache: Cache, carried: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `CachingMixer`."""
+        q, k, v = self._project(x, position)
+        keys, values = cache.append(k, v)
+        maps = zip(q.split(self.heads, 2), keys.split(self.kv_heads, 2))
+        first, second = (cache.attend(queries, seen, values) for queries, seen in maps)
+        return self._difference(first, second), {}
+
+    def _difference(self, first: Tensor, second: Tensor) -> Tensor:
+        """The output, from what the two maps read."""
+        y = self.o_norm(first - self._lambda().to(first.dtype) * second) * (1 - self.lambda_init)
+        return self.o_proj(y.flatten(2))
+
+    def _project(self, x: Tensor, position: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys `[batch, time, 2 heads or 2 kv_heads, d_head]`, values `[batch, time, kv_heads, 2 d_head]`."""
         heads = 2 * self.heads, 2 * self.kv_heads
         qk, v = self.qkv_proj(x).split([sum(heads) * self.d_head, self.kv_heads * 2 * self.d_head], dim=-1)

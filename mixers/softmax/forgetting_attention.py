@@ -14,7 +14,9 @@ from ..ops.attention import OP, attention
 from ..options import option
 from ..registry import register_mixer
 from ..state import GrowableBuffer, MixerState
+from ..stepping import Stepper, check_own
 from .base import key_value_heads, own_buffer
+from .stepping import Cache, CacheStepper
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +80,7 @@ class ForgettingAttention(Mixer):
         self, x: Tensor, state: ForgettingState | None, return_state: bool
     ) -> tuple[Tensor, ForgettingState | None]:
         q, k, v, last = self._project(x, None if state is None else state.last)
-        decay = self.decay_proj(x)
-        log_forget = F.logsigmoid(decay.to(torch.promote_types(decay.dtype, torch.float32)))
-        new = k, v, log_forget
+        new = k, v, self._log_forget(x)
         if state is None:
             keys, values, forget = (GrowableBuffer.of(t) for t in new)
         else:
@@ -92,6 +92,24 @@ class ForgettingAttention(Mixer):
         if state is None:
             keys, values, forget = (own_buffer(buffer) for buffer in (keys, values, forget))
         return y, self.next_state(ForgettingState, x, state, keys=keys, values=values, log_forget=forget, last=last)
+
+    def stepper(self, max_length: int, static: bool) -> Stepper:
+        check_own(self, ForgettingAttention, "forward", "mix", "decode")
+        return CacheStepper(self, max_length, static, ("keys", "values", "log_forget"))
+
+    def decode(
+        self, x: Tensor, position: Tensor, cache: Cache, carried: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `CachingMixer`."""
+        q, k, v, last = self._project(x, carried.get("last"))
+        keys, values, log_forget = cache.append(k, v, self._log_forget(x))
+        y = self.out(cache.attend(q, keys, values, log_forget=log_forget), x)
+        return y, {} if last is None else {"last": last}
+
+    def _log_forget(self, x: Tensor) -> Tensor:
+        """`[batch, time, heads]`, float32 at least."""
+        decay = self.decay_proj(x)
+        return F.logsigmoid(decay.to(torch.promote_types(decay.dtype, torch.float32)))
 
     def _project(self, x: Tensor, last: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries, keys, values `[batch, time, heads or kv_heads, d_head]`, and the last token's before the shift."""

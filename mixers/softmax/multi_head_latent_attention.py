@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +16,9 @@ from ..ops.attention import OP, attention
 from ..options import option
 from ..registry import register_mixer
 from ..state import GrowableBuffer, MixerState
+from ..stepping import Stepper, check_own
 from .base import own_buffer
+from .stepping import Cache, CacheStepper
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +82,7 @@ class MultiHeadLatentAttention(Mixer):
         self.o_proj = nn.Linear(self.heads * self.d_value, self.d_model, bias=False)
 
     def mix(self, x: Tensor, state: LatentState | None, return_state: bool) -> tuple[Tensor, LatentState | None]:
-        angles = rotary_angles(
-            0 if state is None else state.position, x.shape[1], self.d_rope, self.rope_theta, x.device
-        )
-        if self.positions == "nope":
-            angles = torch.zeros_like(angles)
+        angles = self._angles(0 if state is None else state.position, x)
         q, new = self._queries(x, angles), self._latents(x, angles)
         latents = GrowableBuffer.of(new) if state is None else state.latents.append(new)
         seen = latents.values.to(q.dtype)
@@ -91,6 +91,23 @@ class MultiHeadLatentAttention(Mixer):
         if not return_state:
             return y, None
         return y, self.next_state(LatentState, x, state, latents=own_buffer(latents) if state is None else latents)
+
+    def stepper(self, max_length: int, static: bool) -> Stepper:
+        check_own(self, MultiHeadLatentAttention, "forward", "mix", "decode")
+        return CacheStepper(self, max_length, static, ("latents",))
+
+    def decode(
+        self, x: Tensor, position: Tensor, cache: Cache, carried: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `CachingMixer`."""
+        angles = self._angles(position, x)
+        (latents,) = cache.append(self._latents(x, angles))
+        read = self._absorbed(self._queries(x, angles), latents, cache.attend)
+        return self.o_proj(read.flatten(2)), {}
+
+    def _angles(self, position: int | Tensor, x: Tensor) -> Tensor:
+        angles = rotary_angles(position, x.shape[1], self.d_rope, self.rope_theta, x.device)
+        return torch.zeros_like(angles) if self.positions == "nope" else angles
 
     def _queries(self, x: Tensor, angles: Tensor) -> Tensor:
         """`[batch, time, heads, d_head + d_rope]`, the last d_rope rotated."""
@@ -117,7 +134,8 @@ class MultiHeadLatentAttention(Mixer):
         keys = torch.cat([keys, rotary.unsqueeze(2).expand(-1, -1, self.heads, -1)], dim=-1)
         return attention(q, keys, values, backend=self.backend)
 
-    def _absorbed(self, q: Tensor, seen: Tensor) -> Tensor:
+    def _absorbed(self, q: Tensor, seen: Tensor, attend: Callable[..., Tensor] | None = None) -> Tensor:
+        """attend: in place of `attention`."""
         to_keys, to_values = self.kv_proj.weight.unflatten(0, (self.heads, -1)).split(
             [self.d_head, self.d_value], dim=1
         )
@@ -125,5 +143,6 @@ class MultiHeadLatentAttention(Mixer):
         q = torch.cat([torch.einsum("bthd,hdc->bthc", plain, to_keys).to(rotary.dtype), rotary], dim=-1)
         # the latents with their rotary keys stand for the values, too, so that nothing of the state is copied
         seen = seen.unsqueeze(2)
-        read = attention(q, seen, seen, scale=(self.d_head + self.d_rope) ** -0.5, backend=self.backend)
+        attend = attend or functools.partial(attention, backend=self.backend)
+        read = attend(q, seen, seen, scale=(self.d_head + self.d_rope) ** -0.5)
         return torch.einsum("bthc,hdc->bthd", read[..., : self.d_latent], to_values)

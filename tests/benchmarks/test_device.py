@@ -1,10 +1,13 @@
 """Which device a run is made on, where there is none, one or several; no GPU is needed to say so."""
 
+import contextlib
 import dataclasses
 
 import pytest
 import torch
 from mixerzoo.benchmarks.case import Case
+from mixerzoo.benchmarks.cli import main
+from mixerzoo.benchmarks.contract_report import ContractRun
 from mixerzoo.benchmarks.device import choose_device, kind_of, make_current
 from mixerzoo.benchmarks.training.distributed import process_group
 
@@ -47,6 +50,20 @@ def test_kernels_are_launched_where_the_tensors_are(two_gpus):
     with process_group("cuda:1") as own:
         assert own == torch.device("cuda:1")
     assert len(two_gpus) == 2
+
+
+def test_a_mixer_is_checked_on_the_gpu_that_was_named(two_gpus, monkeypatch):
+    checked = []
+
+    def of(place, backend):
+        checked.append((place, *two_gpus))
+        return ContractRun(place, backend, {})
+
+    monkeypatch.setattr(ContractRun, "of", of)
+    monkeypatch.setattr(ContractRun, "check", lambda run, name, numbers, survive: None)
+    with contextlib.suppress(SystemExit):
+        main(["check", "identity", "--device", "cuda:1"])
+    assert checked == [("cuda:1", torch.device("cuda:1"))]
 
 
 def test_processes_take_a_gpu_each(two_gpus, monkeypatch):

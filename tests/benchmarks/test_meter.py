@@ -9,6 +9,7 @@ import torch
 from mixerzoo.benchmarks.measures import Memory, Speed, meter
 from mixerzoo.benchmarks.measures.meter import measure_memory, quartiles, time_rounds
 from mixerzoo.mixers import Mixer, MixerCard, MixerState, option, registry
+from mixerzoo.mixers.stepping import CannotStep, Stepper
 from mixerzoo.models import ModelConfig
 from torch import Tensor, nn
 
@@ -40,6 +41,9 @@ class Known(Mixer):
         kept = torch.ones(*x.shape[:2], KEPT_BYTES // 4)
         y = x * (self.scale * kept).mean()
         return y, self.next_state(KnownState, x, state, held=torch.zeros(x.shape[0], STATE_BYTES // 4))
+
+    def stepper(self, max_length: int, static: bool) -> Stepper:
+        raise CannotStep("a recorded step would not sleep")
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ import torch
 from mixerzoo.benchmarks import suite as suite_module
 from mixerzoo.benchmarks.measures import MEASURES
 from mixerzoo.benchmarks.plan import Planner, everything
-from mixerzoo.benchmarks.precision import allows_tf32, autocast, resolve, tf32
+from mixerzoo.benchmarks.precision import allows_tf32, autocast, resolve
 from mixerzoo.benchmarks.runs import Run
 from mixerzoo.benchmarks.suite import SuiteError, load_suite, parse_suite
 from mixerzoo.benchmarks.tasks import NeedleTask
 from mixerzoo.benchmarks.training import TrainingSettings, train_or_load
 from mixerzoo.benchmarks.worker import Channel, run_case
+from mixerzoo.mixers.tf32 import tf32
 from mixerzoo.models import LanguageModel, ModelConfig
 
 PUBLISHED = Path(__file__).parents[2] / "reports" / "published"

@@ -20,7 +20,7 @@ from torch import Tensor
 VARIANTS = (
     "segfault", "right", "sleeps", "slow", "aborts in backward", "wrong", "spins in backward",
     "wrong gradient", "wrong state", "leaks", "nan", "refuses", "chatters", "raises", "raises in backward",
-    "leaks gradient", "wrong if odd", "rounds",
+    "leaks gradient", "wrong if odd", "rounds", "runs out", "dies if long", "takes what it gets",
 )  # fmt: skip
 
 
@@ -77,6 +77,10 @@ def kernel(x: Tensor, scale: Tensor, variant: str, state: Tensor | None) -> tupl
     if variant == "sleeps":
         Path(os.environ["PLANTED_PID"]).write_text(str(os.getpid()))
         time.sleep(1e6)
+    if variant == "dies if long" and x.shape[1] > 2048:
+        os.abort()
+    if variant == "runs out" and x.shape[1] > 2048:
+        raise RuntimeError("Triton Error [CUDA]: out of memory")
     if variant == "slow":
         time.sleep(0.04)
     if variant == "raises":
@@ -87,7 +91,8 @@ def kernel(x: Tensor, scale: Tensor, variant: str, state: Tensor | None) -> tupl
     y, after = sums(x, scale, None if variant == "wrong state" else state)
     if variant == "wrong":
         y = y * 1.01
-    if variant == "rounds":  # as TF32 would
+    tf32_is_on = torch.get_float32_matmul_precision() != "highest" or torch.backends.cudnn.allow_tf32
+    if variant == "rounds" or (variant == "takes what it gets" and tf32_is_on):  # as TF32 would
         y = y.half().to(y.dtype)
     if variant == "wrong if odd" and x.shape[-1] % 16:
         y = y + 1

@@ -20,6 +20,7 @@ import torch
 from mixerzoo.mixers import list_mixers
 from mixerzoo.mixers.doctor import Case, Diagnosis, Examination, children, summarise
 from mixerzoo.mixers.doctor.cases import DTYPES, cases, key_of, ops_of, problem_of
+from mixerzoo.mixers.doctor.child import _Session
 from mixerzoo.mixers.doctor.children import Job, run_jobs
 from mixerzoo.mixers.doctor.proof import FULL, Proof, Trial, relative_error
 from mixerzoo.mixers.ops import verdicts
@@ -84,6 +85,9 @@ def found(diagnosis: Diagnosis, variant: str, backend: str = "kernel") -> Verdic
         ("raises", "crashed", None, "ValueError: a kernel's own complaint"),
         ("raises in backward", "right", "crashed", "RuntimeError: no backward pass on this GPU"),
         ("segfault", "crashed", None, "forward: killed by SIGSEGV\nabout to fall"),
+        ("runs out", "right", "right", ""),
+        ("takes what it gets", "right", "right", ""),
+        ("dies if long", "crashed", "right", "forward of length long: killed by SIGABRT"),
         ("sleeps", "timed out", None, "forward: no answer within 4 s"),
         ("aborts in backward", "right", "crashed", "backward: killed by SIGABRT"),
         ("spins in backward", "right", "timed out", "backward: no answer within 4 s"),
@@ -108,8 +112,12 @@ def chosen(planted: ModuleType, variant: str, gradient: bool, tokens: int = 300)
 
 def test_only_what_is_right_and_fastest_is_chosen(planted: ModuleType, diagnosis: Diagnosis) -> None:
     for variant in VARIANTS:
-        right = variant in ("right", "chatters") or "gradient" in variant or "in backward" in variant
-        trains = variant in ("right", "chatters")
+        right = (
+            variant in ("right", "chatters", "runs out", "takes what it gets")
+            or "gradient" in variant
+            or "in backward" in variant
+        )
+        trains = variant in ("right", "chatters", "runs out", "takes what it gets")
         if variant != "chatters":  # it would, here as well
             assert chosen(planted, variant, gradient=False) == ("kernel" if right else "portable"), variant
             assert chosen(planted, variant, gradient=True) == ("kernel" if trains else "portable"), variant
@@ -124,6 +132,7 @@ def test_times_are_those_of_what_is_right(diagnosis: Diagnosis) -> None:
     # they sleep for 0, 15 and 40 ms
     assert right["short"]["forward"] < portable["short"]["forward"] < slow["short"]["forward"]
     assert found(diagnosis, "wrong").seconds == {}
+    assert set(found(diagnosis, "runs out").seconds) == {"one", "short", "middle"}
     assert set(found(diagnosis, "wrong gradient").seconds["short"]) == {"forward"}
     assert not any(v.variant == "wrong" for v in diagnosis.verdicts if v.backend == "portable")
 
@@ -153,7 +162,7 @@ def test_few_rows_say_it_all(diagnosis: Diagnosis) -> None:
     assert [row.variant for row in findings.rows] == list(VARIANTS)
     assert next(row for row in findings.rows if row.variant == "nan").errors["forward"].error == float("inf")
     json.loads(findings.model_dump_json(), parse_constant=pytest.fail)  # no Infinity, which JSON does not know
-    right = ("right", "slow", "chatters", "refuses")
+    right = ("right", "slow", "chatters", "refuses", "runs out", "takes what it gets")
     assert sorted(v.variant for v in diagnosis.failed) == sorted(set(VARIANTS) - set(right))
 
 
@@ -211,11 +220,13 @@ def test_an_error_is_relative_and_what_is_not_finite_is_infinitely_wrong() -> No
 def test_the_portable_code_widens_the_limit_up_to_a_ceiling(
     planted: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kernel = planted.OP.function("kernel")
+
     def limit(off: float) -> Error:
         def wrong(x: Tensor, scale: Tensor, variant: str, state: object) -> tuple[Tensor, None]:
             return planted.sums(x, scale, None)[0] * (1 + off * (x.dtype != torch.float64)), None
 
-        monkeypatch.setitem(planted.OP._functions, "portable", wrong)
+        monkeypatch.setattr(planted.OP, "function", {"portable": wrong, "kernel": kernel}.__getitem__)
         monkeypatch.setattr(Trial, "_in_pieces", lambda self, x, backend: planted.sums(**x, state=None)[0])
         return Proof(planted.OP, Case(NAME, "kernel", "right", "float32", 32, 32), CPU, FULL).forward()["forward"]
 
@@ -277,6 +288,24 @@ def test_what_a_dead_child_started_is_ended_with_it(monkeypatch: pytest.MonkeyPa
     assert run_fakes(monkeypatch, "leaves a child", "well")[0][0] == "crashed"
     orphan = int((tmp_path / "pid").read_text())
     assert not psutil.pid_exists(orphan) or psutil.Process(orphan).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(("device", "made_current"), [("cuda", []), ("cuda:1", [torch.device("cuda:1")])])
+def test_a_child_works_on_its_gpu_and_ends_when_that_is_spoiled(
+    planted: ModuleType, monkeypatch: pytest.MonkeyPatch, device: str, made_current: list[torch.device]
+) -> None:
+    told: list[dict[str, object]] = []
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(_Session, "_prove", lambda self, i: [("forward", "outcome", lambda: {"outcome": "right"})])
+    works = iter([True, False])
+    monkeypatch.setattr(_Session, "_device_works", lambda self: next(works))
+    job = Job(NAME, "prove", [Case(NAME, "kernel", "right", "float32", 32, 32)] * 3, {})
+    settings = {"device": device, "threads": 1, "sizes": FULL, "lengths": []}
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    _Session({**json.loads(job.to_json()), **settings}, lambda **message: told.append(message)).work()
+    assert current == made_current
+    assert [m["done"] for m in told if "done" in m] == [0, 1]  # the third is for another child
 
 
 def test_a_child_ends_with_its_parent(planted: ModuleType) -> None:

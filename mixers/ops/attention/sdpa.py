@@ -43,8 +43,8 @@ def attention(
 ) -> Tensor:
     time, d_value = queries.shape[1], values.shape[-1]
     if time == 1:
-        bias = None if log_forget is None else _one_row_of_bias(log_forget, keys.shape[2])
-        return _one(queries, keys, values, bias, sinks, scale)
+        bias = None if log_forget is None else row_of_bias(log_forget, keys.shape[2])
+        return one(queries, keys, values, bias, sinks, scale)
     if log_forget is not None:
         return _forgetting(queries, keys, values, window, sinks, log_forget, scale)
     queries, keys, values = _of_equal_width(queries, keys, values)
@@ -64,19 +64,19 @@ def _many(
     return _banded(queries, keys, values, window, sinks, scale)
 
 
-def _one(
+def one(
     queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, sinks: Tensor | None, scale: float
 ) -> Tensor:
-    """Decoding, which copies no cache: wider values than keys go piece by piece."""
+    """Decoding, which copies no cache: wider values than keys go piece by piece. bias: see `_masked`."""
     d_head = keys.shape[-1]
     if values.shape[-1] <= d_head:
         padded = F.pad(values, (0, d_head - values.shape[-1])) if values.shape[-1] < d_head else values
         return _masked(queries, keys, padded, bias, sinks, scale)[..., : values.shape[-1]]
-    pieces = [_one(queries, keys, piece, bias, sinks, scale) for piece in values.split(d_head, dim=-1)]
+    pieces = [one(queries, keys, piece, bias, sinks, scale) for piece in values.split(d_head, dim=-1)]
     return torch.cat(pieces, dim=-1)
 
 
-def _one_row_of_bias(log_forget: Tensor, kv_heads: int) -> Tensor:
+def row_of_bias(log_forget: Tensor, kv_heads: int) -> Tensor:
     """What forgetting adds to the logits of the last token, `[batch, kv_heads, groups, key_time]`."""
     after = log_forget[:, 1:].flip(1).cumsum(1).flip(1)
     return F.pad(after, (0, 0, 0, 1)).transpose(1, 2).unflatten(1, (kv_heads, -1))

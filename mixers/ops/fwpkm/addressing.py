@@ -68,17 +68,18 @@ def address(
     codes_like = None if like is None else like.codes
     scores, index, total, pairs, codes = _Scores.apply(halves, keys, k, options.score, kernels, codes_like)
     slots = slots_of(index[:, :, 0], index[:, :, 1], pairs, n_subkeys)
-    weights = _weigh(_by_token(total, options), options)
+    weights = weigh(by_token(total, options), options)
     return Addresses(halves, scores, codes, total, pairs, slots.transpose(1, 2).flatten(2), weights)
 
 
-def _by_token(total: Tensor, options: FwpkmOptions) -> Tensor:
+def by_token(total: Tensor, options: FwpkmOptions) -> Tensor:
     """Scores over the temperature, `[memories, n, heads * top_k]`."""
     total = total if options.temperature == 1 else total / options.temperature
     return total.transpose(1, 2).flatten(2)
 
 
-def _weigh(total: Tensor, options: FwpkmOptions) -> Tensor:
+def weigh(total: Tensor, options: FwpkmOptions) -> Tensor:
+    """Weights of scores over the temperature."""
     if options.nonlinearity == "softmax":
         return total.softmax(-1)
     return F.silu(total) if options.nonlinearity == "silu" else total.relu()
@@ -90,7 +91,7 @@ def _weigh_backward(slope: Tensor, found: Addresses, options: FwpkmOptions) -> T
         return found.weights * (slope - (found.weights * slope).sum(-1, keepdim=True))
     if options.nonlinearity == "relu":
         return slope * (found.weights > 0)
-    total = _by_token(found.total, options)
+    total = by_token(found.total, options)
     sigmoid = total.sigmoid()
     return slope * sigmoid * (1 + total * (1 - sigmoid))
 

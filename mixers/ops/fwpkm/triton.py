@@ -41,6 +41,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...tf32 import tf32_allowed
 from ..product_keys import Score
 from .compact import run as run_with
 from .primitives import Accesses, Kernels, Rows, Window
@@ -189,12 +190,8 @@ def _shared_memory(device: torch.device) -> int:
 
 def product_precision(dtype: torch.dtype) -> str:
     """As torch multiplies matrices of this dtype on a GPU: `tf32` if its user allowed that for float32, else `ieee`."""
-    matmul = torch.backends.cuda.matmul
-    if dtype != torch.float32 or torch.version.hip:
-        return "ieee"
-    if hasattr(matmul, "fp32_precision"):  # torch 2.9 on; there asking for allow_tf32 may be an error
-        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
-    return "tf32" if matmul.allow_tf32 else "ieee"
+    exact = dtype != torch.float32 or torch.version.hip or not tf32_allowed()
+    return "ieee" if exact else "tf32"
 
 
 def _address(halves: Tensor, keys: Tensor, top_k: int, score: Score) -> tuple[Tensor, Tensor, Tensor, Tensor]:

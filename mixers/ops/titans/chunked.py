@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..inner_model import GELU, Layers, Source, moved, read, writes
+from ..chunks import ends_chunk
+from ..inner_model import GELU, Layers, Source, converted, moved, read, writes
 from . import TitansState
 from .reference import settled, start
 
@@ -48,9 +49,14 @@ def titans(
     state: TitansState | None,
 ) -> tuple[Tensor, TitansState]:
     dtype = torch.promote_types(values.dtype, torch.float32)
-    state = start(weights, len(values), dtype) if state is None else state.map_tensors(lambda x: x.to(dtype))
+    state = start(weights, len(values), dtype) if state is None else state
+    anchor, memory, momentum = (converted(part, dtype) for part in (state.anchor, state.memory, state.momentum))
+    state = TitansState(anchor, memory, momentum, state.position)
     # [batch, heads, time, ...]
     inputs = [x.to(dtype).transpose(1, 2) for x in (queries, keys, values, step_sizes, log_decay, log_momentum)]
+    if isinstance(state.position, Tensor):  # one token, which does not end its chunk: see `ends_chunk`
+        output, state = _open_chunk(inputs, state, chunk_size)
+        return output.transpose(1, 2), state
     outputs, first, time = [], 0, values.shape[1]
     while first < time:
         within = state.position % chunk_size
@@ -84,8 +90,9 @@ def _whole_chunks(inputs: list[Tensor], state: TitansState, chunk_size: int) -> 
     q, k, v, *gates = (x.unflatten(2, (-1, chunk_size)).movedim(2, 0).contiguous() for x in inputs)
     c = coefficients(*gates)
     outputs = []
-    for *tokens, own, end in zip(q, k, v, zip(*c), zip(*_ends(c))):
-        output, state = _read_and_write(*tokens, Coefficients(*own), Coefficients(*end), state, chunk_size)
+    for query, key, value, own, end in zip(q, k, v, zip(*c), zip(*_ends(c))):
+        of_chunk = Coefficients(*own), Coefficients(*end)
+        output, state = _read_and_write(query, key, value, *of_chunk, state, chunk_size)
         outputs.append(output)
     return torch.cat(outputs, dim=2), state
 
@@ -108,7 +115,7 @@ def _read_and_write(
     memory = moved(ends, end.memory_steps, written)
     momentum = moved((Source(state.momentum, end.momentum),), end.momentum_steps, written)
     position = state.position + q.shape[2]
-    return output, TitansState(state.anchor if position % chunk_size else memory, memory, momentum, position)
+    return output, TitansState(memory if ends_chunk(position, chunk_size) else state.anchor, memory, momentum, position)
 
 
 def _ends(c: Coefficients) -> Coefficients:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..chunks import ends_chunk
 from ..inner_model import GELU, Layers, apply, converted, repeated, zeros
 from . import TitansState
 
@@ -46,7 +47,7 @@ def start(weights: Layers, batch: int, dtype: torch.dtype) -> TitansState:
 
 def settled(state: TitansState, chunk_size: int) -> TitansState:
     """A state to keep: it holds as many bytes at a chunk's edge, where anchor and memory are the same, as elsewhere."""
-    if state.position % chunk_size:
+    if not ends_chunk(state.position, chunk_size):
         return state
     anchor = tuple(tuple(w.clone() for w in layer) for layer in state.memory)
     return TitansState(anchor, state.memory, state.momentum, state.position)

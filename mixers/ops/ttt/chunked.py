@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..inner_model import GELU_TANH, Layers, Source, moved, read, writes, zeros
+from ..chunks import ends_chunk
+from ..inner_model import GELU_TANH, Layers, Source, converted, moved, read, writes, zeros
 from . import TTTState
 from .reference import EPSILON, start
 from .steps import steps
@@ -50,7 +51,11 @@ def ttt(
     dtype = torch.promote_types(values.dtype, torch.float32)
     norm = norm_weight.to(dtype), norm_bias.to(dtype)
     scale = position_scale.to(dtype)
-    state = start(weights, len(values), dtype) if state is None else state.map_tensors(lambda x: x.to(dtype))
+    if state is None:
+        state = start(weights, len(values), dtype)
+    state = TTTState(converted(state.weights, dtype), converted(state.gathered, dtype), state.position)
+    if isinstance(state.position, Tensor):  # one token, which does not end its mini-batch: see `ends_chunk`
+        return _open((queries, keys, values, step_sizes), norm, scale, state)
     size, time = len(scale), values.shape[1]
     opened = min(time, -state.position % size)
     closed = opened + (time - opened) // size * size
@@ -78,23 +83,32 @@ def _open(inputs: Inputs, norm: Norm, scale: Tensor, state: TTTState) -> tuple[T
     q, k, v, step = (x.to(scale.dtype).transpose(1, 2) for x in inputs)
     weight, bias = (x.unsqueeze(1) for x in norm)
     factors = reading_factors(scale)
-    first = state.position % len(scale)
-    last = first + q.shape[2]
+    any_gathered, of_gathered, of_own = _coefficients(factors, state.position, q.shape[2])
 
     def gradient(z: Tensor) -> Tensor:
         return step.unsqueeze(-1) * reconstruction_gradient(z, v - k, weight, bias)
 
     written = writes(state.weights, k, GELU_TANH, gradient)
-    sources = [Source(state.weights)] + [Source(state.gathered, factors[first:last, :1])] * (first > 0)
-    z = read(q, sources, factors[first:last, first:last], written, GELU_TANH)
+    sources = [Source(state.weights)] + [Source(state.gathered, of_gathered)] * any_gathered
+    z = read(q, sources, of_own, written, GELU_TANH)
     output = (q + normalised(z) * weight + bias).transpose(1, 2)
     position = state.position + q.shape[2]
-    if last < len(scale):
+    if not ends_chunk(position, len(scale)):
         gathered = moved((Source(state.gathered),), torch.ones_like(factors[:1, :1]), written)
         return output, TTTState(state.weights, gathered, position)
-    sources = [Source(state.weights)] + [Source(state.gathered, factors[-1, :1])] * (first > 0)
+    sources = [Source(state.weights)] + [Source(state.gathered, factors[-1, :1])] * any_gathered
     fast = moved(sources, factors[-1, :1], written)
-    return output, TTTState(fast, zeros(fast) if first else state.gathered, position)
+    return output, TTTState(fast, zeros(fast) if any_gathered else state.gathered, position)
+
+
+def _coefficients(factors: Tensor, position: int | Tensor, time: int) -> tuple[bool, Tensor, Tensor]:
+    """Whether anything may be gathered already, and what the tokens multiply that and their own gradients with."""
+    if isinstance(position, Tensor):  # one token anywhere in the mini-batch; its row repeats one number
+        own = factors.index_select(0, (position % len(factors)).unsqueeze(0))[:, :1]
+        return True, own, own
+    first = position % len(factors)
+    last = first + time
+    return first > 0, factors[first:last, :1], factors[first:last, first:last]
 
 
 def reading_factors(scale: Tensor) -> Tensor:

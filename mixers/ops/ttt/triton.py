@@ -10,7 +10,7 @@ Features are padded to a power of two, from 16 to 64, and the tokens of a mini-b
 is not whole, at the start or the end of a call, are `chunked`'s.
 
 Weights, LayerNorm and all sums are float32. Products are TF32 if the inputs have 16 bits, or where
-`torch.backends.cuda.matmul.allow_tf32` is set, else three TF32 products, which are about as exact as IEEE float32.
+torch allows it for matrix products, else three TF32 products, which are about as exact as IEEE float32.
 
 No GPU has run this yet; the kernels compile for one. On Hopper the backward kernel spills some 400 bytes a thread for
 64 features of 16 bits, 1,700 for float32: to try there are its two halves, outputs and steps, in kernels of their own.
@@ -30,6 +30,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ...tf32 import tf32_allowed
 from ..inner_model import Layers
 from . import MOST_TOKENS, chunked
 from .reference import EPSILON as _EPSILON
@@ -233,7 +234,7 @@ def precision(inputs: torch.dtype, weights: torch.dtype) -> str:
     """Of the products."""
     if weights == torch.float64:
         return "ieee"
-    return "tf32" if inputs.itemsize == 2 or torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    return "tf32" if inputs.itemsize == 2 or tf32_allowed() else "tf32x3"
 
 
 def _launch(kernel: Any, inputs: tuple[Tensor, ...], others: tuple[Tensor, ...], **flags: Any) -> None:
