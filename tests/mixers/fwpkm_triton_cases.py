@@ -150,7 +150,7 @@ def test_a_table_that_is_no_whole_block_is_not_written_to():
         TRITON.add(table, accesses, x, draw(2, 1).flatten())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(CONFIGURATIONS)
 def test_any_configuration_equals_the_definition(configuration):
     check_against_definition("triton", configuration, DEVICE)
