@@ -36,11 +36,11 @@ def test_the_counter_counts():
 @pytest.mark.parametrize(
     ("options", "forward", "training"),
     [
-        ({"key_objective": "none"}, 5, 18),
-        ({"key_objective": "none", "boundary": "drop"}, 5, 18),
-        ({"key_objective": "none", "scope": "batch"}, 5, 18),
+        ({"key_objective": "none"}, 5, 19),
+        ({"key_objective": "none", "boundary": "drop"}, 5, 19),
+        ({"key_objective": "none", "scope": "batch"}, 5, 19),
         ({"key_objective": "none", "clip": 0.1, "weight_decay": 0.1}, 18, 54),
-        ({"key_objective": "address"}, 64, 137),
+        ({"key_objective": "address"}, 64, 139),
     ],
     ids=str,
 )

@@ -123,11 +123,11 @@ def _address_at_once(call: _Call, layout: Layout) -> _Found:
     memories, each, _, heads, _ = call.queries.shape
     scores = _SCORES_IN_CACHE if keys.device.type == "cpu" else _SCORES_IN_MEMORY
     at_once = max(1, scores // (memories * each * heads * 2 * keys.shape[3]))
-    found = [_address(call, queries, keys) for queries in call.queries.split(at_once, dim=2)]
-    slots, weights = (
-        torch.cat([t.unflatten(1, (each, -1)) for t in parts], dim=2)
-        for parts in zip(*((f.slots, f.weights) for f in found))
-    )
+    parts = []
+    for queries in call.queries.split(at_once, dim=2):
+        found = _address(call, queries, keys)
+        parts.append((found.slots.unflatten(1, (each, -1)), found.weights.unflatten(1, (each, -1))))
+    slots, weights = (torch.cat(p, dim=2) for p in zip(*parts))
     new = call.problem.position - call.begin
     return _Found(
         call.rows(slots.flatten(0, 2).index_select(0, layout.token), layout.token),
@@ -143,15 +143,14 @@ def _address_in_turn(call: _Call, layout: Layout) -> _Found:
     options, memory, keys = call.problem.options, call.problem.memory, call.problem.memory.keys
     all_halves = _Halves.apply(call.queries, [slice(s.start - call.begin, s.end - call.begin) for s in call.segments])
     all_counted = layout.counted.split(layout.lengths)
-    all_found: list[Addresses] = []
+    found, parts = None, []
     for segment, halves, counted in zip(call.segments, all_halves, all_counted):
-        found = address(halves, keys, options, call.kernels, *all_found[-1:])
-        all_found.append(found)
+        found = address(halves, keys, options, call.kernels, found)
+        parts.append((found.slots.flatten(0, 1), found.weights.flatten(0, 1)))
         if segment.complete:
             with torch.set_grad_enabled(torch.is_grad_enabled() and options.key_gradient == "exact"):
                 gradient, memory = _key_gradient(call, memory, keys, segment, found, counted)
             keys = torch.sub(keys, gradient, alpha=options.learning_rate)
-    parts = [(f.slots.flatten(0, 1), f.weights.flatten(0, 1)) for f in all_found]
     slots, weights = (torch.cat(p) for p in zip(*parts))
     new_slots, new_weights = (
         torch.cat([t.view(w.rows, w.time, -1)[:, w.carried :] for t, w in zip(p, layout.windows)], dim=1)
@@ -186,10 +185,12 @@ class _Halves(torch.autograd.Function):
     def forward(ctx: Any, queries: Tensor, windows: list[slice]) -> tuple[Tensor, ...]:
         ctx.windows, ctx.like = windows, (queries.shape, queries.dtype, queries.device)
         ctx.set_materialize_grads(False)
+        sizes = [queries[:, :, window].numel() for window in windows]
+        blocks = queries.new_empty(sum(sizes)).split(sizes)  # one piece of memory, which is given back as one
         found = []
-        for window in windows:
-            mine = queries[:, :, window].unflatten(-1, (2, -1)).flatten(1, 2)
-            found.append(mine.permute(0, 2, 3, 1, 4).contiguous())
+        for window, block in zip(windows, blocks):
+            mine = queries[:, :, window].unflatten(-1, (2, -1)).flatten(1, 2).permute(0, 2, 3, 1, 4)
+            found.append(block.view(mine.shape).copy_(mine))
         return tuple(found)
 
     @staticmethod

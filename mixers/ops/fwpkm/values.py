@@ -71,7 +71,8 @@ class ValuePass(torch.autograd.Function):
         d_retrieved = torch.zeros_like(retrieved) if d_retrieved is None else d_retrieved.contiguous()
         d_targets = torch.zeros_like(targets)
         scratch = None if options.longest_step is None else torch.zeros_like(table)
-        d_weights, d_coefficients = [], []
+        # written piece by piece: many small tensors that stay would keep the heap of a CPU from giving anything back
+        d_weights, d_coefficients = torch.empty_like(weights), torch.zeros_like(coefficients)
         steps = zip(
             plan.layout.windows,
             plan.accesses,
@@ -79,31 +80,31 @@ class ValuePass(torch.autograd.Function):
             plan.split(coefficients),
             plan.sort(coefficients if not options.plain_step else -coefficients),
             plan.sort(weights),
+            plan.split(d_weights),
+            plan.split(d_coefficients),
         )
-        for window, accesses, counts, coefficient, step, weight in reversed([*steps]):
+        for window, accesses, counts, coefficient, step, weight, d_weight, d_coefficient in reversed([*steps]):
             if not window.rewrites:
                 d_read = d_retrieved[:, window.output].reshape(len(accesses.ids), -1)
-                d_coefficients.append(torch.zeros_like(coefficient))
                 kernels.add(d_table, accesses, d_read, weight)
             elif options.plain_step:
-                error, d_read, d_coefficient = kernels.recall_backward(
+                error, d_read, found = kernels.recall_backward(
                     d_table, accesses, coefficient, window, rows, d_retrieved, d_targets
                 )
-                d_coefficients.append(d_coefficient)
+                d_coefficient.copy_(found)
                 kernels.add_both(table, d_table, accesses, (error, step), (d_read, weight))
             else:
                 step = kernels.spread(accesses, recalled_errors(window, rows), step)
                 d_step = _step_backward(d_table, accesses, step, options, scratch)
-                _, d_read, d_coefficient = kernels.recall_backward(
+                _, d_read, found = kernels.recall_backward(
                     d_step, accesses, coefficient, window, rows, d_retrieved, d_targets
                 )
-                d_coefficients.append(d_coefficient)
+                d_coefficient.copy_(found)
                 _undo(table, accesses, step, options, befores.pop())
                 _decay(d_table, accesses, counts, options)
                 kernels.add(d_table, accesses, d_read, weight)
-            d_weights.append(kernels.gather_dot(table, accesses, d_read))
-        by_access = torch.cat(d_weights[::-1]), torch.cat(d_coefficients[::-1])
-        return d_table, *by_access, d_targets, None, None, None
+            d_weight.copy_(kernels.gather_dot(table, accesses, d_read))
+        return d_table, d_weights, d_coefficients, d_targets, None, None, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
