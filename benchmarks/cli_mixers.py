@@ -243,6 +243,7 @@ def _try_backend(mixer: str, options: dict[str, Any], device: str) -> str:
     import torch
 
     from ..mixers import create_mixer
+    from ..mixers.ops.dispatch import CannotRunError
 
     reason = ""
     for dtype in (torch.float32, torch.bfloat16):
@@ -251,7 +252,8 @@ def _try_backend(mixer: str, options: dict[str, Any], device: str) -> str:
                 model = create_mixer(mixer, 32, **options).to(device, dtype)
                 model(torch.randn(1, 32, 32, device=device, dtype=dtype))
         except Exception as error:
-            reason = reason or f"{error}" or type(error).__name__
+            said = error.reason if isinstance(error, CannotRunError) else str(error)
+            reason = reason or said or type(error).__name__
         else:
             return f"[green]yes[/], in {str(dtype).removeprefix('torch.')}"
     return f"[yellow]no[/]: {escape(reason)}"
