@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One part of what only a GPU can show, in at most nine minutes; what is not finished then goes on at the next call.
+# One part of what only a GPU can show, in at most nine minutes. What is not finished by then exits with 3, and goes on at
+# the next call.
 #
 #   benchmarks/gpu/run.sh doctor | check | zoo-speed-gpu | fwpkm-speed-gpu | extrapolation | paper-main
 #
@@ -12,19 +13,26 @@ read -ra mixerzoo <<<"${MIXERZOO:-mixerzoo}"
 mkdir -p "$out"
 
 case $part in
-doctor) # right and fastest kernels, as this machine has them
-  "${mixerzoo[@]}" doctor --device "$device" --json >"$out/doctor.json" || status=$?
-  "${mixerzoo[@]}" doctor --device "$device" --markdown >"$out/doctor.md" || status=$?
-  cat "$out/doctor.md"
-  exit "${status:-0}"
+doctor) # right and fastest kernels, as this machine has them; what is found is kept, and not proven again
+  status=0
+  timeout --signal=INT --kill-after=10 "${minutes}m" "${mixerzoo[@]}" doctor --device "$device" --json >"$out/doctor.json" || status=$?
+  if [ "$status" = 124 ]; then
+    echo "stopped after $minutes minutes; call it again to go on"
+    exit 3
+  fi
+  "${mixerzoo[@]}" doctor --device "$device" --markdown | tee "$out/doctor.md"
   ;;
 check) # the contract, every mixer
   "${mixerzoo[@]}" check --all --device "$device" --out "$out/check"
   ;;
-*) # a suite; 3 says that it stopped after its time, and is to be called again
+*) # a suite
   scale=()
   if [ "${SCALE:-full}" = toy ]; then scale=(--scale toy); fi
-  "${mixerzoo[@]}" run "$part" --device "$device" --out "$out/$part" --minutes "$minutes" --no-estimate "${scale[@]}"
+  status=0
+  "${mixerzoo[@]}" run "$part" --device "$device" --out "$out/$part" --minutes "$minutes" --no-estimate "${scale[@]}" ||
+    status=$?
+  if [ "$status" -gt 1 ]; then exit "$status"; fi # 1: some case failed, which the report shows
   "${mixerzoo[@]}" report "$out/$part"
+  exit "$status"
   ;;
 esac

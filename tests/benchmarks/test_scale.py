@@ -115,10 +115,21 @@ def test_suites_for_a_gpu_are_all_tried():
     assert GPU_SUITES == ["extrapolation", "fwpkm-speed-gpu", "paper-main", "zoo-speed-gpu"]
 
 
-def test_the_script_for_a_gpu_runs_a_suite_here(tmp_path, one_core):
-    script = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.sh"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.sh"
+
+
+def settings(tmp_path, **more):
     command = f"{sys.executable} -m mixerzoo.benchmarks.cli"
-    settings = {"OUT": str(tmp_path), "DEVICE": "cpu", "SCALE": "toy", "MIXERZOO": command}
-    subprocess.run(["bash", script, "smoke"], env=os.environ | settings, check=True, stdout=subprocess.DEVNULL)
+    return os.environ | {"OUT": str(tmp_path), "DEVICE": "cpu", "SCALE": "toy", "MIXERZOO": command, **more}
+
+
+def test_the_script_for_a_gpu_runs_a_suite_here(tmp_path, one_core):
+    subprocess.run(["bash", SCRIPT, "smoke"], env=settings(tmp_path), check=True, stdout=subprocess.DEVNULL)
     assert {r.status for r in Run(tmp_path / "smoke").results()} == {"ok"}
     assert (tmp_path / "smoke" / "report.html").is_file()
+
+
+def test_the_script_stops_the_doctor_in_time(tmp_path):
+    own = settings(tmp_path, MINUTES="0.05", MIXERZOO_CACHE=str(tmp_path / "cache"))
+    done = subprocess.run(["bash", SCRIPT, "doctor"], env=own, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "stopped after 0.05 minutes; call it again to go on\n")
