@@ -76,6 +76,7 @@ def process_group(device: str) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
     try:
         yield own
+        dist.barrier()  # ranks leave together: one that is gone takes the connections of the others with it
     finally:
         dist.destroy_process_group()
 
