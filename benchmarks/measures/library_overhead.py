@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ...mixers import mixer_card
-from ...mixers.ops.dispatch import Backend, Op
+from ...mixers.ops.dispatch import Backend, CannotRunError, Op
 from ...mixers.ops.libraries import LibraryCall, library_calls
 from ...mixers.ops.problems import Inputs, Problem
 from ...models import ModelConfig, parse_layout
@@ -144,7 +144,7 @@ def _pair(work: _Work, length: int) -> tuple[Contender, Contender] | None:
     try:
         with library_calls() as calls:
             work.op()
-    except (RuntimeError, ValueError, NotImplementedError):  # this backend does not take this problem
+    except CannotRunError:
         return None
     if not calls:
         return None

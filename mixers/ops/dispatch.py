@@ -36,6 +36,11 @@ class CannotRunError(RuntimeError):
         self.reason = reason
 
 
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may follow."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 class Call(NamedTuple):
     """What a backend is chosen by, beside the device.
 
@@ -53,8 +58,7 @@ class Call(NamedTuple):
     @staticmethod
     def of(values: Tensor, *others: Tensor | None, width: int, tokens: int, variant: str = "") -> Call:
         """Of `values` and whatever `others` a gradient may be wanted of."""
-        gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (values, *others))
-        return Call(values.dtype, width, tokens, gradient, variant)
+        return Call(values.dtype, width, tokens, wants_gradient(values, *others), variant)
 
     @property
     def key(self) -> verdicts.Key:

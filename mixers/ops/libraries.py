@@ -71,11 +71,6 @@ def filled(x: Tensor, multiple: int = 8) -> Tensor:
     return F.pad(x, (0, missing)) if missing else x
 
 
-def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass may follow."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
 def _text(version: Version | None) -> str:
     return "none" if version is None else ".".join(map(str, version))
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 from mixerzoo.benchmarks.measures import LibraryOverhead, library_overhead
-from mixerzoo.mixers.ops.dispatch import Backend, Op
+from mixerzoo.mixers.ops.dispatch import Backend, Call, Op
 from mixerzoo.mixers.ops.libraries import call_library, library_calls
 from mixerzoo.mixers.ops.problems import Problem
 from mixerzoo.models import ModelConfig
@@ -41,8 +41,8 @@ def portable(values, weight):
     return scaled_sum(values, weight=weight)
 
 
-def choosy(values, weight):
-    raise ValueError("not today")
+def not_today(call):
+    return "not today"
 
 
 def problems(width):
@@ -52,7 +52,8 @@ def problems(width):
 
     def run(inputs, state, backend):
         CALLS.append({name: t.dtype for name, t in inputs.items()})
-        return OP.select(backend, inputs["values"].device)(**inputs)
+        call = Call.of(inputs["values"], width=8, tokens=inputs["values"].shape[1])
+        return OP.select(backend, inputs["values"].device, call)(**inputs)
 
     return [Problem("plain", inputs, run, fixed=("weight",), exact=("weight",))]
 
@@ -62,7 +63,7 @@ OP = FakeOp(
     Backend("fast", "fast"),
     Backend("slow", "slow"),
     Backend("portable", "portable"),
-    Backend("choosy", "choosy"),
+    Backend("choosy", "portable", refuses=not_today),
     Backend("reference", "fast", trust="never"),
     problems="problems",
 )
@@ -103,6 +104,15 @@ def test_without_a_library_there_is_nothing_to_compare(monkeypatch, tmp_path):
 
     with pytest.raises(ValueError, match="no backend of planted that can run on cpu calls a library's kernel"):
         measure(monkeypatch, tmp_path, Portable)
+
+
+def test_what_a_backend_raises_is_not_passed_over(monkeypatch, tmp_path):
+    def broken(values, weight):
+        raise RuntimeError("a kernel failed")
+
+    monkeypatch.setitem(globals(), "fast", broken)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        measure(monkeypatch, tmp_path)
 
 
 def test_calls_are_noted_within_the_context_only():

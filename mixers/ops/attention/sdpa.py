@@ -21,7 +21,7 @@ from torch.backends import cuda
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..dispatch import record_kernel, recording
+from ..dispatch import record_kernel, recording, wants_gradient
 from ..libraries import call_library
 
 MASK_ELEMENTS = 2**24  # queries that continue a cache go in blocks whose mask has at most this many elements
@@ -98,7 +98,7 @@ def _forgetting(
     the gradient of a sum would be rounded to 8 bits before it is summed over all later tokens.
     """
     dtype, time, d_value = queries.dtype, queries.shape[1], values.shape[-1]
-    low = dtype == torch.bfloat16 and on_cuda(queries.device) and not _needs_gradient(queries, keys, values, log_forget)
+    low = dtype == torch.bfloat16 and on_cuda(queries.device) and not wants_gradient(queries, keys, values, log_forget)
     precision = dtype if low else torch.promote_types(dtype, torch.float32)
     groups = queries.shape[2] // keys.shape[2]
     with autocast(queries.device.type, enabled=False):
@@ -322,11 +322,7 @@ def _with_normaliser(
 
 def _returns_normaliser(*tensors: Tensor) -> bool:
     """Whether the kernel that returns the logarithm of the normaliser, without its gradient, can be used."""
-    return tensors[0].device.type == "cpu" and not _needs_gradient(*tensors)
-
-
-def _needs_gradient(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return tensors[0].device.type == "cpu" and not wants_gradient(*tensors)
 
 
 def _banded(queries: Tensor, keys: Tensor, values: Tensor, window: int, sinks: Tensor | None, scale: float) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..dispatch import wants_gradient
+
 WIDTH = 256  # pairs in a tile at most
 PAIRS = 2**19  # of a token and a block, sorted at once at most
 SCORES = 2**21  # computed at once at most: they stay in the cache
@@ -94,7 +96,7 @@ def _tile(queries: Tensor, keys: Tensor, values: Tensor, reach: Tensor) -> tuple
     # a number, not -inf: a pair that sees nothing must have gradients, which its weight of 0 then removes
     lowest = torch.finfo(keys.dtype).min / 2
     queries = queries.flatten(1, 2)
-    if needs_gradient(queries, keys, values) or queries.device.type != "cpu" or keys.shape[2] != values.shape[2]:
+    if wants_gradient(queries, keys, values) or queries.device.type != "cpu" or keys.shape[2] != values.shape[2]:
         scores = (queries @ keys.mT * d_k**-0.5).masked_fill(hidden, lowest)
         logs = scores.logsumexp(dim=-1)
         y = (scores - logs.unsqueeze(-1)).exp() @ values
@@ -105,7 +107,3 @@ def _tile(queries: Tensor, keys: Tensor, values: Tensor, reach: Tensor) -> tuple
             t.squeeze(1) for t in attend(*(t.unsqueeze(1) for t in (queries, keys, values)), attn_mask=mask[:, None])
         )
     return y.unflatten(1, (width, each)), logs.unflatten(1, (width, each))
-
-
-def needs_gradient(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..dispatch import wants_gradient
 from . import Problem, Solution, Weights
 
 
 def run(problem: Problem) -> Solution:
     tensors = (problem.queries, problem.targets, problem.gates, *problem.weights)
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    wanted = wants_gradient(*tensors)
     batch = len(problem.queries)
     shared = len(problem.weights[0]) == 1
     results = []

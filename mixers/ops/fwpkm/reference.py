@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..dispatch import wants_gradient
 from .problem import FwpkmOptions, Memory, Problem, Solution
 
 
@@ -15,7 +16,7 @@ def run(problem: Problem) -> Solution:
     """Solve each memory on its own: the rows of the batch that share it, and its part of the written rows."""
     inputs = (problem.queries, problem.targets, problem.gates, problem.memory.keys, problem.memory.initial)
     tensors = (*inputs, *(rows for _, rows in problem.memory.log))
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    wanted = wants_gradient(*tensors)
     memories, n_slots = len(problem.memory.keys), problem.memory.n_slots
     rows_per_memory = len(problem.queries) // memories
     parts, keys, slots, rows = [], [], [], []

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..dispatch import Call
-from ..libraries import call_library, filled, gated_backward_fails, wants_gradient
+from ..dispatch import Call, wants_gradient
+from ..libraries import call_library, filled, gated_backward_fails
 from .inputs import Inputs, repeat_heads
 
 SHORT = 64  # tokens up to which the token-by-token kernels run, if no gradient is wanted: fla's layers do the same

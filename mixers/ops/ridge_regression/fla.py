@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..dispatch import Call
-from ..libraries import call_library, filled, wants_gradient
+from ..dispatch import Call, wants_gradient
+from ..libraries import call_library, filled
 
 if TYPE_CHECKING:
     from . import RidgeState, Solver

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import Call
-from ..libraries import call_library, wants_gradient
+from ..dispatch import Call, wants_gradient
+from ..libraries import call_library
 
 LEAST = 1e-30  # stands for smaller decays, which forget as much, and has a finite logarithm and gradient
 POSITIVE = "positive"  # the variant of decays that are

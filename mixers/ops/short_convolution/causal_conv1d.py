@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..dispatch import Call, needs_cuda_package
-from ..libraries import call_library, wants_gradient
+from ..dispatch import Call, needs_cuda_package, wants_gradient
+from ..libraries import call_library
 
 MULTIPLE = 8
 

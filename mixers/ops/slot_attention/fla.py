@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import Call
-from ..libraries import call_library, filled, wants_gradient
+from ..dispatch import Call, wants_gradient
+from ..libraries import call_library, filled
 
 UNALIGNED = "unaligned"  # the variant of a number of slots that is no multiple of 8
 
