@@ -16,18 +16,44 @@ import vl_convert
 VEGALITE = ".".join(alt.SCHEMA_VERSION.split(".")[:2])
 
 # Okabe and Ito's colours for all kinds of colour vision, those that vanish on white replaced; with a shape and a dash
-# of its own every layout is told apart in grey as well.
-_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#B5539C", "#E69F00", "#3FA7E0", "#4D4D4D", "#8A6D1F"]
+# of its own every layout is told apart in grey as well. The second row is for a dark page.
+_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#B5539C", "#C98500", "#2E96D0", "#4D4D4D", "#8A6D1F"]
 _COLOURS += ["#5B5BD6", "#882255", "#117733", "#00979D"]
+_ON_DARK = ["#4FA8E8", "#FF8A3D", "#2FC79A", "#DE8AC8", "#F2B632", "#7CCBF5", "#C4C9CE", "#C7A75A"]
+_ON_DARK += ["#9A9AF5", "#E07AA8", "#5FC77A", "#3FC9CF"]
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right"]
 _DASHES = [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [1, 0], [5, 2], [3, 4]]
 WIDTH, HEIGHT = 640, 340
 PERCENT = "format(100 * datum.value, 'd') + ' %'"
 BYTES = "replace(format(datum.value, '.3~s'), regexp('([kMGTP])?$'), ' $1B')"
 COUNT = "replace(format(datum.value, '.3~s'), regexp('([kMGTP])$'), ' $1')"
-MUTED = "#5f6368"
+
+# What the page sets in every chart at once. chosen: the layouts that stand out, none for all; hidden: those that are
+# not shown; longest: the greatest length that is shown, 0 for all; dark: whether the page is.
+PARAMETERS = [
+    alt.param(name="chosen", value=[]),
+    alt.param(name="hidden", value=[]),
+    alt.param(name="longest", value=0),
+    alt.param(name="dark", value=False),
+]
+_CHOSEN = "!length(chosen) || indexof(chosen, {0}) >= 0"
+_HIDDEN = "indexof(hidden, {0}) >= 0"
+_WITHIN = "!longest || !isValid(datum.length) || datum.length <= longest"
+
+
+def on_page(light: str, dark: str) -> alt.ExprRef:
+    """A colour, one for the light page and one for the dark."""
+    return alt.ExprRef(f"dark ? '{dark}' : '{light}'")
+
+
+INK, MUTED, LINES = on_page("#202124", "#e6e8eb"), on_page("#5f6368", "#a3acb6"), on_page("#9aa0a6", "#6b7580")
 
 Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
+
+
+def json_in_script(value: Any) -> str:
+    """JSON that may stand inside a script element."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
 
 
 @dataclass(frozen=True)
@@ -50,7 +76,7 @@ class Figure:
     @property
     def spec_json(self) -> str:
         """`spec` as JSON that may stand inside a script element."""
-        return json.dumps(self.spec, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
+        return json_in_script(self.spec)
 
     @cached_property
     def svg(self) -> str:
@@ -82,18 +108,35 @@ class Style:
         self.layouts = layouts
         # the outline of a point would be dashed like the line
         width = 0 if legend == "points" else 2
-        drawn = alt.Legend(orient="bottom", columns=4, labelLimit=200, symbolOpacity=1, symbolStrokeWidth=width)
+        seen = alt.ExprRef(f"{_HIDDEN} ? 0.1 : {_CHOSEN} ? 1 : 0.3".format("datum.value"))
+        drawn = alt.Legend(orient="bottom", columns=4, labelLimit=200, symbolStrokeWidth=width)
+        drawn.symbolOpacity = drawn.labelOpacity = seen
         drawn.values = shown or layouts
         self.legend = drawn if legend else None
-        self.select = alt.selection_point(name="chosen", fields=["layout"], bind="legend" if legend else alt.Undefined)
-        self.emphasis = alt.condition(self.select, alt.value(1.0), alt.value(0.12))
-        self.faint = alt.condition(self.select, alt.value(0.14), alt.value(0.02))
+        self.emphasis = self.opacity(1.0)
+        self.faint = self.opacity(0.14, 0.02)
+
+    @staticmethod
+    def opacity(full: float, faded: float = 0.12) -> Any:
+        """The opacity of a mark: `faded` while other layouts are chosen, 0 while its own is hidden.
+
+        Its layout is the field `full` of its data, or else `layout`, by which it has its colour.
+        """
+        hidden, chosen = (test.format("(datum.full || datum.layout)") for test in (_HIDDEN, _CHOSEN))
+        shown = alt.when(hidden).then(alt.value(0)).when(chosen).then(alt.value(full))
+        return shown.otherwise(alt.value(faded))
+
+    @staticmethod
+    def within(chart: alt.Chart) -> alt.Chart:
+        """`chart` without what is longer than the page shows; data without a `length` stay."""
+        return chart.transform_filter(_WITHIN)
 
     def _pick(self, values: list) -> list:
         return [values[i % len(values)] for i in range(len(self.layouts))]
 
     def colour(self) -> alt.Color:
-        scale = alt.Scale(domain=self.layouts, range=self._pick(_COLOURS))
+        pairs = [on_page(*pair) for pair in zip(_COLOURS, _ON_DARK)]
+        scale = alt.Scale(domain=self.layouts, range=self._pick(pairs))
         return alt.Color("layout:N", scale=scale, title=None, legend=self.legend)
 
     def shape(self) -> alt.Shape:
@@ -106,7 +149,7 @@ class Style:
 
     def curves(self, frame: pd.DataFrame, x: alt.X, y: alt.Y, tooltip: list[alt.Tooltip]) -> list[Any]:
         """Line, points and band of every layout; fields `low` and `high` bound the band."""
-        base = alt.Chart(frame).encode(x=x, color=self.colour())
+        base = self.within(alt.Chart(frame)).encode(x=x, color=self.colour())
         bounds = {"y": alongside(y, "low"), "y2": "high:Q"}
         band = base.mark_area().encode(**bounds, opacity=self.faint)
         whisker = base.mark_rule(strokeWidth=1.5).encode(**bounds, opacity=self.emphasis)
@@ -114,36 +157,43 @@ class Style:
         point = base.mark_point(filled=True, size=55).encode(
             y=y, shape=self.shape(), opacity=self.emphasis, tooltip=tooltip
         )
-        return [band, whisker, line, point.add_params(self.select)]
+        return [band, whisker, line, point]
 
 
 def finish(chart: Any, title: str, subtitle: str | list[str]) -> Any:
+    """Title and theme, and what the page sets in every chart."""
     font = "Helvetica, Arial, sans-serif"
     return (
-        chart.properties(
+        chart.add_params(*PARAMETERS)
+        .properties(
             title=alt.TitleParams(title, subtitle=subtitle, anchor="start", frame="bounds", offset=14),
-            background="white",
+            background=on_page("white", "#1d2126"),
             padding=12,
             autosize=alt.AutoSizeParams(type="pad"),
         )
         .configure(font=font)
         .configure_view(stroke=None)
         .configure_axis(
-            gridColor="#ececec",
-            domainColor="#9aa0a6",
-            tickColor="#9aa0a6",
-            labelColor="#3c4043",
-            titleColor="#3c4043",
+            gridColor=on_page("#ececec", "#31383f"),
+            domainColor=LINES,
+            tickColor=LINES,
+            labelColor=on_page("#3c4043", "#c5cbd2"),
+            titleColor=on_page("#3c4043", "#c5cbd2"),
             titleFontWeight="normal",
             labelFontSize=11,
             titleFontSize=12,
             titlePadding=8,
         )
-        .configure_title(fontSize=16, subtitleFontSize=12, subtitleColor=MUTED, subtitlePadding=5, color="#202124")
-        .configure_legend(labelFontSize=12, titleFontSize=12, symbolSize=80, rowPadding=4)
-        .configure_header(
-            labelFontSize=13, labelFontWeight="bold", labelAnchor="start", labelColor="#202124", title=None
+        .configure_title(fontSize=16, subtitleFontSize=12, subtitleColor=MUTED, subtitlePadding=5, color=INK)
+        .configure_legend(
+            labelColor=on_page("#3c4043", "#c5cbd2"),
+            titleColor=INK,
+            labelFontSize=12,
+            titleFontSize=12,
+            symbolSize=80,
+            rowPadding=4,
         )
+        .configure_header(labelFontSize=13, labelFontWeight="bold", labelAnchor="start", labelColor=INK, title=None)
     )
 
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from . import formats
-from .charts import VEGALITE, Figure
+from .charts import VEGALITE, Figure, json_in_script
 from .figures import figures
 from .page_tables import page_tables
 from .summary import summary
@@ -243,6 +243,7 @@ def _environment() -> Environment:
         "csv_uri": lambda table: f"data:text/csv;charset=utf-8,{quote(table.csv())}",
         "svg_uri": lambda figure: f"data:image/svg+xml;base64,{base64.b64encode(figure.svg.encode()).decode()}",
         "spec": lambda figure: Markup(figure.spec_json),
+        "json": lambda value: Markup(json_in_script(value)),
     }
     return environment
 

@@ -144,7 +144,7 @@ def _by_length(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     text += "".join(f" {r.layout} at {r.length:,} tokens: {r.cause}." for r in rows_of(broken))
     caption = f"{recall.noun} against the length of the context, at the greatest load of the verdict. "
     caption += "A cross: at that length the layout gave no answers, and why. Recent answers are left out. "
-    caption += "Click a name to single out its curve, shift-click for several."
+    caption += "Click a name to single out its curve, here and in every chart."
     subtitle = _origin(recall, "dotted: chance")
     yield Figure(numbered("recall", number), "recall", title, caption, text, finish(chart, title, subtitle))
 
@@ -344,9 +344,9 @@ def _by_state(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     layers = [
         base.mark_line(strokeWidth=1.5).encode(y=y, strokeDash=style.dash()),
         base.mark_rule(strokeWidth=1.5).encode(y=alongside(y, "low"), y2="high:Q"),
-        base.mark_point(filled=True, size=90, cursor="pointer")
-        .encode(y=y, shape=style.shape(), tooltip=[alt.Tooltip("full:N", title="layout"), *tooltips(*_TIPS)[1:]])
-        .add_params(style.select),
+        base.mark_point(filled=True, size=90, cursor="pointer").encode(
+            y=y, shape=style.shape(), tooltip=[alt.Tooltip("full:N", title="layout"), *tooltips(*_TIPS)[1:]]
+        ),
         *_point_labels(points, style, x, y, low, high, width, height),
     ]
     chart = alt.layer(*layers).properties(width=width, height=height)

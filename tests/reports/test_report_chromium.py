@@ -80,7 +80,7 @@ def test_the_untaught_come_first_and_have_no_curve(opened) -> None:
 
 def test_charts_name_hostile_layouts_without_running_them(opened) -> None:
     assert any(t.startswith('</script><script>alert("label")') for t in texts(opened, "#figure-recall svg text"))
-    assert len(texts(opened, "script")) == 15
+    assert len(texts(opened, "script")) == 16
 
 
 def test_the_console_is_silent_and_nothing_is_fetched(opened) -> None:
@@ -100,11 +100,22 @@ def test_the_body_never_scrolls_sideways(opened, width: int) -> None:
     assert inner == width and scroll <= width
 
 
-def test_a_click_on_a_name_singles_out_its_curve(opened) -> None:
-    lines = "[...document.querySelectorAll('#figure-recall svg .mark-line path')]"
-    opacity = f"return {lines}.map(e => e.getAttribute('opacity'))"
-    before = opened.execute_script(opacity)
+def lines_of(browser, figure: str) -> list[str]:
+    """The opacities of the layouts' lines in a chart, once it has taken over the selection, least first."""
+    browser.execute_async_script(
+        "const done = arguments[0]; Promise.all([...views.values()].map(v => v.runAsync())).then(() => done())"
+    )
+    lines = f"[...document.querySelectorAll('#figure-{figure} svg .mark-line path[opacity]')]"
+    return sorted(browser.execute_script(f"return {lines}.map(line => line.getAttribute('opacity'))"))
+
+
+def test_a_click_on_a_name_singles_out_its_curve_in_every_chart(opened) -> None:
     names = "[...document.querySelectorAll('#figure-recall svg text')]"
     label = f"{names}.find(e => e.textContent.startsWith('softmax'))"
-    opened.execute_script(f"{label}.dispatchEvent(new MouseEvent('click', {{bubbles: true, view: window}}))")
-    assert opened.execute_script(opacity) != before
+    click = f"{label}.dispatchEvent(new MouseEvent('click', {{bubbles: true, view: window}}))"
+    assert set(lines_of(opened, "recall")) == {"1"}
+    opened.execute_script(click)
+    assert lines_of(opened, "recall") == ["0.12"] * 4 + ["1"]
+    assert lines_of(opened, "speed") == ["0.12"] * 24 + ["1"] * 4
+    opened.execute_script(click)
+    assert set(lines_of(opened, "recall")) == set(lines_of(opened, "speed")) == {"1"}
