@@ -78,7 +78,7 @@ def _parameters_from_1(measure: Any, parameters: Record) -> Record:
 
 
 def _metrics_from_1(measure: Any, metrics: Record) -> Record:
-    if measure == "training":
+    if measure in ("tuning", "training"):
         return {"data": None, **metrics}
     if measure == "recall":
         return {"state_bytes": {}, **metrics, **_rows(metrics, recent=False)}
