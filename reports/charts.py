@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,16 @@ _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#B5539C", "#C98500", "#2E96D0", "#
 _COLOURS += ["#5B5BD6", "#882255", "#117733", "#00979D"]
 _ON_DARK = ["#4FA8E8", "#FF8A3D", "#2FC79A", "#DE8AC8", "#F2B632", "#7CCBF5", "#C4C9CE", "#C7A75A"]
 _ON_DARK += ["#9A9AF5", "#E07AA8", "#5FC77A", "#3FC9CF"]
-_SHAPES = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right"]
+# Vega's names for shapes, with the same drawn in a square from -6 to 6.
+_SHAPES = {
+    "circle": "M0-5A5 5 0 1 1 0 5A5 5 0 1 1 0-5Z",
+    "square": "M-4.5-4.5h9v9h-9Z",
+    "triangle-up": "M0-5L5.5 5h-11Z",
+    "diamond": "M0-6L4.5 0L0 6L-4.5 0Z",
+    "triangle-down": "M0 5L5.5-5h-11Z",
+    "cross": "M-1.8-5.5h3.6v3.7h3.7v3.6h-3.7v3.7h-3.6v-3.7h-3.7v-3.6h3.7Z",
+    "triangle-right": "M5 0L-5 5.5v-11Z",
+}
 _DASHES = [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [1, 0], [5, 2], [3, 4]]
 WIDTH, HEIGHT = 640, 340
 PERCENT = "format(100 * datum.value, 'd') + ' %'"
@@ -83,6 +93,13 @@ class Figure:
         return vl_convert.vegalite_to_svg(self.spec, vl_version=VEGALITE)
 
     @property
+    def width(self) -> int:
+        """In pixels, as it is drawn."""
+        found = re.search(r'<svg[^>]* width="([\d.]+)"', self.svg)
+        assert found, "vl-convert writes the width of a chart"
+        return round(float(found[1]))
+
+    @property
     def png(self) -> bytes:
         return vl_convert.vegalite_to_png(self.spec, vl_version=VEGALITE, scale=2)
 
@@ -90,6 +107,25 @@ class Figure:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.name}.svg").write_text(self.svg, encoding="utf-8")
         (folder / f"{self.name}.png").write_bytes(self.png)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a layout is drawn in every chart: its colour on a light and on a dark page, its marker as an SVG path."""
+
+    layout: str
+    light: str
+    dark: str
+    path: str
+
+
+def looks(layouts: list[str]) -> list[Look]:
+    """The looks of all layouts of a run, in its order."""
+    paths = list(_SHAPES.values())
+    return [
+        Look(layout, _COLOURS[i % len(_COLOURS)], _ON_DARK[i % len(_ON_DARK)], paths[i % len(paths)])
+        for i, layout in enumerate(layouts)
+    ]
 
 
 class Style:
@@ -140,7 +176,7 @@ class Style:
         return alt.Color("layout:N", scale=scale, title=None, legend=self.legend)
 
     def shape(self) -> alt.Shape:
-        scale = alt.Scale(domain=self.layouts, range=self._pick(_SHAPES))
+        scale = alt.Scale(domain=self.layouts, range=self._pick(list(_SHAPES)))
         return alt.Shape("layout:N", scale=scale, title=None, legend=self.legend)
 
     def dash(self) -> alt.StrokeDash:
@@ -171,7 +207,7 @@ def finish(chart: Any, title: str, subtitle: str | list[str]) -> Any:
             padding=12,
             autosize=alt.AutoSizeParams(type="pad"),
         )
-        .configure(font=font)
+        .configure(font=font, aria=False)  # of the marks: a figure is told in words, and by its table
         .configure_view(stroke=None)
         .configure_axis(
             gridColor=on_page("#ececec", "#31383f"),

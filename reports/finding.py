@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 
@@ -12,10 +13,26 @@ from .tables import RunData
 
 
 @dataclass(frozen=True)
+class Score:
+    """What one layout scored on one question. text: as it is shown; value: sorts, None where there is no number.
+
+    best: the best, or not told apart from it.
+    """
+
+    layout: str
+    text: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
 class Finding:
     """One question of the comparison. winner: None if the measurement does not tell the best from the others.
 
-    open: said in the place of a winner.
+    open: said in the place of a winner. evidence: id of the element of the page that shows it. column: heading of its
+    column of the scoreboard, "" for none; better: which of the scores are the good ones.
     """
 
     topic: str
@@ -23,6 +40,10 @@ class Finding:
     value: str
     sentence: str
     open: str = "cannot tell"
+    evidence: str = ""
+    column: str = ""
+    better: Literal["more", "less"] = "more"
+    scores: tuple[Score, ...] = ()
 
 
 def seeds_statement(seeds: pd.Series) -> str:

@@ -1,58 +1,218 @@
 "use strict";
-// One selection for the whole page. Names of layouts are whatever a run says: they go into the page as text only.
-const layouts = JSON.parse(document.getElementById("layouts").textContent);
-const state = {chosen: []};
+// One state for the whole page: which layouts stand out, and what the filters leave. It stands in the address behind a
+// question mark, so that a view can be sent to somebody. Names are whatever a run says: they become text, never markup.
+const about = JSON.parse(document.getElementById("about").textContent);
+const layouts = new Set(about.layouts);
+const state = {chosen: [], family: "", section: "", longest: 0};
 const views = new Map();
 const dark = matchMedia("(prefers-color-scheme: dark)");
+const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+
+// --- The state, and everything that follows it ---
+
+function change(changes) {
+  Object.assign(state, changes);
+  const address = new URLSearchParams(state.chosen.map((layout) => ["layout", layout]));
+  for (const name of ["family", "section", "longest"]) if (state[name]) address.set(name, state[name]);
+  const [anchor] = location.hash.split("?");
+  history.replaceState(null, "", `${anchor || "#"}${address.size ? "?" + address : ""}`);
+  show();
+}
+
+function toggle(layout) {
+  const others = state.chosen.filter((name) => name !== layout);
+  change({chosen: others.length < state.chosen.length ? others : [...others, layout]});
+}
+
+function restore() {
+  const address = new URLSearchParams(location.hash.split("?")[1] ?? "");
+  const offered = (name, value) => all(`#filter-${name} option`).some((option) => option.value === value) ? value : "";
+  state.chosen = address.getAll("layout").filter((layout) => layouts.has(layout));
+  state.family = offered("family", address.get("family") ?? "");
+  state.section = offered("section", address.get("section") ?? "");
+  state.longest = Number(offered("longest", address.get("longest") ?? ""));
+  show();
+}
+
+const hidden = () => state.family ? about.layouts.filter((name) => !about.families[name]?.includes(state.family)) : [];
+
+function show() {
+  const gone = new Set(hidden()), chosen = new Set(state.chosen);
+  for (const chip of all(".chip")) {
+    chip.setAttribute("aria-pressed", chosen.has(chip.dataset.layout));
+    chip.hidden = gone.has(chip.dataset.layout);
+  }
+  for (const [row, layout] of rows) {
+    row.classList.toggle("chosen", chosen.has(layout));
+    row.hidden = gone.has(layout);
+  }
+  for (const element of all("main [data-section], nav [data-section]")) {
+    element.hidden = state.section !== "" && element.dataset.section !== state.section;
+  }
+  for (const [cell, length] of cells) cell.hidden = state.longest > 0 && length > state.longest;
+  for (const name of ["family", "section", "longest"]) {
+    const select = document.getElementById(`filter-${name}`);
+    if (select) select.value = state[name] || "";
+  }
+  for (const view of views.values()) draw(view);
+  document.getElementById("said").textContent = chosen.size ? `Highlighted: ${state.chosen.join(", ")}` : "";
+}
 
 // --- Charts ---
 
-const signals = () => ({chosen: state.chosen, dark: dark.matches});
+const signals = () => ({chosen: state.chosen, hidden: hidden(), longest: state.longest, dark: dark.matches});
 
-function setSignals(view) {
+function draw(view) {
   for (const [name, value] of Object.entries(signals())) view.signal(name, value);
   return view.runAsync();
 }
 
+const specOf = (chart) => JSON.parse(document.getElementById(chart.dataset.spec).textContent);
+
 async function embed(chart) {
-  const spec = JSON.parse(document.getElementById(chart.dataset.spec).textContent);
+  const spec = specOf(chart), live = document.createElement("div");
   for (const parameter of spec.params) if (parameter.name in signals()) parameter.value = signals()[parameter.name];
-  const live = document.createElement("div");
   chart.append(live);
   const actions = {export: true, source: false, compiled: false, editor: false};
   try {
     const options = {renderer: "svg", actions, downloadFileName: chart.dataset.spec.slice(5)};
-    views.set(chart, (await vegaEmbed(live, spec, options)).view);
+    const {view} = await vegaEmbed(live, spec, options);
+    views.set(chart, view);
     chart.querySelector("img").remove();
-    performance.mark("first chart");
+    if (!performance.getEntriesByName("first chart").length) performance.mark("first chart");
+    await draw(view);  // what was chosen in the meantime
   } catch (error) {
     live.remove();
     console.error(chart.dataset.spec, error);
   }
 }
 
-// --- The selection ---
+// Until a chart comes near the window, its picture stands there.
+const near = new IntersectionObserver((entries) => {
+  for (const {target} of entries.filter((entry) => entry.isIntersecting)) {
+    near.unobserve(target);
+    embed(target);
+  }
+}, {rootMargin: "800px"});
 
-function toggle(layout) {
-  const others = state.chosen.filter((name) => name !== layout);
-  state.chosen = others.length < state.chosen.length ? others : [...others, layout];
-  show();
+// The data of a chart: of its data sets the one that says most of the layouts.
+function rowsOf(chart) {
+  const size = (rows) => (rows.some((row) => "layout" in row) ? 1e6 : 0) + rows.length;
+  return Object.values(specOf(chart).datasets ?? {}).sort((a, b) => size(b) - size(a))[0] ?? [];
 }
 
-function show() {
-  for (const view of views.values()) setSignals(view);
+function csv(rows) {
+  const names = [...new Set(rows.flatMap(Object.keys))];
+  const quoted = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;
+  const text = (value) => typeof value === "number" ? String(value) : quoted(value);
+  return [names.map(quoted), ...rows.map((row) => names.map((name) => text(row[name])))].join("\n") + "\n";
 }
+
+function offerData(chart) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "download";
+  button.textContent = "Data (CSV)";
+  button.addEventListener("click", () => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([csv(rowsOf(chart))], {type: "text/csv"}));
+    link.download = `${chart.dataset.spec.slice(5)}.csv`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  });
+  chart.closest("figure").querySelector("figcaption").append(button);
+}
+
+// --- Tables ---
+
+// Rows that are about one layout: its name is one of their first cells.
+const rows = new Map();
+for (const row of all("tbody tr")) {
+  const head = [...row.cells].slice(0, 3).find((cell) => layouts.has(cell.textContent));
+  if (head) {
+    rows.set(row, head.textContent);
+    head.classList.add("pick");
+  }
+}
+
+// Cells below a heading that is a length, in tables that have lengths across.
+const cells = new Map();
+for (const table of all("table")) {
+  const heads = table.tHead ? [...table.tHead.rows[0].cells] : [];
+  if (!/, (tokens|position)$/.test(heads[0]?.textContent ?? "")) continue;
+  heads.forEach((head, column) => {
+    const length = Number(/^(?:up to )?([\d,]+)$/.exec(head.textContent)?.[1].replaceAll(",", ""));
+    if (length) for (const row of table.rows) cells.set(row.cells[column], length);
+  });
+}
+
+function sort(table, column) {
+  const head = table.tHead.rows[0].cells[column], was = head.getAttribute("aria-sort");
+  const best = head.dataset.better === "more" ? "descending" : "ascending";
+  const order = was === best ? (best === "ascending" ? "descending" : "ascending") : best;
+  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", order);
+  const sign = order === "ascending" ? 1 : -1, body = table.tBodies[0];
+  const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  const compare = (a, b) => {
+    const [x, y] = [value(a), value(b)];
+    if (x === "" || y === "") return (x === "") - (y === "");  // without a number last, whichever way
+    return sign * (row_numbers.test(x) && row_numbers.test(y) ? x - y : x.localeCompare(y));
+  };
+  body.append(...[...body.rows].sort(compare));
+}
+const row_numbers = /^-?[\d.]+(e[-+]?\d+)?$/i;
+
+for (const table of all("table.sortable")) {
+  [...table.tHead.rows[0].cells].forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => sort(table, column));
+  });
+}
+
+// A region that need not scroll is no stop on the way of the Tab key.
+const sizes = new ResizeObserver((entries) => {
+  for (const {target} of entries) target.tabIndex = target.scrollWidth > target.clientWidth ? 0 : -1;
+});
+
+// --- What people do ---
 
 // The layout that a mark, a legend entry or a label of an axis stands for; Vega keeps the datum at the element.
-function layoutOfMark(element) {
-  const datum = element.__data__?.datum;
-  const named = [datum?.full, datum?.layout, datum?.value].find((name) => layouts.includes(name));
-  return element.closest(".chart") ? named : undefined;
+function layoutAt(element) {
+  const datum = element.closest(".chart") ? element.__data__?.datum : undefined;
+  return [datum?.full, datum?.layout, datum?.value, element.closest(".chip")?.dataset.layout,
+    rows.get(element.closest(".pick")?.parentElement)].find((name) => layouts.has(name));
 }
 
 document.addEventListener("click", (event) => {
-  const layout = layoutOfMark(event.target);
+  const layout = layoutAt(event.target);
   if (layout !== undefined) toggle(layout);
 });
+for (const select of all("#bar select")) {
+  const name = select.id.replace("filter-", "");
+  select.addEventListener("change", () => change({[name]: name === "longest" ? Number(select.value) : select.value}));
+}
+const bar = document.getElementById("bar");
+bar.addEventListener("submit", (event) => event.preventDefault());
+bar.addEventListener("reset", (event) => {
+  event.preventDefault();
+  change({chosen: [], family: "", section: "", longest: 0});
+});
 dark.addEventListener("change", show);
-for (const chart of document.querySelectorAll(".chart")) embed(chart);
+
+// A link within the page keeps the view; an address with one brings its own.
+addEventListener("hashchange", () => location.hash.includes("?") ? restore() : change({}));
+
+bar.hidden = false;
+restore();
+all(".chart").forEach((chart, number) => {
+  offerData(chart);
+  if (number) near.observe(chart);
+  else embed(chart);
+});
+for (const region of all(".scroll, .card")) sizes.observe(region);
+const target = document.getElementById(location.hash.slice(1).split("?")[0]);
+if (target && location.hash.includes("?")) target.scrollIntoView();
