@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from .fairness import Fairness
 from .finding import Finding
 
-FOLDED = 4  # as many bars of one kind are still said one by one
-_OUTCOMES = ("not measured", "not met", "met")  # worst first
+FOLDED = 4  # as many bars of one measure are still said one by one
+_OUTCOMES = ("not measured", "not met", "met")  # of a bar that one layout is held to, worst first
 _LONG = 60  # characters of a first sentence that can stand alone
 
 
@@ -34,33 +34,32 @@ class Answer:
 
 @dataclass(frozen=True)
 class Bars:
-    """The bars of one kind: how many were met, and each of them, worst first."""
+    """The bars of a measure that one layout each is held to, worst first."""
 
-    topic: str
     measure: str
-    met: int
     answers: list[Answer]
 
+    @property
+    def met(self) -> int:
+        return sum(answer.finding.winner == "met" for answer in self.answers)
 
-def answers(
-    findings: Iterable[tuple[str, Finding]], fair: Fairness, elements: Collection[str]
-) -> list[Answer | Bars]:
-    """The findings in their order, each with its measure; more than `FOLDED` bars of one kind become one answer.
+
+def answers(findings: Iterable[tuple[str, Finding]], fair: Fairness, elements: Collection[str]) -> list[Answer | Bars]:
+    """The findings in their order, each with its measure; more than `FOLDED` bars of a measure become one answer.
 
     elements: the ids of the charts and tables that there are.
     """
     every = [_answer(measure, finding, fair, elements) for measure, finding in findings]
-    kinds: dict[tuple[str, str], list[Answer]] = {}
+    held: dict[str, list[Answer]] = {}
     for answer in every:
-        kinds.setdefault(_kind(answer), []).append(answer)
-    found: list[Answer | Bars] = []
-    for (measure, kind), own in kinds.items():
-        if kind and len(own) > FOLDED:
-            met = sum(answer.finding.winner == "met" for answer in own)
-            found.append(Bars(kind, measure, met, sorted(own, key=_badness)))
-        else:
-            found.extend(own)
-    return found
+        if answer.finding.winner in _OUTCOMES:
+            held.setdefault(answer.measure, []).append(answer)
+    long = {measure: Bars(measure, sorted(own, key=_outcome)) for measure, own in held.items() if len(own) > FOLDED}
+    folded: list[Answer | Bars] = [
+        long[answer.measure] if answer.finding.winner in _OUTCOMES and answer.measure in long else answer
+        for answer in every
+    ]
+    return [answer for i, answer in enumerate(folded) if not any(answer is other for other in folded[:i])]
 
 
 def _answer(measure: str, finding: Finding, fair: Fairness, elements: Collection[str]) -> Answer:
@@ -75,15 +74,5 @@ def _split(text: str) -> tuple[str, str]:
     return (text, "") if end < 0 else (text[: end + 1], text[end + 2 :])
 
 
-def _kind(answer: Answer) -> tuple[str, str]:
-    """What tells kinds of bars apart: `Bar, training step of 512 tokens: times as fast` has its last part."""
-    finding = answer.finding
-    if finding.winner not in _OUTCOMES:
-        return answer.measure, ""
-    return answer.measure, finding.topic.partition(": ")[2] or finding.topic
-
-
-def _badness(answer: Answer) -> tuple[int, float]:
-    finding = answer.finding
-    value = next((score.value for score in finding.scores if score.value is not None), 0.0)
-    return _OUTCOMES.index(str(finding.winner)), value if finding.better == "more" else -value
+def _outcome(answer: Answer) -> int:
+    return _OUTCOMES.index(str(answer.finding.winner))

@@ -8,15 +8,15 @@ from typing import Any
 
 from ..benchmarks.runs import ResultLine
 from . import formats
+from .in_turn import InTurn
 from .inference import LEAST_SEEDS
-from .rows import IN_TURN, choice_text, size
+from .lines import choice_text, size
 from .table import Table
 from .tables import RunData
 from .variants import purpose
 
 FEW_ROUNDS = 10
 APART = 0.01  # parameters further apart than that are not matched
-_TIMED = ("speed", *IN_TURN)
 _SHORT = 12  # characters of a hash
 
 
@@ -35,7 +35,9 @@ class Doubt:
     measures: frozenset[str] = frozenset()
 
     def concerns(self, measure: str) -> bool:
-        return not self.measures or measure in self.measures
+        """Whether it concerns a section; what is trained for recall or text concerns training and tuning as well."""
+        trained = measure in ("training", "tuning") and self.measures & {"recall", "perplexity"}
+        return not self.measures or measure in self.measures or bool(trained)
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def _for(run: RunData, kind: str) -> str:
 def _table(run: RunData) -> Table | None:
     """The sizes of every layout, how it was trained and what ran; columns without a value are left out."""
     by_layout = {label: [line for line in run.lines if line.layout == label] for label in run.layouts}
-    models = {row["layout"]: row for row in run.models.to_dict("records")}
+    models = {row["layout"]: row for row in run["models"].to_dict("records")}
     suite = run.suite.get("layouts") or {}
 
     def of_model(name: str, written: Callable[[Any], str]) -> Column:
@@ -214,7 +216,7 @@ def _table(run: RunData) -> Table | None:
     note = "All layouts stand in the same backbone. FLOPs of a forward pass. Matched: what the feed-forward width was "
     note += "adjusted to keep equal, within 1 %."
     text_columns = 1 + sum(name in kept for name in words)
-    return Table("layouts", "fairness", "What was compared", ["Layout", *kept], rows, note, text_columns)
+    return Table("layouts", "What was compared", ["Layout", *kept], rows, note, text_columns)
 
 
 def _ran(lines: list[ResultLine]) -> str:
@@ -312,7 +314,7 @@ def _throttled(run: RunData) -> Iterator[Doubt]:
             reasons = formats.listing([str(reason).replace("_", " ") for reason in start["held_down"]])
             text = f"The clock of the GPU was held down ({reasons}) in what was run from {start.get('started')} to "
             text += f"{start.get('ended')}: its speeds may be too low."
-            yield Doubt(text, "the clock of the GPU was held down", frozenset(_TIMED))
+            yield Doubt(text, "the clock of the GPU was held down", frozenset({"speed", *_in_turn(run)}))
 
 
 def _settings(run: RunData) -> Iterator[Doubt]:
@@ -329,6 +331,11 @@ def _settings(run: RunData) -> Iterator[Doubt]:
                 yield Doubt(text, f"{name} differ between layouts", frozenset({purpose(lines[0])}))
 
 
+def _in_turn(run: RunData) -> set[str]:
+    """The measures that time several things in one process, as several backends of an op."""
+    return {section.measure for section in run.sections if isinstance(section, InTurn)}
+
+
 def _by_measure(run: RunData) -> dict[str, list[ResultLine]]:
     found: dict[str, list[ResultLine]] = {}
     for line in run.lines:
@@ -339,7 +346,7 @@ def _by_measure(run: RunData) -> dict[str, list[ResultLine]]:
 def _backends(run: RunData) -> Iterator[Doubt]:
     """Ops that several layouts share, and that ran as another implementation in some of them."""
     for measure, lines in _by_measure(run).items():
-        if measure in IN_TURN:
+        if measure in _in_turn(run):
             continue  # what runs in turn is several implementations on purpose
         ran: dict[tuple[str, Any], dict[str, set[str]]] = {}
         for line in lines:
@@ -358,7 +365,7 @@ def _backends(run: RunData) -> Iterator[Doubt]:
 
 
 def _parameters(run: RunData) -> Iterator[Doubt]:
-    known = [row for row in run.models.to_dict("records") if not formats.missing(row.get("parameters"))]
+    known = [row for row in run["models"].to_dict("records") if not formats.missing(row.get("parameters"))]
     if len(known) < 2:
         return
     least, most = (pick(known, key=lambda row: row["parameters"]) for pick in (min, max))
@@ -439,13 +446,12 @@ def _rounds(run: RunData) -> Iterator[Doubt]:
 
 def _counted(line: ResultLine) -> Iterator[int]:
     metrics = line.metrics or {}
-    for found in [metrics, *(metrics.get("rows") or [])] if line.measure in _TIMED else []:
-        if isinstance(found.get("rounds"), int):
-            yield found["rounds"]
+    found = [metrics, *(row for row in metrics.get("rows") or [] if isinstance(row, dict))]
+    return (own["rounds"] for own in found if isinstance(own.get("rounds"), int))
 
 
 def _missing(run: RunData) -> Iterator[Doubt]:
-    rows = run.missing.to_dict("records")
+    rows = run["missing"].to_dict("records")
     for measure in dict.fromkeys(row["measure"] for row in rows):
         own = [row for row in rows if row["measure"] == measure]
         count = sum(row["expected"] - row["found"] for row in own)

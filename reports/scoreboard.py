@@ -60,7 +60,7 @@ def scoreboard(run: RunData, findings: Iterable[tuple[str, Finding]]) -> Scorebo
     questions = [Question(f.column, f.topic, measure, f.better, f.evidence) for measure, f in asked]
     scores = [{score.layout: score for score in finding.scores} for _, finding in asked]
     known = families(run)
-    parameters = {row["layout"]: row.get("parameters") for row in run.models.to_dict("records")}
+    parameters = {row["layout"]: row.get("parameters") for row in run["models"].to_dict("records")}
     rows = []
     for layout in run.layouts:
         own = [by_layout.get(layout) for by_layout in scores]
