@@ -144,7 +144,7 @@ class Style:
         # the outline of a point would be dashed like the line
         width = 0 if legend == "points" else 2
         seen = alt.ExprRef(f"{_HIDDEN} ? 0.1 : {_CHOSEN} ? 1 : 0.3".format("datum.value"))
-        drawn = alt.Legend(orient="bottom", columns=4, labelLimit=200, symbolStrokeWidth=width)
+        drawn = alt.Legend(orient="bottom", columns=4, labelLimit=200, symbolLimit=1000, symbolStrokeWidth=width)
         drawn.symbolOpacity = drawn.labelOpacity = seen
         drawn.values = shown or layouts
         self.legend = drawn if legend else None

@@ -175,7 +175,7 @@ for (const table of all("table.sortable")) {
 
 // A region that need not scroll is no stop on the way of the Tab key.
 const sizes = new ResizeObserver((entries) => {
-  for (const {target} of entries) target.tabIndex = target.scrollWidth > target.clientWidth ? 0 : -1;
+  for (const {target} of entries) target.tabIndex = target.scrollWidth > target.clientWidth || target.scrollHeight > target.clientHeight ? 0 : -1;
 });
 
 // --- What people do ---
