@@ -104,7 +104,7 @@ def _table_values(title: str | None, table: str) -> Iterator[Value]:
     sizes = [name for name in frame.columns if name not in columns]
     for name in frame.columns:
         if not pd.api.types.is_numeric_dtype(frame[name]) or (name in sizes and frame[name].isna().any()):
-            raise ForeignError(f"its column {name!r} holds something other than numbers")
+            raise ForeignError(f"its column {name!r} holds something other than numbers; give the table alone")
     for row in frame.to_dict("records"):
         at = {str(name): _whole(row[name]) for name in sizes}
         length = at.pop("T") if isinstance(at.get("T"), int) else None
