@@ -32,7 +32,10 @@ Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart and what is said of it. name: stem of its files; section: where on the page; alt: for who cannot see."""
+    """A chart and what is said of it. name: stem of its files; section: where on the page; alt: for who cannot see.
+
+    data: what the chart shows, with the headings of its CSV; None: the largest data set of the chart.
+    """
 
     name: str
     section: str
@@ -40,6 +43,7 @@ class Figure:
     caption: str
     alt: str
     chart: Chart
+    data: pd.DataFrame | None = None
 
     @cached_property
     def spec(self) -> dict[str, Any]:
@@ -51,6 +55,13 @@ class Figure:
     def spec_json(self) -> str:
         """`spec` as JSON that may stand inside a script element."""
         return json.dumps(self.spec, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
+
+    def csv(self) -> str:
+        """What the chart shows, as CSV."""
+        data = self.data
+        if data is None:
+            data = pd.DataFrame(max(self.spec.get("datasets", {}).values(), key=len, default=[]))
+        return data.convert_dtypes().to_csv(index=False, lineterminator="\n", float_format="%.10g")
 
     @cached_property
     def svg(self) -> str:
