@@ -242,7 +242,10 @@ def _sweep(run: RunData, frame: pd.DataFrame, rated: bool, name: str, measure: s
     layouts = [layout for layout in run.layouts if layout in set(frame["layout"])]
     steep = frame["score"].min() > 0 and frame["score"].max() / frame["score"].min() > 20
     scale = alt.Scale(type="log", nice=False, padding=10) if steep else alt.Scale(zero=False, padding=10)
-    y = alt.Y("score:Q", scale=scale, title="Validation loss (nats)", axis=alt.Axis(tickCount=4, format="~g"))
+    axis = alt.Axis(tickCount=4, format="~g")
+    if steep:
+        axis.values = round_values(frame["score"].min(), frame["score"].max())
+    y = alt.Y("score:Q", scale=scale, title="Validation loss (nats)", axis=axis)
     if rated:
         low, high = frame["rate"].min() / 1.3, frame["rate"].max() * 1.3
         values = round_values(low, high) if frame["rate"].nunique() > 6 else sorted(frame["rate"].unique())
