@@ -141,8 +141,10 @@ def _slot_figure(run: RunData, own: pd.DataFrame, x: alt.X, where: str, recall: 
     caption = (
         "Of each sparse memory, the mean over sequences and taught seeds: the share of its slots that were written, "
     )
-    caption += "of its accesses those that found a slot which an earlier chunk had written, and the effective number of slots, "
-    caption += "which, used alike, would be used as evenly (exponential of the entropy), as a share of all."
+    caption += (
+        "of its accesses those that found a slot which an earlier chunk had written, and the effective number of "
+    )
+    caption += "slots (exponential of the entropy: so many, used alike, would be as even), as a share of all."
     text = "; ".join(f"{r.panel}, {_at(r)}, {r.series}: {r.shown}" for r in rows_of(_last(frame))) + "."
     data = frame[["layout", "layer", "length", "load", "n_slots", "used", "accesses", "seeds", "series", "share"]]
     data = data.rename(columns={"n_slots": "slots", "used": "slots accessed", "accesses": "accesses to each"})
