@@ -25,6 +25,7 @@ WIDTH, HEIGHT = 640, 340
 PERCENT = "format(100 * datum.value, 'd') + ' %'"
 BYTES = "replace(format(datum.value, '.3~s'), regexp('([kMGTP])?$'), ' $1B')"
 COUNT = "replace(format(datum.value, '.3~s'), regexp('([kMGTP])$'), ' $1')"
+SECONDS = "replace(format(datum.value, '.3~s'), regexp('([mµn])?$'), ' $1s')"
 MUTED = "#5f6368"
 
 Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart

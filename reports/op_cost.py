@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 
 from . import formats
-from .charts import MUTED, WIDTH, Figure, Style, alongside, finish, numbered, round_values, titled, tooltips
+from .charts import MUTED, SECONDS, WIDTH, Figure, Style, alongside, finish, numbered, round_values, titled, tooltips
 from .formats import mode_name
 from .statistics import rows_of
 from .tables import RunData
@@ -16,7 +16,6 @@ from .tables import RunData
 _ROW = 17  # pixels of a layout
 _SAID = 30  # numbers in the text alternative
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left"]
-_SECONDS = "replace(format(datum.value, '.3~s'), regexp('([kMGTmµn])?$'), ' $1s')"
 
 
 def cost_figures(run: RunData) -> Iterator[Figure]:
@@ -46,7 +45,7 @@ def _cost_figure(run: RunData, rows: pd.DataFrame, variant: str, mode: str, numb
     contenders = list(dict.fromkeys(frame["contender"]))
     style = Style(run.layouts, legend=None)
     scale = alt.Scale(type="log", nice=False, padding=12)
-    axis = alt.Axis(labelExpr=_SECONDS, values=round_values(frame["low"].min(), frame["high"].max()))
+    axis = alt.Axis(labelExpr=SECONDS, values=round_values(frame["low"].min(), frame["high"].max()))
     x = alt.X("cost:Q", scale=scale, title="Seconds a token", axis=axis)
     y = alt.Y("layout:N", sort=layouts, title=None, axis=alt.Axis(labelLimit=240, grid=True, ticks=False))
     shapes = alt.Scale(domain=contenders, range=[_SHAPES[i % len(_SHAPES)] for i in range(len(contenders))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import altair as alt
@@ -69,7 +69,7 @@ def scaling_chart(
     width, height = wide if len(names) == 1 else _SIZE
     x = lengths_axis([*frame["length"], *failed["length"]], "Length (tokens)")
     x.axis.labelOverlap = True
-    layers = style.curves(frame, x, y, tips)
+    layers = [layer.transform_filter("isValid(datum.low)") for layer in style.curves(frame, x, y, tips)]
     for layer in layers:
         layer.data = alt.Undefined  # the facet hands its own data down
     for rank in range(int(failed["rank"].max()) + 1 if len(failed) else 0):
@@ -128,14 +128,15 @@ def _beside(y: alt.Y) -> alt.Y:
     return other
 
 
-def growth_table(name: str, section: str, what: str, growths: Growths) -> Table | None:
-    """Layouts down, panels across: how `what` grows, and over which lengths that was fitted; None without any."""
+def growth_table(name: str, section: str, what: str, growths: Growths) -> Iterator[Table]:
+    """Layouts down, panels across: how `what` grows, and over which lengths that was fitted."""
     panels = list(dict.fromkeys(panel for panel, _ in growths))
     layouts = list(dict.fromkeys(layout for _, layout in growths))
     cells = {key: _fitted(growth) for key, growth in growths.items()}
     rows = [[layout, *(cells.get((panel, layout), "–") for panel in panels)] for layout in layouts]
     title = f"How {what} grows with the length"
-    return Table(name, section, title, ["Layout", *panels], rows, GROWTH_NOTE) if rows else None
+    if rows:
+        yield Table(name, section, title, ["Layout", *panels], rows, GROWTH_NOTE)
 
 
 def _fitted(growth: Growth) -> str:
