@@ -11,11 +11,12 @@ import altair as alt
 import pandas as pd
 
 from . import formats
-from .charts import MUTED, PERCENT, Figure, Style, finish, numbered, titled, tooltips
+from .charts import MUTED, PERCENT, Figure, Style, finish, titled, tooltips
 from .recall import Recall, asked
 from .recall_figures import broken_lines, origin, texts, trained_text
 from .recall_tables import counted
 from .statistics import rows_of
+from .table import numbered
 from .tables import RunData
 from .taught import load_text, of_needles
 
@@ -64,7 +65,7 @@ def _load_by_length(recall: Recall, run: RunData, number: int) -> Iterator[Figur
     more = [] if formats.missing(chance) else [f"chance: {formats.percent(chance)}"]
     subtitle = [*broken_lines(", ".join(["brighter is better", *more]), 110), *origin(recall)[1:]]
     data = _written(frame, {"load": "load"})
-    yield Figure(numbered("recall-map", number), "recall", title, caption, text, finish(chart, title, subtitle), data)
+    yield Figure(numbered("recall-map", number), title, caption, text, finish(chart, title, subtitle), data)
 
 
 def _grid(recall: Recall, cells: pd.DataFrame, lengths: list[int], loads: list[int]) -> pd.DataFrame:
@@ -148,7 +149,7 @@ def _depth_by_length(recall: Recall, run: RunData, number: int) -> Iterator[Figu
     text = "; ".join(_worst(str(layout), rows) for layout, rows in there.groupby("layout", sort=False)) + "."
     subtitle = ["brighter is better; top: the beginning of the context", *origin(recall)[1:]]
     name, data = numbered("recall-depth", number), _written(frame, {"where": "depth"})
-    yield Figure(name, "recall", title, caption, text, finish(chart, title, subtitle), data)
+    yield Figure(name, title, caption, text, finish(chart, title, subtitle), data)
 
 
 def _depths(recall: Recall, own: pd.DataFrame, buckets: dict[float, str]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""How layouts learnt, a panel each: loss and held-out accuracy over the tokens read, and what the sweep tried."""
+"""How layouts learnt, a panel each: loss and held-out accuracy over the tokens read."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import altair as alt
 import pandas as pd
 
 from . import formats
-from .charts import COUNT, MUTED, PERCENT, Figure, Style, finish, numbered, round_values, titled, tooltips
+from .charts import COUNT, MUTED, PERCENT, Figure, Style, finish, titled, tooltips
 from .statistics import rows_of
+from .table import numbered
 from .tables import RunData
 from .taught import Taught, teaching
 
-_PANEL = (206, 130)  # pixels
-_COLUMNS = 3
+PANEL = (206, 130)  # pixels
+COLUMNS = 3
 _SOLVED, _OPEN, _ENDED = "bar reached", "ended without the bar", "end of the training"
 
 
 def learning_figures(run: RunData) -> Iterator[Figure]:
     yield from _losses(run)
     yield from _accuracies(run)
-    yield from _sweeps(run)
 
 
 # --- Loss ---
 
 
 def _losses(run: RunData) -> Iterator[Figure]:
-    curves = run.curves.dropna(subset=["loss"])
+    curves = run["curves"].dropna(subset=["loss"])
     for number, ((measure, variant), own) in enumerate(curves.groupby(["measure", "variant"], sort=False)):
         trainings = _trainings(run, str(measure), str(variant))
         own = own.merge(trainings, on=["layout", "seed"], how="left")
@@ -56,11 +56,11 @@ def _losses(run: RunData) -> Iterator[Figure]:
         data = _written(own, {"step": "step", "tokens": "tokens read", "loss": "loss"})
         subtitle = "loss of the training batches in nats, a curve for each seed; ● bar reached, ○ ended without it"
         chart = finish(chart, title, subtitle)
-        yield Figure(numbered("training", number), "training", title, caption, text, chart, data)
+        yield Figure(numbered("training", number), title, caption, text, chart, data)
 
 
 def _trainings(run: RunData, measure: str, variant: str) -> pd.DataFrame:
-    own = run.training[(run.training["measure"] == measure) & (run.training["variant"] == variant)]
+    own = run["training"][(run["training"]["measure"] == measure) & (run["training"]["variant"] == variant)]
     kept = own[["layout", "seed", "tokens", "steps", "passed", "tokens_to_solve"]]
     return kept.rename(columns={"tokens": "all_tokens"}).drop_duplicates(["layout", "seed"])
 
@@ -122,12 +122,12 @@ def _accuracies(run: RunData) -> Iterator[Figure]:
         subtitle = [f"bar: {told}", *([f"not taught with every seed: {', '.join(missed)}"] if missed else [])]
         data = _written(own, {"step": "step", "tokens": "tokens read", "accuracy": "held-out accuracy"})
         chart = finish(chart, title, subtitle)
-        yield Figure(numbered("learning", number), "taught", title, caption, f"{text}.", chart, data)
+        yield Figure(numbered("learning", number), title, caption, f"{text}.", chart, data)
 
 
 def _evaluations(run: RunData) -> pd.DataFrame:
     """A row for each evaluation on held-out data of a training that passed its bar."""
-    passed = run.training[run.training["passed"] == True]  # noqa: E712, None is no bar
+    passed = run["training"][run["training"]["passed"] == True]  # noqa: E712, None is no bar
     records = {
         line.case: (line.metrics or {}).get("training") or {} for line in run.lines if line.measure == "training"
     }
@@ -177,16 +177,16 @@ def _panels(
     layers = [
         lines.encode(detail="seed:N", opacity=style.emphasis, tooltip=tips),
         marks.encode(fill=fill, opacity=style.emphasis, tooltip=[*tips, alt.Tooltip("outcome:N", title="mark")]),
-        note.encode(x=alt.value(_PANEL[0] - 4), y=alt.value(_PANEL[1] - 10 if bars else 10), text="note:N"),
+        note.encode(x=alt.value(PANEL[0] - 4), y=alt.value(PANEL[1] - 10 if bars else 10), text="note:N"),
     ]
     for bar in bars:
         rule = alt.Chart(pd.DataFrame([{value: bar}])).mark_rule(strokeDash=[4, 3], color=MUTED)
         layers.append(rule.encode(y=alt.Y(f"{value}:Q")))
     layers[0] = layers[0].add_params(style.select)
-    chart = alt.layer(*layers, data=frame).properties(width=_PANEL[0], height=_PANEL[1])
-    header = alt.Header(labelLimit=_PANEL[0])
+    chart = alt.layer(*layers, data=frame).properties(width=PANEL[0], height=PANEL[1])
+    header = alt.Header(labelLimit=PANEL[0])
     facet = alt.Facet("layout:N", sort=layouts, title=None, header=header)
-    chart = chart.facet(facet, columns=min(_COLUMNS, len(layouts)), spacing=14)
+    chart = chart.facet(facet, columns=min(COLUMNS, len(layouts)), spacing=14)
     return chart.resolve_axis(x="independent")
 
 
@@ -198,83 +198,3 @@ def _texts(column: pd.Series) -> list[str | None]:
 def _written(frame: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
     named = {"layout": "layout", "seed": "seed", **columns}
     return frame[list(named)].rename(columns=named)
-
-
-# --- The sweep ---
-
-
-def _sweeps(run: RunData) -> Iterator[Figure]:
-    choices = {line.case: (line.metrics or {}).get("choice") or {} for line in run.lines if line.measure == "tuning"}
-    tuning = run.tuning[run.tuning["score"].notna()]
-    for number, ((measure, variant), own) in enumerate(tuning.groupby(["measure", "variant"], sort=False)):
-        frame = _tried(own, choices)
-        rated = frame["rate"].notna().all() and frame["rate"].nunique() > 1
-        if frame["choice"].nunique() < 2:
-            continue
-        yield _sweep(run, frame, rated, numbered("sweep", number), str(measure), str(variant))
-
-
-def _tried(own: pd.DataFrame, choices: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """One row for each choice and rung, the mean over the seeds: `rate` and, of its other options, `others`."""
-    frame = own[["layout", "choice", "rung", "score", "tokens", "chosen"]].astype({"score": float, "tokens": float})
-    options = [choices.get(case, {}) for case in own["case"]]
-    frame["rate"] = pd.Series([choice.get("learning_rate") for choice in options], frame.index, dtype=float)
-    frame["others"] = [
-        ", ".join(f"{key} = {value}" for key, value in choice.items() if key != "learning_rate") for choice in options
-    ]
-    keys = ["layout", "choice", "rung", "rate", "others"]
-    pooled = frame.groupby(keys, sort=False, as_index=False, dropna=False)
-    return pooled.agg({"score": "mean", "tokens": "median", "chosen": "any"})
-
-
-def _sweep(run: RunData, frame: pd.DataFrame, rated: bool, name: str, measure: str, variant: str) -> Figure:
-    rungs = sorted(frame["rung"].unique())
-    spent = frame.groupby("rung")["tokens"].median()
-    named = {rung: f"rung {i}, {formats.si(spent[rung])} tokens" for i, rung in enumerate(rungs, start=1)}
-    last = frame.groupby(["layout", "choice"])["rung"].transform("max")
-    frame = frame.assign(
-        stage=frame["rung"].map(named),
-        shown=[f"{score:.4g}" for score in frame["score"]],
-        outcome=frame["chosen"].map({True: "chosen", False: "tried"}),
-        ring=frame["chosen"] & (frame["rung"] == last),
-    )
-    style = Style(run.layouts, legend=None)
-    layouts = [layout for layout in run.layouts if layout in set(frame["layout"])]
-    steep = frame["score"].min() > 0 and frame["score"].max() / frame["score"].min() > 20
-    scale = alt.Scale(type="log", nice=False, padding=10) if steep else alt.Scale(zero=False, padding=10)
-    axis = alt.Axis(tickCount=4, format="~g")
-    if steep:
-        axis.values = round_values(frame["score"].min(), frame["score"].max())
-    y = alt.Y("score:Q", scale=scale, title="Validation loss (nats)", axis=axis)
-    if rated:
-        low, high = frame["rate"].min() / 1.3, frame["rate"].max() * 1.3
-        values = round_values(low, high) if frame["rate"].nunique() > 6 else sorted(frame["rate"].unique())
-        log = alt.Scale(type="log", domain=[low, high], nice=False)
-        x: Any = alt.X("rate:Q", scale=log, title="Learning rate", axis=alt.Axis(format="~g", values=values))
-    else:
-        x = alt.X("choice:N", title=None, axis=alt.Axis(labelAngle=-30, labelLimit=170))
-    shapes = alt.Scale(domain=list(named.values()), range=["circle", "square", "triangle-up", "diamond", "cross"])
-    legend = alt.Legend(orient="bottom", title=None, symbolFillColor=MUTED, symbolStrokeWidth=0, labelLimit=300)
-    base = alt.Chart().encode(x=x, y=y, color=style.colour())
-    tips = tooltips(("choice", "tried"), ("stage", "rung"), ("shown", "validation loss"), ("outcome", "outcome"))
-    point = base.mark_point(filled=True, size=60).encode(
-        shape=alt.Shape("stage:N", scale=shapes, legend=legend), opacity=style.emphasis, tooltip=tips
-    )
-    line = base.mark_line(strokeWidth=1.2).encode(detail=["stage:N", "others:N"], opacity=style.emphasis)
-    ring = base.transform_filter(alt.datum.ring).mark_point(size=230, shape="circle", strokeWidth=1.8, filled=False)
-    layers = [*([line] if rated else []), point.add_params(style.select), ring.encode(opacity=style.emphasis)]
-    chart = alt.layer(*layers, data=frame).properties(width=_PANEL[0], height=_PANEL[1])
-    facet = alt.Facet("layout:N", sort=layouts, title=None, header=alt.Header(labelLimit=_PANEL[0]))
-    chart = chart.facet(facet, columns=min(_COLUMNS, len(layouts)), spacing=14).resolve_axis(x="independent")
-    title = titled("What the sweep tried" if measure == "recall" else f"What the sweep tried, {measure}", variant)
-    caption = (
-        "Validation loss of every choice, by rung: the same budget for every layout, and the better choices go on. "
-    )
-    caption += "Ringed: the choice that was trained with. Validation data is neither trained on nor reported."
-    others = [text for text in dict.fromkeys(frame["others"]) if text]
-    caption += f" Other options tried with each rate: {'; '.join(others)}." if rated and len(others) > 1 else ""
-    best = frame[frame["ring"]]
-    text = "Chosen: " + "; ".join(f"{r.layout} {r.choice} (loss {r.shown})" for r in rows_of(best)) + "."
-    columns = {"layout": "layout", "choice": "tried", "stage": "rung", "score": "validation loss", "outcome": "outcome"}
-    chart = finish(chart, title, "validation loss, lower is better; ringed: chosen")
-    return Figure(name, "taught", title, caption, text, chart, frame[list(columns)].rename(columns=columns))

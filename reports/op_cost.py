@@ -8,9 +8,10 @@ import altair as alt
 import pandas as pd
 
 from . import formats
-from .charts import MUTED, SECONDS, WIDTH, Figure, Style, alongside, finish, numbered, round_values, titled, tooltips
+from .charts import MUTED, SECONDS, WIDTH, Figure, Style, alongside, finish, round_values, titled, tooltips
 from .formats import mode_name
 from .statistics import rows_of
+from .table import numbered
 from .tables import RunData
 
 _ROW = 17  # pixels of a layout
@@ -18,16 +19,16 @@ _SAID = 30  # numbers in the text alternative
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left"]
 
 
-def cost_figures(run: RunData) -> Iterator[Figure]:
-    """One for each mode in which several layouts were timed."""
+def cost_figures(run: RunData, times: pd.DataFrame, name: str) -> Iterator[Figure]:
+    """One for each mode in which several layouts were timed. times: the tidy table of a measure of things in turn."""
     number = 0
-    for (variant, mode), rows in run.op_speed.groupby(["variant", "mode"], sort=False):
+    for (variant, mode), rows in times.groupby(["variant", "mode"], sort=False):
         if rows["layout"].nunique() > 1:
-            yield _cost_figure(run, rows, str(variant), str(mode), number)
+            yield _cost_figure(run, rows, str(variant), str(mode), numbered(name, number))
             number += 1
 
 
-def _cost_figure(run: RunData, rows: pd.DataFrame, variant: str, mode: str, number: int) -> Figure:
+def _cost_figure(run: RunData, rows: pd.DataFrame, variant: str, mode: str, name: str) -> Figure:
     frame = pd.DataFrame(
         {
             "layout": rows["layout"],
@@ -69,4 +70,4 @@ def _cost_figure(run: RunData, rows: pd.DataFrame, variant: str, mode: str, numb
     named |= {"low": "first quartile", "high": "third quartile", "rounds": "rounds"}
     data = frame[list(named)].rename(columns=named)
     chart = finish(chart, title, "seconds a token, median and quartiles; further left is faster")
-    return Figure(numbered("op-cost", number), "op-speed", title, caption, text, chart, data)
+    return Figure(name, title, caption, text, chart, data)

@@ -21,7 +21,6 @@ from .charts import (
     alongside,
     finish,
     lengths_axis,
-    numbered,
     panels,
     round_values,
     share_axis,
@@ -31,8 +30,9 @@ from .charts import (
 from .inference import LEAST_SEEDS
 from .labels import beside_points, spread
 from .recall import Cell, Recall, asked
-from .recall_tables import counted, passes_cell
+from .recall_tables import passes_cell
 from .statistics import Interval, rows_of
+from .table import numbered
 from .tables import RunData
 from .taught import load_text, of_needles
 
@@ -43,7 +43,7 @@ _PANELS = 6  # as many small multiples as one chart has; the tables have all val
 
 def recall_figures(run: RunData) -> Iterator[Figure]:
     """Every chart of recall; the names of those of a second experiment end in `-2`."""
-    for make in (_by_length, _by_state, _lengths_at_loads, _loads_at_lengths, _passes, _depth):
+    for make in (_by_length, _by_state, _lengths_at_loads, _loads_at_lengths, _passes):
         for number, recall in enumerate(asked(run)):
             yield from make(run, recall, number)
 
@@ -146,7 +146,7 @@ def _by_length(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     caption += "A cross: at that length the layout gave no answers, and why. Recent answers are left out. "
     caption += "Click a name to single out its curve, shift-click for several."
     subtitle = origin(recall, "dotted: chance")
-    yield Figure(numbered("recall", number), "recall", title, caption, text, finish(chart, title, subtitle))
+    yield Figure(numbered("recall", number), title, caption, text, finish(chart, title, subtitle))
 
 
 def _length_tips() -> list[alt.Tooltip]:
@@ -212,9 +212,7 @@ def _lengths_at_loads(run: RunData, recall: Recall, number: int) -> Iterator[Fig
     caption = f"The models are the same in all panels, {trained_text(recall)}; only what they are asked differs. "
     caption += "Where a curve ends early there were no answers; the tables say why."
     text = f"Small multiples by load: {formats.listing(names)}; numbers in the tables."
-    yield Figure(
-        numbered("recall-length", number), "recall", title, caption, text, finish(chart, title, origin(recall))
-    )
+    yield Figure(numbered("recall-length", number), title, caption, text, finish(chart, title, origin(recall)))
 
 
 # --- Load, passes, depth ---
@@ -240,7 +238,7 @@ def _loads_at_lengths(run: RunData, recall: Recall, number: int) -> Iterator[Fig
     title = titled("Recall against load, at each length", recall.variant)
     caption = "How much a layout holds. Shaded: the loads of the training."
     text = f"Small multiples by length: {formats.listing(names)}; numbers in the tables."
-    yield Figure(numbered("recall-load", number), "recall", title, caption, text, finish(chart, title, origin(recall)))
+    yield Figure(numbered("recall-load", number), title, caption, text, finish(chart, title, origin(recall)))
 
 
 def _faceted(
@@ -276,40 +274,7 @@ def _passes(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     title = titled(f"Recall against passes: {where}", recall.variant)
     caption = "How much reading the context again helps, and whether a memory that was kept from sequence to sequence "
     caption += "still works. Fresh: each sequence starts with an empty memory."
-    yield Figure(
-        numbered("recall-passes", number), "recall", title, caption, caption, finish(chart, title, origin(recall))
-    )
-
-
-def _depth(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
-    top, style = recall.headline, Style(run.layouts, shown=recall.layouts)
-    own = counted(run, recall, recent=False).dropna(subset=["depth"])
-    own = own[own["load"] == top.load]
-    if not len(own):
-        return
-    lengths = sorted(own["length"].unique())[-_PANELS:]
-    own = own[own["length"].isin(lengths)].sort_values(["length", "depth"])
-    edges = [*sorted(own["depth"].unique()), 1.0]
-    buckets = {low: f"{100 * low:.0f}–{100 * high:.0f} %" for low, high in pairwise(edges)}
-    own = own.assign(
-        low=own["accuracy"],
-        high=own["accuracy"],
-        bucket=own["depth"].map(buckets),
-        shown=own["accuracy"].map(formats.percent),
-        panel=[f"{n:,} tokens" for n in own["length"]],
-    )
-    x = alt.X("bucket:O", sort=list(buckets.values()), title="Depth", axis=alt.Axis(labelAngle=0))
-    tips = tooltips(("panel", "length"), ("bucket", "depth"), ("shown", "accuracy"), ("total", "questions"))
-    names = [f"{n:,} tokens" for n in lengths]
-    curves = style.curves(own, x, share_axis("accuracy", recall.noun), tips)
-    chart = panels(curves, own, names, columns=3, width=236, height=170)
-    of = f", {load_text(top.load, recall.task)}" if top.load else ""
-    title = titled(f"Recall by depth{of}", recall.variant)
-    caption = "Where in the context the answer lay: 0 % is its beginning, 100 % right before the questions. "
-    caption += "Taught seeds pooled, without intervals. Click a name in the legend to single out its curve."
-    text = f"Small multiples by length: {formats.listing(names)}; numbers in the tables."
-    subtitle = origin(recall)[1:] or [""]
-    yield Figure(numbered("recall-depth", number), "recall", title, caption, text, finish(chart, title, subtitle))
+    yield Figure(numbered("recall-passes", number), title, caption, caption, finish(chart, title, origin(recall)))
 
 
 # --- State ---
@@ -354,11 +319,9 @@ def _by_state(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     caption = "What an answer costs in memory: up and to the left is better. A line joins the sizes of one family."
     text = "; ".join(f"{r.full} {r.shown} with {r.state}" for r in rows_of(points)) + "."
     broken = [f"{name} ({cause})" for (name, length), cause in recall.failed.items() if length == top.length]
-    subtitle = [
-        *origin(recall),
-        *(broken_lines(f"no answers at this length: {', '.join(broken)}", 110) if broken else []),
-    ]
-    yield Figure(numbered("recall-state", number), "recall", title, caption, text, finish(chart, title, subtitle))
+    without = f"no answers at this length: {', '.join(broken)}"
+    subtitle = [*origin(recall), *(broken_lines(without, 110) if broken else [])]
+    yield Figure(numbered("recall-state", number), title, caption, text, finish(chart, title, subtitle))
 
 
 def _point_labels(

@@ -13,11 +13,8 @@ from .charts import Style, lengths_axis, tooltips
 from .formats import mode_name
 from .growth import Growth
 from .labels import spread
-from .rows import size
 from .statistics import rows_of
 from .table import Table
-from .tables import RunData
-from .variants import experiments
 
 _GAP = 13  # pixels from one exponent to the next
 _INSET = 14  # pixels between the curves and the edges, where failures stand
@@ -31,21 +28,23 @@ GROWTH_NOTE = (
 )
 
 
-def failures_of(run: RunData, measure: str, variant: str) -> pd.DataFrame:
+def places(failures: pd.DataFrame, variant: str) -> pd.DataFrame:
     """Where a measure failed: a row for each layout, `panel` (the mode) and length, with the `cause`.
 
-    rank: from 0, of those that fell at the same place.
+    failures: rows of `lines.failed_rows`. rank: from 0, of those that fell at the same place.
     """
-    variants = experiments(run.lines)
-    causes: dict[tuple[str, str, int], list[str]] = {}
-    for line in run.lines:
-        length = size(line, "length")
-        if line.measure == measure and line.status != "ok" and length and variants[line.case] == variant:
-            key = line.layout, mode_name(size(line, "mode") or "").capitalize(), int(length)
-            causes.setdefault(key, []).append(line.status.replace("_", " "))
-    rows = [(*key, ", ".join(dict.fromkeys(found))) for key, found in causes.items()]
+    own = failures[failures["variant"] == variant]
+    rows = [
+        (layout, panel_of(mode), int(length), ", ".join(dict.fromkeys(s.replace("_", " ") for s in cases["status"])))
+        for (layout, mode, length), cases in own.groupby(["layout", "mode", "length"], sort=False, dropna=False)
+    ]
     failed = pd.DataFrame(rows, columns=["layout", "panel", "length", "cause"])
     return failed.assign(rank=failed.groupby(["panel", "length"]).cumcount())
+
+
+def panel_of(mode: object) -> str:
+    """The heading of the panel of a mode."""
+    return (mode_name(mode) if isinstance(mode, str) else "").capitalize()
 
 
 def scaling_chart(
@@ -61,7 +60,7 @@ def scaling_chart(
 ) -> Any:
     """Panels (column `panel`) of curves with bands `low..high` over `length`, each with a y axis of its own.
 
-    failed: see `failures_of`; crosses at the edge, which is that of the worse values. growths: exponents that stand at
+    failed: see `places`; crosses at the edge, which is that of the worse values. growths: exponents that stand at
     the ends of the curves. wide: size of the panel if there is only one.
     """
     failed = failed if failed is not None else pd.DataFrame(columns=["layout", "panel", "length", "cause", "rank"])
@@ -128,7 +127,7 @@ def _beside(y: alt.Y) -> alt.Y:
     return other
 
 
-def growth_table(name: str, section: str, what: str, growths: Growths) -> Iterator[Table]:
+def growth_table(name: str, what: str, growths: Growths) -> Iterator[Table]:
     """Layouts down, panels across: how `what` grows, and over which lengths that was fitted."""
     panels = list(dict.fromkeys(panel for panel, _ in growths))
     layouts = list(dict.fromkeys(layout for _, layout in growths))
@@ -136,7 +135,7 @@ def growth_table(name: str, section: str, what: str, growths: Growths) -> Iterat
     rows = [[layout, *(cells.get((panel, layout), "–") for panel in panels)] for layout in layouts]
     title = f"How {what} grows with the length"
     if rows:
-        yield Table(name, section, title, ["Layout", *panels], rows, GROWTH_NOTE)
+        yield Table(name, title, ["Layout", *panels], rows, GROWTH_NOTE)
 
 
 def _fitted(growth: Growth) -> str:

@@ -8,12 +8,11 @@ import altair as alt
 import pandas as pd
 
 from . import formats
-from .charts import BYTES, COUNT, SECONDS, Figure, Style, finish, logarithmic_axis, numbered, titled, tooltips
-from .formats import mode_name
+from .charts import BYTES, COUNT, SECONDS, Figure, Style, finish, logarithmic_axis, titled, tooltips
 from .growth import Growth, growth
-from .scaling import beside_failures, failures_of, growth_table, growth_text, scaling_chart
+from .scaling import beside_failures, growth_table, growth_text, panel_of, places, scaling_chart
 from .statistics import Interval, pool_speed, rows_of
-from .table import Table
+from .table import Table, numbered
 from .tables import RunData
 
 _STATE = "State"  # the one panel of the states
@@ -23,13 +22,13 @@ Growths = dict[tuple[str, str], Growth]
 
 def speed_figures(run: RunData) -> Iterator[Figure]:
     """Tokens per second, and the seconds of a call, each a chart of panels by mode."""
-    for number, (variant, rows) in enumerate(run.speed.groupby("variant", sort=False)):
+    for number, (variant, rows) in enumerate(run["speed"].groupby("variant", sort=False)):
         pooled = pool_speed(rows, ["layout", "mode", "length"])
-        pooled["panel"] = [_panel(mode) for mode in pooled["mode"]]
+        pooled["panel"] = [panel_of(mode) for mode in pooled["mode"]]
         rates = [Interval(r.tokens_per_second, r.low, r.high) for r in rows_of(pooled)]
         pooled["shown"] = [formats.rate_interval(i) for i in rates]
         pooled["time"] = [formats.seconds(s) for s in pooled["seconds"]]
-        failed = failures_of(run, "speed", str(variant))
+        failed = places(run["speed_failures"], str(variant))
         yield _rate_figure(run, pooled, failed, number, str(variant))
         yield _latency_figure(run, pooled, failed, speed_growths(rows), number, str(variant))
 
@@ -46,7 +45,7 @@ def _rate_figure(run: RunData, pooled: pd.DataFrame, failed: pd.DataFrame, numbe
     data = _written(frame, failed, {**named, "rounds": "rounds"})
     chart = finish(chart, title, "tokens per second, median and quartiles; higher is better")
     caption += beside_failures(failed)
-    return Figure(numbered("speed", number), "speed", title, caption, text, chart, data)
+    return Figure(numbered("speed", number), title, caption, text, chart, data)
 
 
 def _latency_figure(
@@ -68,7 +67,7 @@ def _latency_figure(
     data = _written(frame, failed, {**named, **({"growth": "grows as"} if growths else {})})
     subtitle = ["seconds of a call, median and quartiles; lower is better", *([_EXPONENTS] if growths else [])]
     chart = finish(chart, title, subtitle)
-    return Figure(numbered("latency", number), "speed", title, caption, text, chart, data)
+    return Figure(numbered("latency", number), title, caption, text, chart, data)
 
 
 def speed_growths(rows: pd.DataFrame) -> Growths:
@@ -77,14 +76,14 @@ def speed_growths(rows: pd.DataFrame) -> Growths:
         key: {int(n): [s for r in rows_of(at) for s in (r.samples or [r.seconds])] for n, at in own.groupby("length")}
         for key, own in rows.groupby(["mode", "layout"], sort=False)
     }
-    found = {(_panel(mode), str(layout)): growth(rounds) for (mode, layout), rounds in samples.items()}
+    found = {(panel_of(mode), str(layout)): growth(rounds) for (mode, layout), rounds in samples.items()}
     return {key: known for key, known in found.items() if known is not None}
 
 
 def speed_growth_tables(run: RunData) -> Iterator[Table]:
-    for number, (variant, rows) in enumerate(run.speed.groupby("variant", sort=False)):
+    for number, (variant, rows) in enumerate(run["speed"].groupby("variant", sort=False)):
         what = titled("the time of a call", str(variant))
-        yield from growth_table(numbered("speed-growth", number), "speed", what, speed_growths(rows))
+        yield from growth_table(numbered("speed-growth", number), what, speed_growths(rows))
 
 
 # --- Memory ---
@@ -92,8 +91,8 @@ def speed_growth_tables(run: RunData) -> Iterator[Table]:
 
 def memory_figures(run: RunData) -> Iterator[Figure]:
     """Peak bytes, a chart of panels by mode."""
-    for number, (variant, rows) in enumerate(run.memory.groupby("variant", sort=False)):
-        failed = failures_of(run, "memory", str(variant))
+    for number, (variant, rows) in enumerate(run["memory"].groupby("variant", sort=False)):
+        failed = places(run["memory_failures"], str(variant))
         frame = _peaks(rows)
         if not len(frame):
             continue
@@ -110,14 +109,16 @@ def memory_figures(run: RunData) -> Iterator[Figure]:
         data = _written(frame, failed, {"peak_bytes": "peak bytes", **({"growth": "grows as"} if growths else {})})
         subtitle = ["peak bytes, lower is better", *([_EXPONENTS] if growths else [])]
         chart = finish(chart, title, subtitle)
-        yield Figure(numbered("memory", number), "memory", title, caption, text, chart, data)
+        yield Figure(numbered("memory", number), title, caption, text, chart, data)
 
 
 def memory_growth_tables(run: RunData) -> Iterator[Table]:
-    for number, (variant, rows) in enumerate(run.memory.groupby("variant", sort=False)):
+    """Of the peaks, and of the state."""
+    for number, (variant, rows) in enumerate(run["memory"].groupby("variant", sort=False)):
         what = titled("peak memory", str(variant))
         growths = byte_growths(_peaks(rows), "peak_bytes")
-        yield from growth_table(numbered("memory-growth", number), "memory", what, growths)
+        yield from growth_table(numbered("memory-growth", number), what, growths)
+    yield from growth_table("state-growth", "the state", byte_growths(_states(run), "state_bytes"))
 
 
 def _peaks(rows: pd.DataFrame) -> pd.DataFrame:
@@ -125,7 +126,7 @@ def _peaks(rows: pd.DataFrame) -> pd.DataFrame:
     positive = rows[rows["peak_bytes"] > 0]
     pooled = positive.groupby(["layout", "mode", "length"], sort=False, as_index=False)["peak_bytes"].median()
     values = {"low": pooled["peak_bytes"], "high": pooled["peak_bytes"]}
-    panel, shown = [_panel(mode) for mode in pooled["mode"]], pooled["peak_bytes"].map(formats.bytes_)
+    panel, shown = [panel_of(mode) for mode in pooled["mode"]], pooled["peak_bytes"].map(formats.bytes_)
     return pooled.assign(**values, panel=panel, shown=shown).drop(columns="mode")
 
 
@@ -150,28 +151,20 @@ def state_figure(run: RunData) -> Iterator[Figure]:
     chart = scaling_chart(Style(run.layouts), frame, y, tips, growths=growths)
     title = "What a sequence has to keep"
     caption = "Bytes of the state of one sequence after so many tokens; both axes logarithmic."
-    caption += _left_out(int((run.states["state_bytes"] == 0).sum())) + _exponent_note(growths)
+    caption += _left_out(int((run["states"]["state_bytes"] == 0).sum())) + _exponent_note(growths)
     data = _written(frame, None, {"state_bytes": "state bytes", **({"growth": "grows as"} if growths else {})})
     subtitle = ["state bytes of one sequence, lower is better", *([_EXPONENTS] if growths else [])]
     text = _at_the_longest(frame, "shown")
-    yield Figure("state", "memory", title, caption, text, finish(chart, title, subtitle), data)
-
-
-def state_growth_table(run: RunData) -> Iterator[Table]:
-    yield from growth_table("state-growth", "memory", "the state", byte_growths(_states(run), "state_bytes"))
+    yield Figure("state", title, caption, text, finish(chart, title, subtitle), data)
 
 
 def _states(run: RunData) -> pd.DataFrame:
-    positive = run.states[run.states["state_bytes"] > 0]
+    positive = run["states"][run["states"]["state_bytes"] > 0]
     shown, values = positive["state_bytes"].map(formats.bytes_), positive["state_bytes"]
     return positive.assign(low=values, high=values, shown=shown, panel=_STATE)
 
 
 # --- What they share ---
-
-
-def _panel(mode: object) -> str:
-    return mode_name(mode).capitalize()
 
 
 def _tips(*fields: tuple[str, str]) -> list[alt.Tooltip]:

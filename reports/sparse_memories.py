@@ -8,22 +8,22 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from ..benchmarks.runs import ResultLine
 from . import formats
-from .charts import Figure, Style, alongside, finish, lengths_axis, numbered, share_axis, titled, tooltips
+from .charts import Figure, Style, alongside, finish, lengths_axis, share_axis, titled, tooltips
+from .lines import KEYS, Lines, Row, measured
 from .recall import Recall, asked
 from .statistics import rows_of
-from .table import Table
+from .table import Table, numbered
 from .tables import RunData
 from .taught import load_text, of_needles
 
-SPARSE = ["layout", "variant", "seed", "layer", "length", "load", "n_slots", "tokens", "sequences"]
+SPARSE = [*KEYS, "layer", "length", "load", "n_slots", "tokens", "sequences"]
 SPARSE += [f"{which}_{part}" for which in ("gate", "gate_asked") for part in ("mean", "low", "median", "high")]
 SPARSE += ["written", "hits", "used", "perplexity", "accesses", "case"]
 
 _PANEL = (206, 140)
 _COLUMNS = 3
-_KEYS = ["layout", "layer", "length", "load"]
+_MEMORY = ["layout", "layer", "length", "load"]
 _GATES = {"gate": "all tokens", "gate_asked": "tokens that answer"}
 _SLOTS = {
     "written": "slots written",
@@ -34,14 +34,13 @@ _SLOTS = {
 _COLOURS, _SHAPES = ["#0072B2", "#D55E00", "#009E73"], ["circle", "square", "triangle-up"]
 
 
-def sparse_rows(lines: list[tuple[ResultLine, str]]) -> Iterator[dict[str, Any]]:
+def sparse_rows(lines: Lines) -> Iterator[Row]:
     """One row for every sparse memory, length and load of a model that was asked for recall."""
-    for line, variant in lines:
-        for found in (line.metrics or {}).get("memories") or [] if line.measure == "recall" else []:
+    for _, metrics, known in measured(lines, "recall"):
+        for found in metrics.get("memories") or []:  # none in runs from before they were noted
             plain = {key: value for key, value in found.items() if key in SPARSE}
             gates = {f"{which}_{part}": value for which in _GATES for part, value in _gate(found.get(which))}
-            known = {"layout": line.layout, "variant": variant, "seed": line.seed, "case": line.case}
-            yield {**plain, **gates, **known, "load": found.get("load") or 0}
+            yield {**known, **plain, **gates, "load": found.get("load") or 0}
 
 
 def _gate(found: dict[str, Any] | None) -> Iterator[tuple[str, float | None]]:
@@ -50,10 +49,10 @@ def _gate(found: dict[str, Any] | None) -> Iterator[tuple[str, float | None]]:
     yield from ((part, quantiles.get(key)) for part, key in (("low", "0.05"), ("median", "0.5"), ("high", "0.95")))
 
 
-def sparse_figures(run: RunData, memories: pd.DataFrame) -> Iterator[Figure]:
+def sparse_figures(run: RunData) -> Iterator[Figure]:
     """Gates and slots over the length or the load, whichever has more values; none where both have only one."""
     for number, recall in enumerate(asked(run)):
-        own = _pooled(memories, recall)
+        own = _pooled(run["sparse_memories"], recall)
         if len(own) and max(own["length"].nunique(), own["load"].nunique()) > 1:
             axis, own, where = _axis(own, recall)
             yield from _gate_figure(run, own, axis, where, recall, number)
@@ -63,9 +62,9 @@ def sparse_figures(run: RunData, memories: pd.DataFrame) -> Iterator[Figure]:
 def _pooled(memories: pd.DataFrame, recall: Recall) -> pd.DataFrame:
     """The mean of the seeds, a row for each layout, layer, length and load."""
     own = memories[memories["variant"] == recall.variant]
-    numbers = [name for name in SPARSE if name not in (*_KEYS, "variant", "seed", "case")]
+    numbers = [name for name in SPARSE if name not in (*_MEMORY, "variant", "seed", "case")]
     own = own.astype(dict.fromkeys(numbers, float))
-    pooled = own.groupby(_KEYS, sort=False, as_index=False)
+    pooled = own.groupby(_MEMORY, sort=False, as_index=False)
     means = pooled.agg({**dict.fromkeys(numbers, "mean"), "seed": "nunique"}).rename(columns={"seed": "seeds"})
     means["evenness"] = means["perplexity"] / means["n_slots"]
     means["panel"] = _panel_names(means)
@@ -121,7 +120,7 @@ def _gate_figure(
     text = "; ".join(f"{r.panel}, {r.series}, {_at(r)}: {r.shown}" for r in rows_of(_last(frame))) + "."
     data = frame.drop(columns=["panel", "shown"]).rename(columns={"series": "tokens", "low": "5 %", "high": "95 %"})
     subtitle = "1 lets all through that was retrieved, 0 nothing; bars: 5 to 95 % of the tokens"
-    yield Figure(numbered("gates", number), "recall", title, caption, text, finish(chart, title, subtitle), data)
+    yield Figure(numbered("gates", number), title, caption, text, finish(chart, title, subtitle), data)
 
 
 def _slot_figure(run: RunData, own: pd.DataFrame, x: alt.X, where: str, recall: Recall, number: int) -> Figure:
@@ -149,7 +148,7 @@ def _slot_figure(run: RunData, own: pd.DataFrame, x: alt.X, where: str, recall: 
     data = frame[["layout", "layer", "length", "load", "n_slots", "used", "accesses", "seeds", "series", "share"]]
     data = data.rename(columns={"n_slots": "slots", "used": "slots accessed", "accesses": "accesses to each"})
     chart = finish(chart, title, "shares of slots and of accesses, mean over sequences and seeds")
-    return Figure(numbered("slots", number), "recall", title, caption, text, chart, data)
+    return Figure(numbered("slots", number), title, caption, text, chart, data)
 
 
 def _panels(frame: pd.DataFrame, style: Style, x: alt.X, y: alt.Y, series: list[str], tips: list[alt.Tooltip]) -> Any:
@@ -183,10 +182,10 @@ def _at(row: Any) -> str:
     return f"{row.length:,.0f} tokens" + (f", load {row.load:,.0f}" if row.load else "")
 
 
-def sparse_tables(run: RunData, memories: pd.DataFrame) -> Iterator[Table]:
+def sparse_tables(run: RunData) -> Iterator[Table]:
     """Every memory at every length and load, with what the charts show."""
     for number, recall in enumerate(asked(run)):
-        own = _pooled(memories, recall)
+        own = _pooled(run["sparse_memories"], recall)
         if len(own):
             rows = [
                 [
@@ -213,7 +212,7 @@ def sparse_tables(run: RunData, memories: pd.DataFrame) -> Iterator[Table]:
                 "Gate: mean (5 to 95 % of the tokens), of all tokens and of those that answer. Found written: accesses "
                 "to a slot that an earlier chunk had written. Effective: so many slots, used alike, would be as even."
             )
-            yield Table(numbered("sparse-memories", number), "recall", title, columns, rows, note, text_columns=2)
+            yield Table(numbered("sparse-memories", number), title, columns, rows, note, text_columns=2)
 
 
 def _gate_text(mean: float, low: float, high: float) -> str:
