@@ -203,6 +203,24 @@ def tooltips(*fields: tuple[str, str]) -> list[alt.Tooltip]:
     return [alt.Tooltip("layout:N", title="layout"), *(alt.Tooltip(f"{f}:N", title=t) for f, t in fields)]
 
 
+def in_words(frame: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
+    """The columns of `frame` that `names` has, under the headings that it gives them, for the CSV of a figure."""
+    return frame[list(names)].rename(columns=names)
+
+
+def at_the_end(frame: pd.DataFrame, x: str, said: str, unit: str = "tokens") -> str:
+    """The text alternative of panels: of each (column `panel`), what the layouts reach at the greatest `x`.
+
+    said: the column with their numbers as text.
+    """
+    parts = []
+    for panel, own in frame.groupby("panel", sort=False):
+        last = own[own[x] == own[x].max()]
+        numbers = "; ".join(f"{layout} {text}" for layout, text in zip(last["layout"], last[said]))
+        parts.append(f"{panel}, {last[x].iloc[0]:,} {unit}: {numbers}.".removeprefix(", "))
+    return " ".join(parts)
+
+
 def titled(title: str, variant: str) -> str:
     return f"{title} ({variant})" if variant else title
 

@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from . import formats
-from .charts import COUNT, MUTED, PERCENT, Figure, Style, finish, titled, tooltips
+from .charts import COUNT, MUTED, PERCENT, Figure, Style, finish, in_words, titled, tooltips
 from .statistics import rows_of
 from .table import numbered
 from .tables import RunData
@@ -17,7 +17,8 @@ from .taught import Taught, teaching
 
 PANEL = (206, 130)  # pixels
 COLUMNS = 3
-_SOLVED, _OPEN, _ENDED = "bar reached", "ended without the bar", "end of the training"
+_SOLVED, _OPEN = "bar reached", "ended without the bar"
+_SEED = {"layout": "layout", "seed": "seed"}
 
 
 def learning_figures(run: RunData) -> Iterator[Figure]:
@@ -53,7 +54,7 @@ def _losses(run: RunData) -> Iterator[Figure]:
         last = own.sort_values("step").groupby(["layout", "seed"], sort=False).last()["loss"]
         ends = {name: [f"{loss:.3f}" for loss in own] for name, own in last.groupby("layout", sort=False)}
         text = "Last loss of each seed: " + "; ".join(f"{name} {', '.join(e)}" for name, e in ends.items()) + "."
-        data = _written(own, {"step": "step", "tokens": "tokens read", "loss": "loss"})
+        data = in_words(own, {**_SEED, "step": "step", "tokens": "tokens read", "loss": "loss"})
         subtitle = "loss of the training batches in nats, a curve for each seed; ● bar reached, ○ ended without it"
         chart = finish(chart, title, subtitle)
         yield Figure(numbered("training", number), title, caption, text, chart, data)
@@ -120,7 +121,7 @@ def _accuracies(run: RunData) -> Iterator[Figure]:
         )
         missed = [f"{t.layout} ({t.short})" for t in status if t.untaught or t.in_part]
         subtitle = [f"bar: {told}", *([f"not taught with every seed: {', '.join(missed)}"] if missed else [])]
-        data = _written(own, {"step": "step", "tokens": "tokens read", "accuracy": "held-out accuracy"})
+        data = in_words(own, {**_SEED, "step": "step", "tokens": "tokens read", "accuracy": "held-out accuracy"})
         chart = finish(chart, title, subtitle)
         yield Figure(numbered("learning", number), title, caption, f"{text}.", chart, data)
 
@@ -193,8 +194,3 @@ def _panels(
 def _texts(column: pd.Series) -> list[str | None]:
     """JSON has no nan among words."""
     return [text if isinstance(text, str) else None for text in column]
-
-
-def _written(frame: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
-    named = {"layout": "layout", "seed": "seed", **columns}
-    return frame[list(named)].rename(columns=named)

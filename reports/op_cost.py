@@ -8,7 +8,7 @@ import altair as alt
 import pandas as pd
 
 from . import formats
-from .charts import MUTED, SECONDS, WIDTH, Figure, Style, alongside, finish, round_values, titled, tooltips
+from .charts import MUTED, SECONDS, WIDTH, Figure, Style, alongside, finish, in_words, round_values, titled, tooltips
 from .formats import mode_name
 from .statistics import rows_of
 from .table import numbered
@@ -68,6 +68,6 @@ def _cost_figure(run: RunData, rows: pd.DataFrame, variant: str, mode: str, name
     text = f"From the cheapest: {'; '.join(said[:_SAID])}{f'; and {rest} more in the table' if rest > 0 else ''}."
     named = {"layout": "layout", "contender": "what ran", "tokens": "tokens", "cost": "seconds a token"}
     named |= {"low": "first quartile", "high": "third quartile", "rounds": "rounds"}
-    data = frame[list(named)].rename(columns=named)
+    data = in_words(frame, named)
     chart = finish(chart, title, "seconds a token, median and quartiles; further left is faster")
     return Figure(name, title, caption, text, chart, data)

@@ -19,7 +19,9 @@ from .charts import (
     Figure,
     Style,
     alongside,
+    at_the_end,
     finish,
+    in_words,
     lengths_axis,
     panels,
     round_values,
@@ -38,6 +40,7 @@ from .taught import load_text, of_needles
 
 _LABEL = 16  # pixels from one name at the end of a curve to the next
 _TIPS = (("shown", "accuracy [95 %]"), ("counts", "correct"), ("seeds_shown", "seeds"), ("state", "state"))
+_PLACE = {"layout": "layout", "length": "length"}
 _PANELS = 6  # as many small multiples as one chart has; the tables have all values
 
 
@@ -60,6 +63,13 @@ def texts(cells: pd.DataFrame) -> pd.DataFrame:
         seeds_shown=[f"{r.seeds} ({between})" for r, between in zip(rows_of(cells), ranges)],
         state=cells["state_bytes"].map(formats.bytes_),
     ).drop(columns="backends")
+
+
+def cell_data(cells: pd.DataFrame) -> pd.DataFrame:
+    """Estimates for CSV."""
+    names = {**_PLACE, "load": "load", "passes": "passes", "memory": "memory", "accuracy": "accuracy", "low": "low"}
+    names |= {"high": "high", "kind": "interval of", "correct": "correct", "total": "questions", "seeds": "seeds"}
+    return in_words(cells, {**names, "chance": "chance", "state_bytes": "state bytes"})
 
 
 def origin(recall: Recall, *more: str) -> list[str]:
@@ -146,7 +156,8 @@ def _by_length(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     caption += "A cross: at that length the layout gave no answers, and why. Recent answers are left out. "
     caption += "Click a name to single out its curve, shift-click for several."
     subtitle = origin(recall, "dotted: chance")
-    yield Figure(numbered("recall", number), title, caption, text, finish(chart, title, subtitle))
+    data = pd.concat([cell_data(cells), in_words(broken, {**_PLACE, "cause": "no answers"})], ignore_index=True)
+    yield Figure(numbered("recall", number), title, caption, text, finish(chart, title, subtitle), data)
 
 
 def _length_tips() -> list[alt.Tooltip]:
@@ -211,8 +222,9 @@ def _lengths_at_loads(run: RunData, recall: Recall, number: int) -> Iterator[Fig
     title = titled("Recall against length, at each load", recall.variant)
     caption = f"The models are the same in all panels, {trained_text(recall)}; only what they are asked differs. "
     caption += "Where a curve ends early there were no answers; the tables say why."
-    text = f"Small multiples by load: {formats.listing(names)}; numbers in the tables."
-    yield Figure(numbered("recall-length", number), title, caption, text, finish(chart, title, origin(recall)))
+    text = at_the_end(cells, "length", "shown")
+    chart, name = finish(chart, title, origin(recall)), numbered("recall-length", number)
+    yield Figure(name, title, caption, text, chart, cell_data(cells))
 
 
 # --- Load, passes, depth ---
@@ -237,8 +249,9 @@ def _loads_at_lengths(run: RunData, recall: Recall, number: int) -> Iterator[Fig
     chart = _faceted([*band, *curves], curves, cells, names, columns=3, width=236, height=170)
     title = titled("Recall against load, at each length", recall.variant)
     caption = "How much a layout holds. Shaded: the loads of the training."
-    text = f"Small multiples by length: {formats.listing(names)}; numbers in the tables."
-    yield Figure(numbered("recall-load", number), title, caption, text, finish(chart, title, origin(recall)))
+    text = at_the_end(cells, "load", "shown", "needles" if of_needles(recall.task) else "to hold")
+    chart, name = finish(chart, title, origin(recall)), numbered("recall-load", number)
+    yield Figure(name, title, caption, text, chart, cell_data(cells))
 
 
 def _faceted(
@@ -274,7 +287,9 @@ def _passes(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     title = titled(f"Recall against passes: {where}", recall.variant)
     caption = "How much reading the context again helps, and whether a memory that was kept from sequence to sequence "
     caption += "still works. Fresh: each sequence starts with an empty memory."
-    yield Figure(numbered("recall-passes", number), title, caption, caption, finish(chart, title, origin(recall)))
+    text = "; ".join(f"{r.layout}, {r.memory} memory, {r.passes} passes: {r.shown}" for r in rows_of(cells)) + "."
+    chart, name = finish(chart, title, origin(recall)), numbered("recall-passes", number)
+    yield Figure(name, title, caption, text, chart, cell_data(cells))
 
 
 # --- State ---
@@ -321,7 +336,8 @@ def _by_state(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     broken = [f"{name} ({cause})" for (name, length), cause in recall.failed.items() if length == top.length]
     without = f"no answers at this length: {', '.join(broken)}"
     subtitle = [*origin(recall), *(broken_lines(without, 110) if broken else [])]
-    yield Figure(numbered("recall-state", number), title, caption, text, finish(chart, title, subtitle))
+    data = cell_data(points.assign(layout=points["full"]))
+    yield Figure(numbered("recall-state", number), title, caption, text, finish(chart, title, subtitle), data)
 
 
 def _point_labels(

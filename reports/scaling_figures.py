@@ -8,7 +8,19 @@ import altair as alt
 import pandas as pd
 
 from . import formats
-from .charts import BYTES, COUNT, SECONDS, Figure, Style, finish, logarithmic_axis, titled, tooltips
+from .charts import (
+    BYTES,
+    COUNT,
+    SECONDS,
+    Figure,
+    Style,
+    at_the_end,
+    finish,
+    in_words,
+    logarithmic_axis,
+    titled,
+    tooltips,
+)
 from .growth import Growth, growth
 from .scaling import beside_failures, growth_table, growth_text, panel_of, places, scaling_chart
 from .statistics import Interval, pool_speed, rows_of
@@ -40,7 +52,7 @@ def _rate_figure(run: RunData, pooled: pd.DataFrame, failed: pd.DataFrame, numbe
     chart = scaling_chart(Style(run.layouts), frame, y, tips, failed=failed, edge="bottom")
     title = titled("Speed by length", variant)
     caption = "Median over the rounds, bands from the first to the third quartile; both axes logarithmic."
-    text = _at_the_longest(frame, "shown")
+    text = at_the_end(frame, "length", "shown")
     named = {"tokens_per_second": "tokens per second", "low": "first quartile", "high": "third quartile"}
     data = _written(frame, failed, {**named, "rounds": "rounds"})
     chart = finish(chart, title, "tokens per second, median and quartiles; higher is better")
@@ -62,7 +74,7 @@ def _latency_figure(
         "Seconds of a call, in decoding of a token after so many; median over the rounds, bands from the first to "
     )
     caption += "the third quartile; both axes logarithmic." + _exponent_note(growths) + beside_failures(failed)
-    text = growth_text(growths) or _at_the_longest(frame, "time")
+    text = growth_text(growths) or at_the_end(frame, "length", "time")
     named = {"seconds": "seconds", "low": "first quartile", "high": "third quartile", "rounds": "rounds"}
     data = _written(frame, failed, {**named, **({"growth": "grows as"} if growths else {})})
     subtitle = ["seconds of a call, median and quartiles; lower is better", *([_EXPONENTS] if growths else [])]
@@ -105,7 +117,7 @@ def memory_figures(run: RunData) -> Iterator[Figure]:
         zeros = int((rows["peak_bytes"] == 0).sum())
         caption = "Peak of the memory allocated above the resident model; both axes logarithmic."
         caption += _left_out(zeros) + _exponent_note(growths) + beside_failures(failed)
-        text = growth_text(growths) or _at_the_longest(frame, "shown")
+        text = growth_text(growths) or at_the_end(frame, "length", "shown")
         data = _written(frame, failed, {"peak_bytes": "peak bytes", **({"growth": "grows as"} if growths else {})})
         subtitle = ["peak bytes, lower is better", *([_EXPONENTS] if growths else [])]
         chart = finish(chart, title, subtitle)
@@ -154,7 +166,7 @@ def state_figure(run: RunData) -> Iterator[Figure]:
     caption += _left_out(int((run["states"]["state_bytes"] == 0).sum())) + _exponent_note(growths)
     data = _written(frame, None, {"state_bytes": "state bytes", **({"growth": "grows as"} if growths else {})})
     subtitle = ["state bytes of one sequence, lower is better", *([_EXPONENTS] if growths else [])]
-    text = _at_the_longest(frame, "shown")
+    text = at_the_end(frame, "length", "shown")
     yield Figure("state", title, caption, text, finish(chart, title, subtitle), data)
 
 
@@ -184,21 +196,11 @@ def _left_out(count: int) -> str:
     return f" {count} values of 0 bytes do not fit on a logarithmic axis and are left out." if count else ""
 
 
-def _at_the_longest(frame: pd.DataFrame, said: str) -> str:
-    """`Forward pass, 8,192 tokens: softmax 1.2 ms; linear 0.3 ms.` for each panel."""
-    parts = []
-    for panel, own in frame.groupby("panel", sort=False):
-        last = own[own["length"] == own["length"].max()]
-        numbers = "; ".join(f"{layout} {text}" for layout, text in zip(last["layout"], last[said]))
-        parts.append(f"{panel}, {last['length'].iloc[0]:,} tokens: {numbers}.")
-    return " ".join(parts)
-
-
 def _written(frame: pd.DataFrame, failed: pd.DataFrame | None, columns: dict[str, str]) -> pd.DataFrame:
     """The data for CSV, with the lengths that failed and why."""
     named = {"layout": "layout", "panel": "of", "length": "length", **columns}
-    rows = frame[list(named)].rename(columns=named)
+    rows = in_words(frame, named)
     if failed is None or not len(failed):
         return rows
-    causes = failed[["layout", "panel", "length", "cause"]].rename(columns={"panel": "of", "cause": "failed"})
+    causes = in_words(failed, {"layout": "layout", "panel": "of", "length": "length", "cause": "failed"})
     return pd.concat([rows, causes], ignore_index=True)

@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from . import formats
-from .charts import MUTED, Figure, Style, finish, round_values, titled, tooltips
+from .charts import MUTED, Figure, Style, finish, in_words, round_values, titled, tooltips
 from .learning_figures import COLUMNS, PANEL
 from .statistics import rows_of
 from .table import numbered
@@ -90,4 +90,4 @@ def _sweep(run: RunData, frame: pd.DataFrame, rated: bool, name: str, measure: s
     text = "Chosen: " + "; ".join(f"{r.layout} {r.choice} (loss {r.shown})" for r in rows_of(best)) + "."
     columns = {"layout": "layout", "choice": "tried", "stage": "rung", "score": "validation loss", "outcome": "outcome"}
     chart = finish(chart, title, "validation loss, lower is better; ringed: chosen")
-    return Figure(name, title, caption, text, chart, frame[list(columns)].rename(columns=columns))
+    return Figure(name, title, caption, text, chart, in_words(frame, columns))

@@ -16,6 +16,7 @@ from ..charts import (
     Figure,
     Style,
     finish,
+    in_words,
     round_values,
     titled,
     tooltips,
@@ -182,7 +183,8 @@ def _solve_figure(
     caption += "whose training ended without it."
     text = "; ".join(f"{r.layout}, seed {r.seed}: {r.shown}" for r in rows_of(rows)) + "."
     subtitle = f"bar: {bar}; one mark for each seed, further left is sooner"
-    return Figure(numbered("solve", number), title, caption, text, finish(chart, title, subtitle))
+    data = in_words(rows, {"layout": "layout", "seed": "seed", "read": "tokens read", "outcome": "outcome"})
+    return Figure(numbered("solve", number), title, caption, text, finish(chart, title, subtitle), data)
 
 
 def _solve_table(name: str, variant: str, found: list[Trained]) -> Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -311,9 +310,11 @@ def test_fourteen_layouts_are_all_drawn(tmp_path: Path) -> None:
         line.model_copy(update={"layout": name, "case": f"{i:02d}{line.case[2:]}"})
         for i, name in enumerate(names)
         for line in made_up_lines()
-        if line.layout == "ttt_linear" and line.measure in ("training", "recall", "speed", "memory") and line.seed == 0
+        if line.layout == "ttt_linear"
+        and line.measure in ("training", "recall", "speed", "memory")
+        and line.seed == 0
+        and line.parameters.get("lengths", [256]) in ([256], [512], [8192])
     ]
     run = read_run(write_run(tmp_path / "run", lines, layouts=dict.fromkeys(names, "ttt_linear")))
     for figure in by_name(run).values():
         assert {row["layout"] for row in downloaded(figure)} == set(names), figure.name
-        assert math.isfinite(len(figure.svg))
