@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_PIN := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test zoo micro lint format install install-test browser clean
+.PHONY: demo test zoo numbers micro lint format install install-test browser clean
 
 demo: install
 	$(BIN)/mixerzoo run quick --out runs/quick
@@ -17,6 +17,10 @@ test: install-test browser
 zoo: install-test
 	$(BIN)/python -m pytest -q tests/mixers --oracles docs/zoo/oracles.csv
 	$(BIN)/python docs/build_zoo.py
+
+# The numbers of published runs in README.md and docs/; a test fails where a page and its run have parted.
+numbers: install
+	$(BIN)/python docs/build_numbers.py
 
 # Micro benchmarks of every op and backend, appended to benchmarks/micro/history.jsonl after a clean end, which the site
 # plots across commits; `make micro MICRO="-k attention"` runs and appends some of them.
