@@ -33,10 +33,12 @@ _SHAPES = {
     "triangle-right": "M5 0L-5 5.5v-11Z",
 }
 _DASHES = [[1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [1, 0], [5, 2], [3, 4]]
-WIDTH, HEIGHT = 640, 340
+WIDTH, HEIGHT = 440, 300  # pixels of a chart; with its labels two stand side by side on a page
+PANEL = 250  # width of one of several panels
 PERCENT = "format(100 * datum.value, 'd') + ' %'"
 BYTES = "replace(format(datum.value, '.3~s'), regexp('([kMGTP])?$'), ' $1B')"
 COUNT = "replace(format(datum.value, '.3~s'), regexp('([kMGTP])$'), ' $1')"
+SECONDS = "replace(format(datum.value, '.3~s'), regexp('([mµn])?$'), ' $1s')"
 
 # What the page sets in every chart at once. chosen: the layouts that stand out, none for all; hidden: those that are
 # not shown; longest: the greatest length that is shown, 0 for all; dark: whether the page is.
@@ -68,13 +70,17 @@ def json_in_script(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart and what is said of it. name: stem of its files; alt: for who cannot see."""
+    """A chart and what is said of it. name: stem of its files; alt: for who cannot see.
+
+    data: what the chart shows, with the headings of its CSV; None: the largest data set of the chart.
+    """
 
     name: str
     title: str
     caption: str
     alt: str
     chart: Chart
+    data: pd.DataFrame | None = None
 
     @cached_property
     def spec(self) -> dict[str, Any]:
@@ -86,6 +92,13 @@ class Figure:
     def spec_json(self) -> str:
         """`spec` as JSON that may stand inside a script element."""
         return json_in_script(self.spec)
+
+    def csv(self) -> str:
+        """What the chart shows, as CSV."""
+        data = self.data
+        if data is None:
+            data = pd.DataFrame(max(self.spec.get("datasets", {}).values(), key=len, default=[]))
+        return data.convert_dtypes().to_csv(index=False, lineterminator="\n", float_format="%.10g")
 
     @cached_property
     def svg(self) -> str:
@@ -275,6 +288,24 @@ def round_values(low: float, high: float) -> list[float]:
 
 def tooltips(*fields: tuple[str, str]) -> list[alt.Tooltip]:
     return [alt.Tooltip("layout:N", title="layout"), *(alt.Tooltip(f"{f}:N", title=t) for f, t in fields)]
+
+
+def in_words(frame: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
+    """The columns of `frame` that `names` has, under the headings that it gives them, for the CSV of a figure."""
+    return frame[list(names)].rename(columns=names)
+
+
+def at_the_end(frame: pd.DataFrame, x: str, said: str, unit: str = "tokens") -> str:
+    """The text alternative of panels: of each (column `panel`), what the layouts reach at the greatest `x`.
+
+    said: the column with their numbers as text.
+    """
+    parts = []
+    for panel, own in frame.groupby("panel", sort=False):
+        last = own[own[x] == own[x].max()]
+        numbers = "; ".join(f"{layout} {text}" for layout, text in zip(last["layout"], last[said]))
+        parts.append(f"{panel}, {last[x].iloc[0]:,} {unit}: {numbers}.".removeprefix(", "))
+    return " ".join(parts)
 
 
 def titled(title: str, variant: str) -> str:

@@ -10,10 +10,11 @@ import altair as alt
 import pandas as pd
 
 from . import formats, ratios
-from .charts import Figure, Style, finish, lengths_axis, panels, titled, tooltips
+from .charts import PANEL, Figure, Style, at_the_end, finish, in_words, lengths_axis, panels, titled, tooltips
 from .finding import Finding, Score, of
 from .formats import mode_name
 from .lines import COMPILED, KEYS, Lines, Row, measured, tidy
+from .op_cost import cost_figures
 from .section import Section
 from .statistics import rows_of
 from .table import Table, compiled_note, in_brackets, numbered, tokens
@@ -52,6 +53,7 @@ class InTurn(Section):
 
     def figures(self, run: RunData) -> Iterator[Figure]:
         times = run[self.measure]
+        yield from cost_figures(run, times, f"{self.measure}-cost")
         several = times.groupby(["case", "backend", "mode"])["tokens"].transform("nunique") > 1
         for number, (variant, rows) in enumerate(times[several].groupby("variant", sort=False)):
             yield _by_length(str(variant), rows, numbered(f"{self.measure}-lengths", number))
@@ -160,13 +162,15 @@ def _by_length(variant: str, rows: pd.DataFrame, name: str) -> Figure:
     y = alt.Y("cost:Q", scale=alt.Scale(zero=True), title="Microseconds a token")
     tips = tooltips(("shown", "a token"), ("rounds", "rounds"), ("length", "tokens"))
     curves = style.curves(frame, lengths_axis(frame["length"].tolist(), "Tokens"), y, tips)
-    chart = panels(curves, frame, names, columns=2, width=358, height=220, free=True)
+    chart = panels(curves, frame, names, columns=2, width=PANEL, height=220, free=True)
     title = titled("What a token costs, by length", variant)
     caption = "Median over the rounds, bands from the first to the third quartile; tokens on a logarithmic axis. "
     caption += "Of decoding, the tokens that were read before."
-    text = f"Small multiples: {formats.listing(names)}; numbers in the tables."
+    text = at_the_end(frame, "tokens", "shown")
     subtitle = "microseconds a token, lower is better, flat is linear time"
-    return Figure(name, title, caption, text, finish(chart, title, subtitle))
+    named = {"layout": "layout, what ran", "panel": "of", "tokens": "tokens", "cost": "microseconds a token"}
+    data = in_words(frame, {**named, "low": "first quartile", "high": "third quartile", "rounds": "rounds"})
+    return Figure(name, title, caption, text, finish(chart, title, subtitle), data)
 
 
 def _ratio_table(found: pd.DataFrame, measure: str) -> Table:

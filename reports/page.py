@@ -29,6 +29,7 @@ from .tables import RunData, read_run
 from .taught import statements
 from .verdict import training_statement
 
+_IN_URI = " ,;:()[]{}/+*=|~.-_"  # characters of a CSV that may stand in the address of a link
 _ERROR_LENGTH = 300  # characters of an error in Markdown; the page has all of it
 _SAY_NONE = ("failures", "missing")  # tables that say something by being empty
 
@@ -237,7 +238,7 @@ def _environment() -> Environment:
         "md": formats.markdown,
         "fence": _fence,
         "seconds": formats.seconds,
-        "csv_uri": lambda table: f"data:text/csv;charset=utf-8,{quote(table.csv())}",
+        "csv_uri": lambda table: f"data:text/csv;charset=utf-8,{quote(table.csv(), safe=_IN_URI)}",
         "svg_uri": lambda figure: f"data:image/svg+xml;base64,{base64.b64encode(figure.svg.encode()).decode()}",
         "spec": lambda figure: Markup(figure.spec_json),
         "whole": formats.whole,

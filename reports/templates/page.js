@@ -67,18 +67,19 @@ function draw(view) {
   return view.runAsync();
 }
 
-const specOf = (chart) => JSON.parse(document.getElementById(chart.dataset.spec).textContent);
-
 async function embed(chart) {
-  const spec = specOf(chart), live = document.createElement("div");
+  const spec = JSON.parse(document.getElementById(chart.dataset.spec).textContent), live = document.createElement("div");
   for (const parameter of spec.params) if (parameter.name in signals()) parameter.value = signals()[parameter.name];
   chart.append(live);
   const actions = {export: true, source: false, compiled: false, editor: false};
   try {
-    const options = {renderer: "svg", actions, downloadFileName: chart.dataset.spec.slice(5)};
+    // of errors alone: an empty panel is worth no warning
+    const options = {renderer: "svg", actions, downloadFileName: chart.dataset.spec.slice(5), logLevel: 1};
     const {view} = await vegaEmbed(live, spec, options);
     views.set(chart, view);
     chart.querySelector("img").remove();
+    live.querySelector("summary").setAttribute("aria-label", "Save this chart");
+    live.querySelector("svg.marks > g").setAttribute("aria-hidden", "true");  // it is told in words as a whole
     if (!performance.getEntriesByName("first chart").length) performance.mark("first chart");
     await draw(view);  // what was chosen in the meantime
   } catch (error) {
@@ -94,34 +95,6 @@ const near = new IntersectionObserver((entries) => {
     embed(target);
   }
 }, {rootMargin: "800px"});
-
-// The data of a chart: of its data sets the one that says most of the layouts.
-function rowsOf(chart) {
-  const size = (rows) => (rows.some((row) => "layout" in row) ? 1e6 : 0) + rows.length;
-  return Object.values(specOf(chart).datasets ?? {}).sort((a, b) => size(b) - size(a))[0] ?? [];
-}
-
-function csv(rows) {
-  const names = [...new Set(rows.flatMap(Object.keys))];
-  const quoted = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;
-  const text = (value) => typeof value === "number" ? String(value) : quoted(value);
-  return [names.map(quoted), ...rows.map((row) => names.map((name) => text(row[name])))].join("\n") + "\n";
-}
-
-function offerData(chart) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "download";
-  button.textContent = "Data (CSV)";
-  button.addEventListener("click", () => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([csv(rowsOf(chart))], {type: "text/csv"}));
-    link.download = `${chart.dataset.spec.slice(5)}.csv`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-  });
-  chart.closest("figure").querySelector("figcaption").append(button);
-}
 
 // --- Tables ---
 
@@ -209,7 +182,6 @@ addEventListener("hashchange", () => location.hash.includes("?") ? restore() : c
 bar.hidden = false;
 restore();
 all(".chart").forEach((chart, number) => {
-  offerData(chart);
   if (number) near.observe(chart);
   else embed(chart);
 });
