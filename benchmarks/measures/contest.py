@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ...mixers.ops.dispatch import record_backends
-from ..training import Progress
+from ..doing import Doing, Progress
 from .meter import MIN_ROUND_SECONDS, WARMUP_ROUNDS, Timing, measure_memory, quartiles, round_clock
 
 Clock = Callable[[Callable[[], object]], float]  # seconds of a call
@@ -64,7 +64,8 @@ def time_in_turn(
                 if contender.slow and number >= slow_rounds:
                     continue
                 done = number + i / len(contenders)
-                progress(done / rounds, f"round {number + 1}: {contender.title}")
+                last = {"ms": 1000 * timings[i].samples[-1]} if number else {}
+                progress(done / rounds, Doing(f"round {number + 1}: {contender.title}", last))
                 if i in timings:
                     timings[i].samples.append(_seconds(contender, clock, repeats[i]))
                 else:

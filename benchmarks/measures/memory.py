@@ -19,7 +19,8 @@ from ...models import (
     count_parameters,
     resolve_d_ff,
 )
-from ..training import Compile, Precision, Progress
+from ..doing import Progress
+from ..training import Compile, Precision
 from .base import Measure, Size, single, split_grid
 from .meter import measure_memory
 from .workload import Workload

@@ -11,9 +11,10 @@ from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from ...models import LanguageModel, ModelState
+from ..doing import Doing, Progress
 from ..errors import NotFiniteError
 from ..tasks import IGNORE, Batch, NeedleTask, RecallTask, Task
-from ..training import Progress, autocast
+from ..training import autocast
 from .base import Size, part_of
 from .trained import Trained
 
@@ -120,8 +121,13 @@ class _Asked:
                 kept = model.restart(state)
             self._count(sequences, right)
             done = len(self.hits[recall.passes[0]]) / recall.examples
-            progress(done, f"{self.length} tokens: {sum(self.correct.values())}/{sum(self.total.values())}")
+            progress(done, Doing(self._stage(), {"accuracy": sum(self.correct.values()) / sum(self.total.values())}))
         return held
+
+    def _stage(self) -> str:
+        load = "" if self.task.load is None else f", load {self.task.load}"
+        memory = "" if self.memory == "fresh" else f", {self.memory} memory"
+        return f"asking {self.length:,} tokens{load}{memory}"
 
     def _hits(
         self, model: LanguageModel, batch: Batch, device: torch.device, state: ModelState | None
