@@ -10,12 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 
 import psutil
 
 from .case import Case, Plan
 from .doing import Doing
+from .environment import utc_time
 from .runs import ResultLine
 from .status import CaseAtWork, RunStatus
 
@@ -72,7 +72,7 @@ class LiveRun:
     """What a run is doing now, for the runner to keep up to date and for its reporters to read."""
 
     def __init__(self) -> None:
-        self.started = utc_now()
+        self.started = utc_time()
         self.cases = 0
         self.done: Counter[str] = Counter()
         self.more_may_follow = True
@@ -129,7 +129,7 @@ class LiveRun:
             pid=os.getpid(),
             host=platform.node(),
             started=self.started,
-            updated=utc_now(),
+            updated=utc_time(),
             done=dict(self.done),
             to_do=len(self._pending),
             more_may_follow=self.more_may_follow,
@@ -229,7 +229,3 @@ def _resident_bytes(pid: int) -> int:
             with contextlib.suppress(psutil.Error):
                 total += one.memory_info().rss
     return total
-
-
-def utc_now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .case import Case
-from .live import LiveRun, Pace, Reporter, utc_now
+from .environment import utc_time
+from .live import LiveRun, Pace, Reporter
 from .runs import ResultLine, Run, write_atomically
 from .status import STATUS_FILE, CaseAtWork, RunStatus
 
@@ -77,11 +78,11 @@ def totals(status: RunStatus) -> str:
 
 def work_table(status: RunStatus, rows: int | None = None) -> RenderableType:
     """A row for each case at work (at most `rows`), and the totals under it."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=True)
-    table.add_column("case", ratio=3, min_width=14, overflow="fold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim", expand=True)
+    table.add_column("case", ratio=4, min_width=14, overflow="fold")
     table.add_column("doing", ratio=3, min_width=14, overflow="fold")
     table.add_column("done", justify="right", no_wrap=True)
-    table.add_column("value", ratio=2, min_width=14)
+    table.add_column("value", no_wrap=True, min_width=15)
     for name in ("time", "left", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for case in status.at_work[:rows]:
@@ -94,9 +95,9 @@ def work_table(status: RunStatus, rows: int | None = None) -> RenderableType:
 def _work_row(case: CaseAtWork) -> list[str]:
     memory = decimal(case.resident_bytes) if case.resident_bytes else ""
     if case.cuda_bytes is not None:
-        memory += f"\n{decimal(case.cuda_bytes)} CUDA"
+        memory += f"\nCUDA\n{decimal(case.cuda_bytes)}"
     fraction = f"{case.fraction:.0%}" if case.fraction else ""
-    numbers = shown(case.doing.numbers).replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
+    numbers = shown(case.doing.numbers).replace(", ", "\n")
     times = clock(case.seconds), clock(case.seconds_left)
     return [shown(case.title), shown(case.stage), fraction, numbers, *times, memory]
 
@@ -176,7 +177,7 @@ class StatusFile(Reporter):
             self._write()
 
     def end(self) -> None:
-        self._write(ended=utc_now())
+        self._write(ended=utc_time())
 
     def _write(self, ended: str | None = None) -> None:
         if self._live is not None:
