@@ -16,8 +16,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 SCHEMA_VERSION = 1
+"""Of the lines of `results.jsonl`."""
 Status = Literal["ok", "out_of_memory", "timeout", "crashed", "not_finite", "invalid"]
+"""How a case ended."""
 STATUSES: tuple[Status, ...] = get_args(Status)
+"""All that a case may end with."""
 
 
 class RunError(ValueError):

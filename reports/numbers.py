@@ -132,7 +132,7 @@ def recall_table(run: RunData, *columns: str) -> str:
     """
     shown = [t.layout for t in teaching(run) if "taught" in columns or not t.untaught]
     heads = [re.sub(r"\d+", lambda m: formats.whole(int(m[0])), column) for column in columns]
-    lines = [["", *heads], ["---"] * (1 + len(columns))]
+    lines = [["", *heads], ["---", *["---:"] * len(columns)]]
     lines += [[formats.markdown(layout), *(_cell(run, layout, column) for column in columns)] for layout in shown]
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

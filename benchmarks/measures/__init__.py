@@ -30,6 +30,7 @@ AnyMeasure = Annotated[
     | DecodeSpeed,
     Field(discriminator="measure"),
 ]
+"""Every measure, as a suite names them."""
 MEASURES: dict[str, type[Measure]] = {
     "speed": Speed,
     "memory": Memory,
@@ -43,6 +44,7 @@ MEASURES: dict[str, type[Measure]] = {
     "library_overhead": LibraryOverhead,
     "decode_speed": DecodeSpeed,
 }
+"""The measures by their names."""
 
 __all__ = [
     "MEASURES",
