@@ -30,9 +30,12 @@ site: $(VENV)/installed-site
 	$(BIN)/mixerzoo publish reports/published/* --to build/site/reports
 	$(BIN)/python docs/check_site.py build/site
 
-# Microbenchmarks of the ops, kept in .benchmarks; `make micro MICRO="--benchmark-compare"` compares with the run before.
+# Micro benchmarks of every op and backend, appended to benchmarks/micro/history.jsonl after a clean end, which the site
+# plots across commits; `make micro MICRO="-k attention"` runs and appends some of them.
 micro: install-test
-	$(BIN)/python -m pytest benchmarks/micro --benchmark-autosave --benchmark-columns=median,iqr,min,rounds --benchmark-sort=fullname $(MICRO)
+	mkdir -p build
+	$(BIN)/python -m pytest benchmarks/micro --benchmark-json=build/micro.json --benchmark-columns=median,iqr,min,rounds --benchmark-sort=fullname $(MICRO)
+	$(BIN)/python -m mixerzoo.benchmarks.micro_history build/micro.json benchmarks/micro/history.jsonl
 
 lint: install-test
 	$(BIN)/ruff check .

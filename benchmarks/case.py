@@ -8,7 +8,8 @@ import json
 from typing import Any
 
 from .device import kind_of
-from .runs import SCHEMA_VERSION
+
+ID_VERSION = 1  # of what an id is hashed from; a new one would part every run of before from its cases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Case:
         """12 hex digits that depend on what the case means, not on its label, its suite, which of several GPUs runs it,
         or what runs beside it."""
         meaning = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": ID_VERSION,
             "model": self.model,
             "measure": self.measure,
             "parameters": self.parameters,

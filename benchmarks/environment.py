@@ -28,7 +28,7 @@ def collect_environment(
     default `sys.argv`.
     """
     return {
-        "started": _time(),
+        "started": utc_time(),
         "command": shlex.join(command or ["mixerzoo", *sys.argv[1:]]),
         "device": device,
         "jobs": jobs,
@@ -75,7 +75,7 @@ def end_of_start(now: dict[str, Any]) -> dict[str, Any]:
 
     On CUDA, the GPUs `before` and `after` it, and `held_down`: what held the clock of the one in use down meanwhile.
     """
-    times = {"started": now["started"], "ended": _time()}
+    times = {"started": now["started"], "ended": utc_time()}
     if kind_of(now["device"]) != "cuda":
         return times
     after = gpus()
@@ -119,7 +119,8 @@ def _lasting(value: Any) -> Any:
     return [_lasting(v) for v in value] if isinstance(value, list) else value
 
 
-def _time() -> str:
+def utc_time() -> str:
+    """Now, ISO 8601 in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 

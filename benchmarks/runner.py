@@ -21,10 +21,11 @@ from typing import IO, Any, Protocol
 
 import psutil
 
+from .cards import describe_mixers
 from .case import Case, Plan
 from .device import kind_of
-from .environment import collect_environment, differences, end_of_start, usable_cores
-from .runs import ResultLine, Run, RunError, RunLock, Status
+from .environment import collect_environment, differences, end_of_start, usable_cores, utc_time
+from .runs import SCHEMA_VERSION, ResultLine, Run, RunError, RunLock, Status
 from .worker import Inherited, RunCase, run_case, serve
 
 # Imported once, by the process that the cases are forked from: a case starts in milliseconds, not in seconds.
@@ -226,7 +227,8 @@ def _write_environment(
     """Where this start runs; a later start of the same run is added with whatever differs from the first."""
     now = collect_environment(device=device, jobs=jobs, threads=usable_cores(), tf32=suite.get("tf32", "auto"))
     if not run.environment_path.is_file():
-        run.write_environment({**now, "doctor": doctor, "resumed": []})
+        mixers = describe_mixers(suite.get("layouts", {}))
+        run.write_environment({"schema_version": SCHEMA_VERSION, **now, **mixers, "doctor": doctor, "resumed": []})
         return now
     first = run.environment()
     again = {"started": now["started"], "command": now["command"], "jobs": jobs, "differs": differences(first, now)}
@@ -358,6 +360,7 @@ class _Pool:
             },
             seed=case.seed,
             seconds=round(seconds, 3),
+            ended=utc_time(),
             **outcome,
         )
         self.store.append(result)

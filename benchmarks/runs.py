@@ -6,6 +6,7 @@ no finished case is lost or doubled.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -15,8 +16,8 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-SCHEMA_VERSION = 1
-"""Of the lines of `results.jsonl`."""
+from .schema import SCHEMA_VERSION, SchemaError, migrate, migrate_environment
+
 Status = Literal["ok", "out_of_memory", "timeout", "crashed", "not_finite", "invalid"]
 """How a case ended."""
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -28,16 +29,17 @@ class RunError(ValueError):
 
 
 class ResultLine(BaseModel):
-    """One finished case, one line of `results.jsonl`.
+    """One finished case, one line of `results.jsonl`; fields that this version does not know are kept.
 
     case: id, a hash of what was measured. layout: the layout's label in the suite.
     parameters: those of the measure, and `model` (the resolved configuration), `layout_line`, `device`, `threads`, and
         `tf32` (whether CUDA might compute float32 in TF32; missing where it was not recorded).
     backends: op -> names of the implementations that ran. seconds: wall-clock time of the whole case.
+    ended: when the case was over, ISO 8601 in UTC; None where that was not recorded.
     metrics: what the measure returned, None unless status is `ok`. error: what went wrong, None if nothing did.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
     case: str
@@ -48,6 +50,7 @@ class ResultLine(BaseModel):
     status: Status
     backends: dict[str, list[str]] = Field(default_factory=dict)
     seconds: float
+    ended: str | None = None
     metrics: dict[str, Any] | None = None
     error: str | None = None
 
@@ -77,9 +80,20 @@ class Run:
         return yaml.safe_load(self.suite_path.read_text(encoding="utf-8"))
 
     def environment(self) -> dict[str, Any]:
-        """The machine and the software that the run was made with. Raises `RunError` if there is none."""
-        self._require(self.environment_path)
-        return json.loads(self.environment_path.read_text(encoding="utf-8"))
+        """The machine and the software that the run was made with, and its mixers, see `describe_mixers`.
+
+        Reading one of schema version 1 imports torch, to look the mixers up. Raises `RunError` if there is none.
+        """
+        data = self._environment()
+        try:
+            return migrate_environment(data, self._layouts)
+        except SchemaError as error:
+            raise RunError(f"{self.environment_path} {error}") from None
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another tool measured it: the environment's `foreign` says which, and no claim may rest on it."""
+        return self.environment_path.is_file() and "foreign" in self._environment()
 
     def results(self) -> list[ResultLine]:
         """The finished cases in the order in which each first finished; of a case that ran again, the last line.
@@ -114,6 +128,25 @@ class Run:
     def write_plan(self, plan: dict[str, Any]) -> None:
         write_atomically(self.plan_path, json.dumps(plan, ensure_ascii=False) + "\n")
 
+    def _environment(self) -> dict[str, Any]:
+        """What stands in `environment.json`, of whatever version."""
+        self._require(self.environment_path)
+        try:
+            data = json.loads(self.environment_path.read_bytes())
+        except ValueError:
+            data = None
+        if not isinstance(data, dict):
+            raise RunError(
+                f"{self.environment_path} is not a JSON object; copy the one that the run was made with back"
+            )
+        return data
+
+    def _layouts(self) -> dict[str, str]:
+        """The layout lines of the suite by label; none without a suite."""
+        suite = self.suite() if self.exists else None
+        layouts = suite.get("layouts") if isinstance(suite, dict) else None
+        return layouts if isinstance(layouts, dict) else {}
+
     def _require(self, path: Path) -> None:
         if not path.is_file():
             raise RunError(f"{self.folder} holds no run: it has no {path.name}; make one with `mixerzoo run SUITE`")
@@ -124,11 +157,12 @@ class Run:
             data = json.loads(line)
         except ValueError:
             raise RunError(f"{where} is not JSON; remove that line and run again") from None
-        version = data.get("schema_version") if isinstance(data, dict) else None
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise RunError(f"{where} has schema version {version}, and this mixerzoo reads {SCHEMA_VERSION}: update it")
+        if not isinstance(data, dict):
+            raise RunError(f"{where} is not a result line: it is no JSON object")
         try:
-            return ResultLine.model_validate(data)
+            return ResultLine.model_validate(migrate(data))
+        except SchemaError as error:
+            raise RunError(f"{where} {error}") from None
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
@@ -204,6 +238,18 @@ class RunLock:
         else:
             os.ftruncate(self._results, os.fstat(self._results).st_size - len(torn))
         os.fsync(self._results)
+
+
+def results_digest(folder: str | Path) -> str:
+    """The SHA-256, in hex, of the bytes of a run's `results.jsonl`: what `sha256sum results.jsonl` prints.
+
+    Of a run that has no results yet it is that of no bytes. Raises `RunError` if the folder holds no run.
+    """
+    run = Run(folder)
+    if not run.results_path.is_file():
+        run._require(run.suite_path)
+        return hashlib.sha256().hexdigest()
+    return hashlib.sha256(run.results_path.read_bytes()).hexdigest()
 
 
 def split_torn_line(data: bytes) -> tuple[list[bytes], bytes | None]:

@@ -32,10 +32,9 @@ Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart and what is said of it. name: stem of its files; section: where on the page; alt: for who cannot see."""
+    """A chart and what is said of it. name: stem of its files; alt: for who cannot see."""
 
     name: str
-    section: str
     title: str
     caption: str
     alt: str
@@ -190,10 +189,6 @@ def round_values(low: float, high: float) -> list[float]:
 
 def tooltips(*fields: tuple[str, str]) -> list[alt.Tooltip]:
     return [alt.Tooltip("layout:N", title="layout"), *(alt.Tooltip(f"{f}:N", title=t) for f, t in fields)]
-
-
-def numbered(stem: str, number: int) -> str:
-    return stem if number == 0 else f"{stem}-{number + 1}"
 
 
 def titled(title: str, variant: str) -> str:

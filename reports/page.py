@@ -16,9 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from . import formats
+from .about_tables import about_tables
 from .charts import VEGALITE, Figure
-from .figures import figures
-from .page_tables import page_tables
 from .summary import summary
 from .table import Table
 from .tables import RunData, read_run
@@ -26,26 +25,12 @@ from .taught import statements
 from .verdict import findings, training_statement
 
 _ERROR_LENGTH = 300  # characters of an error in Markdown; the page has all of it
-SECTIONS = {
-    "taught": "Taught first",
-    "recall": "Recall",
-    "speed": "Speed",
-    "memory": "Memory and state",
-    "op-speed": "Op speed",
-    "trade-off": "Recall against speed",
-    "perplexity": "Perplexity",
-    "training": "Training",
-    "models": "Models and backends",
-}
-_MEASURES = {"recall": "recall", "speed": "speed", "memory": "memory", "perplexity": "perplexity"}
 _SAY_NONE = ("failures", "missing")  # tables that say something by being empty
-# sections that a suite that does not ask for them does without
-_RARE = {"op-speed": ("op_speed", "overhead", "mixer_speed", "library_overhead", "decode_speed")}
 
 
 @dataclass(frozen=True)
-class Section:
-    """A section of measurements: charts, tables, and what to say if there is nothing."""
+class Part:
+    """A section of the page: its charts, its tables, and what to say if there is nothing."""
 
     name: str
     title: str
@@ -61,7 +46,8 @@ def write_report(folder: str | Path) -> Path:
     that can be read.
     """
     run = read_run(folder)
-    drawn, tables = figures(run), page_tables(run)
+    shown = parts(run)
+    drawn = [figure for part in shown for figure in part.figures]
     _clear(run.folder / "figures", "*.svg", "*.png")
     _clear(run.folder / "tables", "*.csv")
     for figure in drawn:
@@ -70,7 +56,7 @@ def write_report(folder: str | Path) -> Path:
     for name, table in run.tables().items():
         if len(table) or name in _SAY_NONE:
             table.to_csv(run.folder / "tables" / f"{name}.csv", index=False)
-    content = _content(run, drawn, tables)
+    content = _content(run, shown)
     environment = _environment()
     page = run.folder / "report.html"
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGALITE) if drawn else ""
@@ -81,7 +67,20 @@ def write_report(folder: str | Path) -> Path:
     return page.resolve()
 
 
-def _content(run: RunData, drawn: list[Figure], tables: list[Table]) -> dict[str, Any]:
+def parts(run: RunData) -> list[Part]:
+    """The sections that have something to show, or that the suite asks for; at the end, what stands behind them."""
+    asked = {str(entry.get("measure")) for entry in run.suite.get("measures") or []}
+    found = []
+    for section in run.sections:
+        figures, tables = list(section.figures(run)), list(section.tables(run))
+        if figures or tables or section.measure in asked:
+            nothing = "" if figures or tables else "The suite asks for this, but no case of it has a result."
+            found.append(Part(section.measure, section.title, figures, tables, nothing))
+    about = Part("models", "Models and backends", [], list(about_tables(run)), "")
+    return [*found, about] if about.tables else found
+
+
+def _content(run: RunData, shown: list[Part]) -> dict[str, Any]:
     """What both templates show."""
     source = run.environment.get("source") or {}
     return {
@@ -96,9 +95,9 @@ def _content(run: RunData, drawn: list[Figure], tables: list[Table]) -> dict[str
         "brackets": _brackets(run),
         "trainings": training_statement(run),
         "texts": _texts(run),
-        "sections": _sections(run, drawn, tables),
-        "failures": run.failures.to_dict("records"),
-        "missing": run.missing.to_dict("records"),
+        "sections": shown,
+        "failures": run["failures"].to_dict("records"),
+        "missing": run["missing"].to_dict("records"),
         "complete": _complete(run),
         "finished": len(run.lines),
         "commit": source.get("commit"),
@@ -112,26 +111,12 @@ def _content(run: RunData, drawn: list[Figure], tables: list[Table]) -> dict[str
     }
 
 
-def _sections(run: RunData, drawn: list[Figure], tables: list[Table]) -> list[Section]:
-    asked = {str(entry.get("measure")) for entry in run.suite.get("measures") or []}
-    sections = []
-    for name, title in SECTIONS.items():
-        own = [f for f in drawn if f.section == name], [t for t in tables if t.section == name]
-        measure = _MEASURES.get(name) or next((m for m in _RARE.get(name, ()) if m in asked), None)
-        nothing = ""
-        if not any(own) and measure is not None:
-            nothing = f"The suite asks for {measure}, but no case of it has a result." if measure in asked else ""
-            nothing = nothing or f"The suite does not measure {measure}."
-        if any(own) or nothing:
-            sections.append(Section(name, title, *own, nothing))
-    return sections
-
-
 def _brackets(run: RunData) -> str:
     """What the numbers in brackets of the verdict are."""
-    recall = ["95 % intervals of recall and of its differences"] if len(run.answers) else []
-    speed = ["the first and third quartile of speed, 95 % intervals of its ratios"] if len(run.speed) else []
-    ops = ["the widest range that quartiles allow for ratios of ops"] if len(run.op_ratios) else []
+    recall = ["95 % intervals of recall and of its differences"] if len(run["answers"]) else []
+    speed = ["the first and third quartile of speed, 95 % intervals of its ratios"] if len(run["speed"]) else []
+    held = any(len(frame) for name, frame in run.frames.items() if name.endswith("_ratios"))
+    ops = ["the widest range that quartiles allow for ratios of what ran in turn"] if held else []
     said = "; ".join([*recall, *speed, *ops])
     return f"In brackets: {said}." if said else ""
 
@@ -142,7 +127,7 @@ def _complete(run: RunData) -> str:
         return "This run kept no plan of its cases, so nothing is known of any that are missing."
     if not run.plan["final"]:
         return "Not all cases are known yet: what follows from tuning and training is planned when that is done."
-    return "" if len(run.missing) else "Every planned case has been run."
+    return "" if len(run["missing"]) else "Every planned case has been run."
 
 
 def _texts(run: RunData) -> list[str]:

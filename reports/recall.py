@@ -125,8 +125,8 @@ class Recall:
 @lru_cache(maxsize=4)
 def recalls(run: RunData) -> tuple[Recall, ...]:
     """One `Recall` for each experiment of the run that has answers or trainings for recall."""
-    training = run.training[run.training["measure"] == "recall"]
-    variants = dict.fromkeys([*training["variant"], *run.answers["variant"]])
+    training = run["training"][run["training"]["measure"] == "recall"]
+    variants = dict.fromkeys([*training["variant"], *run["answers"]["variant"]])
     return tuple(_recall(run, str(variant), training[training["variant"] == variant]) for variant in variants)
 
 
@@ -136,11 +136,11 @@ def asked(run: RunData) -> Iterator[Recall]:
 
 
 def _recall(run: RunData, variant: str, training: pd.DataFrame) -> Recall:
-    answers = run.answers[run.answers["variant"] == variant]
+    answers = run["answers"][run["answers"]["variant"] == variant]
     answers = answers.assign(
         load=answers["load"].astype(float).fillna(0).astype(int), memory=answers["memory"].fillna("fresh")
     )
-    states = {(r.layout, r.length): r.state_bytes for r in rows_of(run.states)}
+    states = {(r.layout, r.length): r.state_bytes for r in rows_of(run["states"])}
     estimates = [
         {
             **dict(zip(["layout", *_CELL], key)),
@@ -159,7 +159,7 @@ def _recall(run: RunData, variant: str, training: pd.DataFrame) -> Recall:
         trained_lengths=sorted({n for lengths in training["lengths"] for n in lengths}),
         trained_loads=sorted({n for loads in training["loads"] for n in loads}),
         cells=pd.DataFrame(estimates, columns=columns),
-        failed=_failed(run.failed_lengths[run.failed_lengths["variant"] == variant], answers),
+        failed=_failed(run["failed_lengths"][run["failed_lengths"]["variant"] == variant], answers),
         answers=answers,
     )
 

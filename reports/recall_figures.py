@@ -21,7 +21,6 @@ from .charts import (
     alongside,
     finish,
     lengths_axis,
-    numbered,
     panels,
     round_values,
     share_axis,
@@ -33,6 +32,7 @@ from .labels import beside_points, spread
 from .recall import Cell, Recall, asked
 from .recall_tables import counted, passes_cell
 from .statistics import Interval, rows_of
+from .table import numbered
 from .tables import RunData
 from .taught import load_text, of_needles
 
@@ -146,7 +146,7 @@ def _by_length(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     caption += "A cross: at that length the layout gave no answers, and why. Recent answers are left out. "
     caption += "Click a name to single out its curve, shift-click for several."
     subtitle = _origin(recall, "dotted: chance")
-    yield Figure(numbered("recall", number), "recall", title, caption, text, finish(chart, title, subtitle))
+    yield Figure(numbered("recall", number), title, caption, text, finish(chart, title, subtitle))
 
 
 def _length_tips() -> list[alt.Tooltip]:
@@ -212,9 +212,7 @@ def _lengths_at_loads(run: RunData, recall: Recall, number: int) -> Iterator[Fig
     caption = f"The models are the same in all panels, {_trained_text(recall)}; only what they are asked differs. "
     caption += "Where a curve ends early there were no answers; the tables say why."
     text = f"Small multiples by load: {formats.listing(names)}; numbers in the tables."
-    yield Figure(
-        numbered("recall-length", number), "recall", title, caption, text, finish(chart, title, _origin(recall))
-    )
+    yield Figure(numbered("recall-length", number), title, caption, text, finish(chart, title, _origin(recall)))
 
 
 # --- Load, passes, depth ---
@@ -240,7 +238,7 @@ def _loads_at_lengths(run: RunData, recall: Recall, number: int) -> Iterator[Fig
     title = titled("Recall against load, at each length", recall.variant)
     caption = "How much a layout holds. Shaded: the loads of the training."
     text = f"Small multiples by length: {formats.listing(names)}; numbers in the tables."
-    yield Figure(numbered("recall-load", number), "recall", title, caption, text, finish(chart, title, _origin(recall)))
+    yield Figure(numbered("recall-load", number), title, caption, text, finish(chart, title, _origin(recall)))
 
 
 def _faceted(
@@ -276,9 +274,7 @@ def _passes(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     title = titled(f"Recall against passes: {where}", recall.variant)
     caption = "How much reading the context again helps, and whether a memory that was kept from sequence to sequence "
     caption += "still works. Fresh: each sequence starts with an empty memory."
-    yield Figure(
-        numbered("recall-passes", number), "recall", title, caption, caption, finish(chart, title, _origin(recall))
-    )
+    yield Figure(numbered("recall-passes", number), title, caption, caption, finish(chart, title, _origin(recall)))
 
 
 def _depth(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
@@ -309,7 +305,7 @@ def _depth(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     caption += "Taught seeds pooled, without intervals. Click a name in the legend to single out its curve."
     text = f"Small multiples by length: {formats.listing(names)}; numbers in the tables."
     subtitle = _origin(recall)[1:] or [""]
-    yield Figure(numbered("recall-depth", number), "recall", title, caption, text, finish(chart, title, subtitle))
+    yield Figure(numbered("recall-depth", number), title, caption, text, finish(chart, title, subtitle))
 
 
 # --- State ---
@@ -355,7 +351,7 @@ def _by_state(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     text = "; ".join(f"{r.full} {r.shown} with {r.state}" for r in rows_of(points)) + "."
     broken = [f"{name} ({cause})" for (name, length), cause in recall.failed.items() if length == top.length]
     subtitle = [*_origin(recall), *(_broken(f"no answers at this length: {', '.join(broken)}", 110) if broken else [])]
-    yield Figure(numbered("recall-state", number), "recall", title, caption, text, finish(chart, title, subtitle))
+    yield Figure(numbered("recall-state", number), title, caption, text, finish(chart, title, subtitle))
 
 
 def _point_labels(

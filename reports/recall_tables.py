@@ -14,7 +14,7 @@ from .formats import percent_interval
 from .inference import LEAST_SEEDS
 from .recall import Cell, Recall, asked
 from .statistics import Interval, rows_of
-from .table import Table, in_brackets, suffix, tokens
+from .table import Table, in_brackets, numbered, tokens
 from .tables import RunData
 from .taught import NOT_TAUGHT, load_text, of_needles
 
@@ -31,7 +31,7 @@ def recall_tables(run: RunData) -> Iterator[Table]:
             for table in make(run, recall):
                 number = counts.get(table.name, 0)
                 counts[table.name] = number + 1
-                yield replace(table, name=f"{table.name}{suffix(number)}")
+                yield replace(table, name=numbered(table.name, number))
 
 
 def _headline(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -48,7 +48,7 @@ def _headline(run: RunData, recall: Recall) -> Iterator[Table]:
         rows.append([layout, status.short, *numbers])
     title = f"{recall.noun}: {cell.text(recall.task)}{in_brackets(recall.variant)}"
     columns = ["Layout", "Taught", "Accuracy", "Least and greatest seed", "State"]
-    yield Table("recall-headline", "recall", title, columns, rows, _note(recall))
+    yield Table("recall-headline", title, columns, rows, _note(recall))
 
 
 def _pairs(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -71,7 +71,7 @@ def _pairs(run: RunData, recall: Recall) -> Iterator[Table]:
         "Percentage points by which the layout of the row lies above that of the column, on the same examples and "
         "seeds, with the 95 % interval of each; the verdict is corrected for the number of pairs (Holm)."
     )
-    yield Table("recall-pairs", "recall", title, ["Layout, minus", *layouts[1:]], rows, note)
+    yield Table("recall-pairs", title, ["Layout, minus", *layouts[1:]], rows, note)
 
 
 def _by_length(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -82,7 +82,7 @@ def _by_length(run: RunData, recall: Recall) -> Iterator[Table]:
         rows = _rows(recall, own, "length", lengths, _accuracy)
         title = f"{recall.noun}, by length{_of_load(recall, load)}{in_brackets(recall.variant)}"
         columns = ["Layout, tokens", *(f"{n:,}" for n in lengths)]
-        yield _beside_states(Table("recall-by-length", "recall", title, columns, rows, _note(recall)), own)
+        yield _beside_states(Table("recall-by-length", title, columns, rows, _note(recall)), own)
 
 
 def _by_load(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -95,7 +95,7 @@ def _by_load(run: RunData, recall: Recall) -> Iterator[Table]:
         title = f"{recall.noun} at {tokens(length)}, by load{in_brackets(recall.variant)}"
         first = "Layout, needles" if of_needles(recall.task) else "Layout, load"
         columns = [first, *(f"{n:,}" for n in loads)]
-        yield _beside_states(Table("recall-by-load", "recall", title, columns, rows, _note(recall)), own)
+        yield _beside_states(Table("recall-by-load", title, columns, rows, _note(recall)), own)
 
 
 def passes_cell(recall: Recall) -> Cell:
@@ -121,7 +121,7 @@ def _by_passes(run: RunData, recall: Recall) -> Iterator[Table]:
         f"Between two passes memories are kept and everything else is dropped. {_note(recall)}"
     )
     columns = ["Layout", *(f"{memory}, {passes} pass{'es' if passes > 1 else ''}" for memory, passes in kinds)]
-    yield _beside_states(Table("recall-by-passes", "recall", title, columns, rows, note), own)
+    yield _beside_states(Table("recall-by-passes", title, columns, rows, note), own)
 
 
 def _by_seed(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -131,9 +131,11 @@ def _by_seed(run: RunData, recall: Recall) -> Iterator[Table]:
     own = answers[(answers["load"] == top.load) & (answers["passes"] == top.passes) & (answers["memory"] == top.memory)]
     lengths = sorted({*own["length"], *(length for _, length in recall.failed)})
     cells = {(r.layout, r.seed, r.length): formats.percent(_share(r.hits)) for r in rows_of(own)}
-    failed = run.failed_lengths[run.failed_lengths["variant"] == recall.variant]
+    failed = run["failed_lengths"][run["failed_lengths"]["variant"] == recall.variant]
     cells |= {(r.layout, r.seed, r.length): r.status.replace("_", " ") for r in rows_of(failed)}
-    training = run.training[(run.training["variant"] == recall.variant) & (run.training["measure"] == "recall")]
+    training = run["training"][
+        (run["training"]["variant"] == recall.variant) & (run["training"]["measure"] == "recall")
+    ]
     rows, names = [], []
     for trained in rows_of(training):
         untaught = trained.passed is False or trained.status != "ok"
@@ -145,7 +147,7 @@ def _by_seed(run: RunData, recall: Recall) -> Iterator[Table]:
     note = f"How far the seeds lie apart is what one training may change. {_STATE}"
     columns = ["Layout, tokens", *(f"{n:,}" for n in lengths)]
     states = recall.where(load=top.load, passes=top.passes, memory=top.memory)
-    yield _beside_states(Table("recall-by-seed", "recall", title, columns, rows, note), states, names)
+    yield _beside_states(Table("recall-by-seed", title, columns, rows, note), states, names)
 
 
 def _by_depth(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -158,7 +160,7 @@ def _by_depth(run: RunData, recall: Recall) -> Iterator[Table]:
         title = f"{recall.noun}, by depth: {top.text(recall.task)}{in_brackets(recall.variant)}"
         note = f"0 % is the beginning of the context, 100 % right before the questions. Taught seeds pooled. {_STATE}"
         columns = ["Layout, depth", *(f"from {100 * d:.0f} %" for d in depths)]
-        yield _beside_states(Table("recall-by-depth", "recall", title, columns, rows, note), recall.at(top))
+        yield _beside_states(Table("recall-by-depth", title, columns, rows, note), recall.at(top))
 
 
 def _recent(run: RunData, recall: Recall) -> Iterator[Table]:
@@ -175,14 +177,14 @@ def _recent(run: RunData, recall: Recall) -> Iterator[Table]:
             f"these are in no other table or chart. {_STATE}"
         )
         columns = ["Layout, tokens", *(f"{n:,}" for n in lengths)]
-        table = Table("recall-recent", "recall", title, columns, rows, note)
+        table = Table("recall-recent", title, columns, rows, note)
         yield _beside_states(table, recall.where(load=recall.headline.load))
 
 
 def counted(run: RunData, recall: Recall, recent: bool) -> pd.DataFrame:
     """Counts and `accuracy` by layout, length, load and depth, taught seeds pooled, read as in the headline."""
     top = recall.headline
-    own = run.recall[(run.recall["variant"] == recall.variant) & (run.recall["recent"].astype(bool) == recent)]
+    own = run["recall"][(run["recall"]["variant"] == recall.variant) & (run["recall"]["recent"].astype(bool) == recent)]
     own = own.assign(load=own["load"].astype(float).fillna(0).astype(int), memory=own["memory"].fillna("fresh"))
     own = own[(own["passes"] == top.passes) & (own["memory"] == top.memory)]
     keys = ["layout", "length", "load", "depth"]

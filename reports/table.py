@@ -22,7 +22,6 @@ class Table:
     """
 
     name: str
-    section: str
     title: str
     columns: list[str]
     rows: list[list[str]]
@@ -54,12 +53,12 @@ def wide(
 def each(frame: pd.DataFrame, *columns: str) -> Iterator[tuple[str, list[Any], pd.DataFrame]]:
     """Groups of a frame, with a name for the table that tells them apart, and what to add to its title."""
     for number, (key, group) in enumerate(frame.groupby(list(columns), sort=False, dropna=False)):
-        yield suffix(number), list(key), group
+        yield numbered("", number), list(key), group
 
 
-def suffix(number: int) -> str:
-    """What tells the names of tables of one kind apart: nothing for the first, `-2` for the second."""
-    return "" if number == 0 else f"-{number + 1}"
+def numbered(stem: str, number: int) -> str:
+    """The name of a table or figure of several of one kind: nothing is added for the first, `-2` for the second."""
+    return stem if number == 0 else f"{stem}-{number + 1}"
 
 
 def in_brackets(variant: object) -> str:
@@ -68,3 +67,13 @@ def in_brackets(variant: object) -> str:
 
 def tokens(length: int) -> str:
     return f"{length:,} tokens"
+
+
+def compiled_note(rows: pd.DataFrame) -> str:
+    """What torch.compile took, where it was asked for; none of the seconds that are shown."""
+    known = rows[["compile_seconds", "graph_breaks"]].dropna()
+    if known.empty:
+        return ""
+    seconds, breaks = known.max()
+    took, found = formats.seconds(seconds), formats.whole(breaks)
+    return f" Before, torch.compile took at most {took}; graph breaks: {found} at most."

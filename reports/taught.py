@@ -59,7 +59,7 @@ class Taught:
 
 def teaching(run: RunData, measure: str = "recall") -> list[Taught]:
     """One `Taught` for each layout and variant of which a training has ended, in the order of the layouts."""
-    own = run.training[run.training["measure"] == measure]
+    own = run["training"][run["training"]["measure"] == measure]
     return [
         _taught(str(layout), str(variant), group)
         for (variant, layout), group in own.groupby(["variant", "layout"], sort=False)
@@ -96,7 +96,7 @@ def statements(run: RunData) -> list[str]:
 
 def _untuned(run: RunData) -> Iterator[tuple[str, str]]:
     """Layouts that were never trained for recall, since every training that would have tuned them failed, and why."""
-    trained = set(run.training[run.training["measure"] == "recall"]["layout"])
+    trained = set(run["training"][run["training"]["measure"] == "recall"]["layout"])
     tuning = [line for line in run.lines if line.measure == "tuning" and purpose(line) == "recall"]
     for layout in run.layouts:
         states = {line.status.replace("_", " ") for line in tuning if line.layout == layout}
@@ -113,7 +113,7 @@ def tokens_to_solve(run: RunData) -> Iterator[tuple[Taught, pd.DataFrame]]:
     """Each layout that was held to a bar, with its trainings: `tokens_to_solve`, or `tokens` that were not enough."""
     for status in teaching(run):
         if status.bar:
-            own = run.training[run.training["measure"] == "recall"]
+            own = run["training"][run["training"]["measure"] == "recall"]
             yield status, own[(own["layout"] == status.layout) & (own["variant"] == status.variant)]
 
 

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..benchmarks.runs import ResultLine
 
-# What does not tell one variant of a measure from another: the grid of sizes, and what cannot change the result.
-_ALIKE = {
-    "speed": {"rounds", "budget_seconds"},
-    "memory": set(),
-    "op_speed": {"backends", "rounds", "slow", "slow_rounds", "bars", "decode_chunks", "copy_bytes"},
-    "overhead": {"rounds", "bars"},
-    "mixer_speed": {"rounds", "bars", "new_tokens"},
-    "library_overhead": {"rounds", "most"},
-    "decode_speed": {"rounds", "bars", "new_tokens"},
-}
 _ALWAYS_ALIKE = {"model", "layout_line", "threads", "tf32", "modes", "lengths"}  # TF32 follows from the precision
 _TASK = "task.task"
 _LONG = 40  # characters of a value
@@ -34,16 +24,16 @@ def purpose(line: ResultLine) -> str:
     return "perplexity" if (line.parameters.get("task") or {}).get("task") == "text" else "recall"
 
 
-def experiments(lines: list[ResultLine]) -> dict[str, str]:
+def experiments(lines: list[ResultLine], alike: Mapping[str, Collection[str]]) -> dict[str, str]:
     """Case -> how its settings differ from those of other cases of its purpose; "" if they are all alike.
 
     Of training and what follows from it, task and training settings count, but for what was tuned; of tuning the task
     alone, since a rung has a training of its own. So the cases of one trained model have one name. Several tasks are
-    named first; what tells the cases of one task apart follows.
+    named first; what tells the cases of one task apart follows. alike: measure -> settings that tell nothing apart.
     """
     names: dict[str, str] = {}
     tuned = _tuned(lines)
-    flat = {line.case: _settings(line, tuned) for line in lines}
+    flat = {line.case: _settings(line, tuned, alike.get(line.measure, ())) for line in lines}
     for topic in dict.fromkeys(purpose(line) for line in lines):
         own = [line for line in lines if purpose(line) == topic]
         tasks = dict.fromkeys(flat[line.case].get(_TASK) for line in own)
@@ -68,13 +58,13 @@ def _tuned(lines: list[ResultLine]) -> set[str]:
     return {str(name) for choice in found if isinstance(choice, dict) for name in choice}
 
 
-def _settings(line: ResultLine, tuned: set[str]) -> dict[str, Any]:
+def _settings(line: ResultLine, tuned: set[str], alike: Collection[str]) -> dict[str, Any]:
     if line.measure in _TRAINED:
         kept = ("task",) if line.measure == "tuning" else ("task", "training")
         flat = dict(_flatten({key: line.parameters[key] for key in kept if line.parameters.get(key)}))
         return {key: value for key, value in flat.items() if key.removeprefix("training.") not in tuned}
-    alike = _ALWAYS_ALIKE | _ALIKE.get(line.measure, set())
-    return dict(_flatten({k: v for k, v in line.parameters.items() if k not in alike}))
+    told = {k: v for k, v in line.parameters.items() if k not in _ALWAYS_ALIKE and k not in alike}
+    return dict(_flatten(told))
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -149,7 +149,7 @@ class _Trains(Measure):
     def train(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> tuple[LanguageModel, dict[str, Any]]:
-        """The trained model and its record, see `train_or_load`."""
+        """The trained model and its record, see `train_or_load`; records of before have no `data`."""
         check_vocabulary(config, self.task)
         where: dict[str, Any] = {"seed": seed, "device": device, "folder": folder / CHECKPOINT}
         return train_or_load(config, self.task, self.training, **where, progress=progress)
@@ -164,13 +164,15 @@ class Training(_Trains):
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> dict[str, Any]:
-        """See `Measure.run`; metrics are `training` (see `train`), `chosen`, `parameters`, `d_ff`, `flops_per_token`
-        (of a forward call at the training length) and `text` (the corpus)."""
+        """See `Measure.run`; metrics are `training` (see `train`), the `data` of it, `chosen`, `parameters`, `d_ff`,
+        `flops_per_token` (of a forward call at the training length) and `text` (the corpus)."""
         _, record = self.train(config, seed=seed, device=device, folder=folder, progress=progress)
         # counting runs a model of its own on the CPU; in an empty context, its backends are not recorded as ours
         flops = contextvars.Context().run(count_flops, config, self.training.length)
+        data = record.pop("data", None)
         return {
             "training": record,
+            "data": data,
             "chosen": self.chosen,
             "parameters": count_parameters(config)["total"],
             "d_ff": resolve_d_ff(config),
@@ -191,7 +193,8 @@ class Tuning(_Trains):
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> dict[str, Any]:
         """See `Measure.run`; metrics are `choice`, `rung`, `tokens`, `score` (validation loss in nats, the mean over
-        the lengths and loads that the training ends with), `accuracy` (theirs) and `training` (see `train`)."""
+        the lengths and loads that the training ends with), `accuracy` (theirs), `training` (see `train`) and the
+        `data` of it."""
         part = part_of(progress, 0.0, 0.9)
         model, record = self.train(config, seed=seed, device=device, folder=folder, progress=part)
         points = self.training.last_points(self.task)
@@ -200,6 +203,7 @@ class Tuning(_Trains):
             for task, length, weight in points
         ]
         total = sum(weight for weight, _, _ in readings)
+        data = record.pop("data", None)
         return {
             "choice": self.choice,
             "rung": self.rung,
@@ -207,6 +211,7 @@ class Tuning(_Trains):
             "score": sum(weight * nats for weight, nats, _ in readings) / total,
             "accuracy": sum(weight * accuracy for weight, _, accuracy in readings) / total,
             "training": record,
+            "data": data,
         }
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .data_hash import DataHash
 from .distributed import Ranks, load_whole, load_whole_optimizer, whole
 
 RESUME_FILE = "resume.pt"
@@ -22,7 +23,7 @@ class Standing:
     """Where a training stands after `step` steps.
 
     seconds: spent so far. curve: `[step, loss]`. evaluations: `[step, tokens, accuracy]`. losses: of the steps since
-    the curve's last point.
+    the curve's last point. data: None if the training began before it was noted.
     """
 
     step: int = 0
@@ -32,6 +33,13 @@ class Standing:
     evaluations: list[list[float]] = dataclasses.field(default_factory=list)
     tokens_to_solve: int | None = None
     losses: list[float] = dataclasses.field(default_factory=list)
+    data: DataHash | None = dataclasses.field(default_factory=DataHash)
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> Standing:
+        """The one that `dataclasses.asdict` made `saved` of."""
+        data = saved.get("data")
+        return cls(**{**saved, "data": None if data is None else DataHash(**data)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +85,7 @@ class ResumePoint:
         torch.set_rng_state(content["random"]["cpu"])
         if content["random"]["cuda"]:
             torch.cuda.set_rng_state_all(content["random"]["cuda"])
-        return Standing(**content["standing"])
+        return Standing.of(content["standing"])
 
     def remove(self) -> None:
         """Forget it: the training is finished."""

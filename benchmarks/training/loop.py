@@ -54,8 +54,10 @@ def train(
     It holds `steps` and `tokens` read, `seconds`, `learning_rate`, `curve` (about 100 points `[step, loss]`, the loss
     in nats being the mean since the point before), `evaluations` (`[step, tokens, accuracy]` on validation data),
     `tokens_to_solve` (read until an evaluation first reached the bar, or None) and `bar`: None, or `accuracy`, `length`
-    and `load` of the bar, `reached` (accuracy at the end on held-out data) and `passed`. A compiled training also says
-    `compile_seconds`, those of `seconds` in which it compiled since it was last started, and `graph_breaks`.
+    and `load` of the bar, `reached` (accuracy at the end on held-out data) and `passed`; and `data`, the fields of
+    `DataHash`: of the batches that were trained on, in their order; None if it began before that was noted. A compiled
+    training also says `compile_seconds`, those of `seconds` in which it compiled since it was last started, and
+    `graph_breaks`.
 
     resume: saved to on schedule and resumed from; the result is that of a training that was never interrupted. A model
     that keeps a memory between calls is not saved: its memory is no part of its parameters. log: told how it goes.
@@ -192,8 +194,10 @@ class _Training:
                 raise NotFiniteError(f"at training step {self.standing.step + 1}: {error}") from None
             self._complain(batch, math.nan, math.nan)
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip))
-        # drawn while the device is still at work
+        # drawn, and noted, while the device is still at work
         self.ahead = self._draw(self.standing.step + 1) if self.standing.step + 1 < self.settings.steps else None
+        if self.standing.data is not None:
+            self.standing.data.add(batch)
         # looked at before the step: afterwards every parameter is spoilt and none can be named
         found, norm_found = torch.stack([loss, norm.to(loss.dtype)]).tolist()
         if not (math.isfinite(found) and math.isfinite(norm_found)):
@@ -330,6 +334,7 @@ class _Training:
             "evaluations": standing.evaluations,
             "tokens_to_solve": standing.tokens_to_solve,
             "bar": bar,
+            "data": None if standing.data is None else dataclasses.asdict(standing.data),
         }
 
 

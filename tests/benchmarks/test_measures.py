@@ -152,7 +152,7 @@ def ask(measure, config, folder, seed=0, progress=lambda *_: None):
 
 def test_a_training_reports_everything(tmp_path):
     metrics = teach(Recall(training=BRIEF), CONFIG, tmp_path, seed=3)
-    assert set(metrics) == {"training", "chosen", "parameters", "d_ff", "flops_per_token", "text"}
+    assert set(metrics) == {"training", "data", "chosen", "parameters", "d_ff", "flops_per_token", "text"}
     assert metrics == json.loads(json.dumps(metrics))
     assert metrics["training"]["tokens"] == 2 * 2 * 64 and len(metrics["training"]["curve"]) == 2
     assert metrics["parameters"] > 512 * 16 and metrics["flops_per_token"] > 2 * 512 * 16

@@ -5,19 +5,23 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import psutil
 import pytest
 from mixerzoo.benchmarks.case import Case, Plan
 from mixerzoo.benchmarks.environment import collect_environment, differences
+from mixerzoo.benchmarks.plan import Planner
 from mixerzoo.benchmarks.runner import Limits, TimeIsUp, execute, suite_differences
 from mixerzoo.benchmarks.runs import ResultLine, Run, RunError
+from mixerzoo.benchmarks.suite import load_suite
 
 # A case that does what its parameters say, without torch.
 FAKE_CASE = """
@@ -124,9 +128,12 @@ def test_ok_case_has_everything_in_its_line(bench):
     assert result.parameters["model"] == {"layout": "line"} and result.parameters["layout_line"] == "line"
     assert result.parameters["device"] == "cpu" and result.parameters["log"] == str(bench.log)
     assert result.backends == {"fake_op": ["torch"]} and result.seconds > 0
+    assert abs(datetime.now(timezone.utc) - datetime.fromisoformat(str(result.ended))) < timedelta(minutes=1)
     assert bench.reporter.told == Counter(planned=1, started=1, progress=1, ok=1, end=1)
     assert Run(bench.run.folder).results() == [result] and bench.run.suite() == SUITE
     environment = bench.run.environment()
+    assert environment["schema_version"] == 2
+    assert environment["cards"] == {} and environment["layout_mixers"] == {"a": ["x"]}  # there is no mixer x
     (ended,) = environment["finished"]
     assert ended["started"] == environment["started"] <= ended["ended"]
 
@@ -236,6 +243,28 @@ def test_trained_models_of_another_run_are_taken_over(bench):
     assert starts == {"1": 1, "3": 1, "2": 2}  # only trainings are taken over
     assert (bench.run.checkpoint_folder(trained.id) / "model").read_text() == "weights"
     assert bench.run.environment()["reused"]["run"]["started"] == other.environment()["started"]
+
+
+PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
+
+
+def test_a_published_run_of_the_first_schema_goes_on(bench):
+    """The ids of the plan are those of before, nothing is run twice, and the new line is of the present schema."""
+    shutil.copytree(PUBLISHED / "quick", bench.run.folder, ignore=shutil.ignore_patterns("figures", "tables"))
+    *kept, dropped = bench.run.results_path.read_bytes().splitlines(keepends=True)
+    assert json.loads(dropped)["schema_version"] == 1
+    bench.run.results_path.write_bytes(b"".join(kept))
+    bench.fake.write_text("def run_case(job, channel): return {'answer': job['parameters']}")
+    suite = load_suite(bench.run.suite_path)
+    before = [result.case for result in bench.run.results()]
+    results = bench.execute(Planner(suite, "cpu"), suite=suite.on("cpu").resolved())
+    old, (new,) = bench.run.results()[:-1], bench.run.results()[-1:]
+    assert [result.case for result in old] == before and len(results) == len(before) + 1
+    assert new.case == json.loads(dropped)["case"] and new.schema_version == 2 and new.ended is not None
+    assert bench.run.results_path.read_bytes().startswith(b"".join(kept))
+    written = json.loads(bench.run.environment_path.read_text())
+    assert written["schema_version"] == 2 and len(written["resumed"]) == 1
+    assert "fwpkm" in written["cards"] and set(written["layout_mixers"]) == set(suite.layouts)
 
 
 def test_the_plan_on_disk_names_what_is_still_to_run(bench):

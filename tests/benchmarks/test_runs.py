@@ -1,11 +1,12 @@
 """The run store: what is written is read back, whatever moment the writer was killed at."""
 
+import hashlib
 import json
 import subprocess
 import sys
 
 import pytest
-from mixerzoo.benchmarks.runs import ResultLine, Run, RunError, RunLock
+from mixerzoo.benchmarks.runs import ResultLine, Run, RunError, RunLock, results_digest
 
 
 def line(case: str, status: str = "ok", **changes) -> ResultLine:
@@ -59,10 +60,35 @@ def test_lines_of_a_newer_schema_or_with_missing_fields_are_refused(run):
     run.results_path.write_text(json.dumps({**data, "schema_version": 99, "new": 1}) + "\n")
     with pytest.raises(RunError, match=r":1 has schema version 99"):
         run.results()
+    run.results_path.write_text(json.dumps({**data, "schema_version": "two"}) + "\n")
+    with pytest.raises(RunError, match=r":1 has no schema version but 'two'"):
+        run.results()
+    run.results_path.write_text("[1]\n")
+    with pytest.raises(RunError, match=r":1 is not a result line: it is no JSON object"):
+        run.results()
     del data["seed"]
     run.results_path.write_text(json.dumps(data) + "\n")
     with pytest.raises(RunError, match=r":1 is not a result line: seed"):
         run.results()
+
+
+def test_fields_that_nobody_knows_survive_reading_and_writing(run):
+    data = {**line("a").model_dump(), "colour": "red", "more": {"deep": [1, None]}, "metrics": {"x": {"y": 2}, "z": []}}
+    run.results_path.write_text(json.dumps(data) + "\n")
+    (read,) = run.results()
+    with run.locked() as store:
+        store.append(read.model_copy(update={"case": "b"}))
+    assert json.loads(run.results_path.read_text().splitlines()[1]) == {**data, "case": "b"}
+
+
+def test_the_digest_is_that_of_the_file(run):
+    assert results_digest(run.folder) == hashlib.sha256(b"").hexdigest()
+    with run.locked() as store:
+        store.append(line("a"))
+    said = subprocess.run(["sha256sum", str(run.results_path)], capture_output=True, text=True, check=True).stdout
+    assert results_digest(run.folder) == said.split()[0]
+    with pytest.raises(RunError, match="holds no run"):
+        results_digest(run.folder / "elsewhere")
 
 
 def test_nan_is_never_written(run):
@@ -77,6 +103,13 @@ def test_a_folder_without_a_run_is_a_clear_error(tmp_path):
     for read in (Run(tmp_path).results, Run(tmp_path).suite, Run(tmp_path).environment):
         with pytest.raises(RunError, match="holds no run"):
             read()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "null"])
+def test_a_damaged_environment_is_a_clear_error(run, text):
+    run.environment_path.write_text(text)
+    with pytest.raises(RunError, match=r"environment\.json is not a JSON object"):
+        run.environment()
 
 
 def test_lock_keeps_others_out_and_goes_with_its_process(run, monkeypatch):

@@ -79,7 +79,7 @@ def test_two_processes_follow_the_curve_of_one_even_when_resumed(tmp_path):
         two = json.loads((tmp_path / parallel / "training.json").read_text())["training"]
         assert [step for step, _ in two["curve"]] == [step for step, _ in record["curve"]]
         assert [loss for _, loss in two["curve"]] == pytest.approx(losses, abs=2e-5)
-        assert two["tokens"] == record["tokens"]
+        assert two["tokens"] == record["tokens"] and two["data"] == record["data"]
         assert [e[:2] for e in two["evaluations"]] == [e[:2] for e in record["evaluations"]]
         model = LanguageModel.load(tmp_path / parallel)
         for (name, p), q in zip(one.named_parameters(), model.parameters(), strict=True):

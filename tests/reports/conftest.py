@@ -45,8 +45,20 @@ LAYOUTS: dict[str, Layout] = {
     "ttt_linear": Layout("ttt_linear", "ttt", 40, 0.90, 3, 2.4e-5),
     HOSTILE: Layout("fwpkm", "fwpkm", 60, 0.955, 3, 2e-5),
 }
+CARDS: dict[str, dict[str, Any]] = {
+    name: {"family": family, "summary": f"What {name} does.", "paper": paper, "arxiv": arxiv, "year": year}
+    for name, family, paper, arxiv, year in (
+        ("sliding_window_attention", "softmax", "Longformer: The Long-Document Transformer", "2004.05150", 2020),
+        ("fwpkm", "memory", "Fast-weight Product Key Memory", "2601.00671", 2026),
+        ("softmax_attention", "softmax", "Attention Is All You Need", "1706.03762", 2017),
+        ("linear_attention", "linear", "Transformers are RNNs", "2006.16236", 2020),
+        ("gated_deltanet", "delta", "Gates & <b>deltas</b>, 100 % of {them}", "2412.06464", 2024),
+        ("ttt_linear", "memory", "Learning to (Learn at Test Time)", None, 2024),
+    )
+}
 UNTAUGHT = [label for label, layout in LAYOUTS.items() if layout.taught == 0]
 ENVIRONMENT: dict[str, Any] = {
+    "schema_version": 2,
     "started": "2026-01-02T03:04:05+00:00",
     "command": "mixerzoo run quick --out runs/quick",
     "device": "cpu",
@@ -66,6 +78,8 @@ ENVIRONMENT: dict[str, Any] = {
     "python": "3.11.9",
     "packages": {"mixerzoo": "0.1.0", "torch": "2.13.0", "triton": None},
     "source": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": True},
+    "cards": CARDS,
+    "layout_mixers": {label: [name for name in CARDS if name in layout.line] for label, layout in LAYOUTS.items()},
 }
 BAR = {"accuracy": 0.95, "length": 256, "load": 16, "examples": 64, "every": 100, "stop": True}
 CURRICULUM = [
@@ -311,7 +325,7 @@ def write_run(folder: Path, lines: list[ResultLine], plan: dict[str, Any] | None
     with run.locked() as results:
         for line in lines:
             results.append(line)
-    assert SCHEMA_VERSION == 1, "the made-up lines follow version 1 of the schema"
+    assert SCHEMA_VERSION == 2, "the made-up lines follow version 2 of the schema"
     return folder
 
 

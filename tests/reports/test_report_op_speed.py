@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 from mixerzoo.benchmarks.runs import ResultLine
 from mixerzoo.reports import write_report
-from mixerzoo.reports.figures import figures
-from mixerzoo.reports.page_tables import page_tables
+from mixerzoo.reports.page import parts
 from mixerzoo.reports.summary import summary
 from mixerzoo.reports.tables import read_run
 from mixerzoo.reports.verdict import findings
@@ -97,12 +96,12 @@ def test_bars_without_numbers_are_named(make_op_run: Callable[..., Path]) -> Non
 
 def test_tables_and_summary_hold_every_number(make_op_run: Callable[..., Path]) -> None:
     run = read_run(make_op_run(line()))
-    assert not len(run.missing) and list(run.op_speed["seconds"]) == [0.5, 1.0, 30.0]
-    tables = {t.name: t for t in page_tables(run)}
-    ratios = tables["op-ratios"].rows
+    assert not len(run["missing"]) and list(run["op_speed"]["seconds"]) == [0.5, 1.0, 30.0]
+    tables = {t.name: t for part in parts(run) for t in part.tables}
+    ratios = tables["op_speed-ratios"].rows
     assert [r[3:] for r in ratios[:2]] == [["at least 25", "met"], ["at most 1.15", "not met"]]
     assert ratios[-1][2:] == ["100 [90, 110]", "–", "–"]
-    speed = tables["op-speed"]
+    speed = tables["op_speed"]
     assert speed.rows[1][4:9] == ["1 s [900 ms, 1.10 s]", "244 µs", "4.10 MB", "100 MB", "100"]
     assert "10.0 GB/s" in speed.note
     numbers = summary(run)
@@ -123,7 +122,7 @@ def test_overhead_stands_beside_it_without_a_floor(make_op_run: Callable[..., Pa
     run = read_run(make_op_run(found))
     (verdict,) = findings(run)
     assert verdict.winner == "met" and "times the seconds of the same model without" in verdict.topic
-    (table,) = [t for t in page_tables(run) if t.name == "op-speed"]
+    (table,) = [t for part in parts(run) for t in part.tables if t.name == "overhead"]
     assert table.rows[0][7:9] == ["–", "–"] and "Floor:" not in table.note
     assert [row[-1] for row in table.rows] == ["fwpkm: triton; recurrence: chunked, fla", "–"]  # which were measured
     assert "Before, torch.compile took at most 12.5 s; graph breaks: 3 at most." in table.note
@@ -131,8 +130,9 @@ def test_overhead_stands_beside_it_without_a_floor(make_op_run: Callable[..., Pa
 
 
 def test_cost_is_drawn_against_length_where_a_case_has_several(make_op_run: Callable[..., Path]) -> None:
-    (figure,) = figures(read_run(make_op_run(line())))
-    assert (figure.name, figure.section) == ("op-lengths", "op-speed")
+    (part,) = [p for p in parts(read_run(make_op_run(line()))) if p.name == "op_speed"]
+    (figure,) = part.figures
+    assert figure.name == "op_speed-lengths"
     (data,) = figure.spec["datasets"].values()
     # the other backend has been timed at one length only
     assert [(d["layout"], d["length"]) for d in data] == [(f"{HOSTILE}, torch", n) for n in (2048, 4096)]
@@ -142,7 +142,7 @@ def test_cost_is_drawn_against_length_where_a_case_has_several(make_op_run: Call
 
 def test_a_single_length_is_not_drawn(make_op_run: Callable[..., Path]) -> None:
     single = {**METRICS, "rows": METRICS["rows"][1:]}
-    assert not figures(read_run(make_op_run(line(metrics=single))))
+    assert not [f for part in parts(read_run(make_op_run(line(metrics=single)))) for f in part.figures]
 
 
 def test_the_page_escapes_it_all_and_other_reports_have_no_such_section(
@@ -150,15 +150,15 @@ def test_the_page_escapes_it_all_and_other_reports_have_no_such_section(
 ) -> None:
     page = write_report(make_op_run(line()))
     text, markdown = (page.parent / name for name in ("report.html", "report.md"))
-    assert 'id="op-speed"' in text.read_text() and "not met" in text.read_text()
+    assert 'id="op_speed"' in text.read_text() and "not met" in text.read_text()
     assert "<script>alert" not in text.read_text() and "<script>alert" not in markdown.read_text()
     assert "allocator <hooks>" not in text.read_text() and "## Op speed" in markdown.read_text()
-    assert 'id="op-speed"' not in made_up_report.read_text()
-    with open(page.parent / "tables" / "op_ratios.csv", newline="") as file:
+    assert 'id="op_speed"' not in made_up_report.read_text()
+    with open(page.parent / "tables" / "op_speed_ratios.csv", newline="") as file:
         assert [r["met"] for r in csv.DictReader(file)] == ["", "True", "False", "True"]
     assert len(pd.read_csv(page.parent / "tables" / "op_speed.csv")) == 3
 
 
 def test_a_case_that_failed_leaves_a_section_that_says_so(make_op_run: Callable[..., Path]) -> None:
     page = write_report(make_op_run(line(status="timeout", metrics=None, error="late")))
-    assert "The suite asks for op_speed, but no case of it has a result." in page.read_text()
+    assert "The suite asks for this, but no case of it has a result." in page.read_text()

@@ -15,8 +15,7 @@ from mixerzoo.benchmarks.runs import Run, RunError
 from mixerzoo.reports import write_report
 from mixerzoo.reports.command import report
 from mixerzoo.reports.formats import bytes_, markdown, percent_interval, seconds, si
-from mixerzoo.reports.page import _content
-from mixerzoo.reports.page_tables import page_tables
+from mixerzoo.reports.page import _content, parts
 from mixerzoo.reports.statistics import Interval
 from mixerzoo.reports.tables import read_run
 
@@ -81,7 +80,7 @@ def test_scripts_on_the_page_are_ours_alone(page: Page) -> None:
 
 
 def test_chart_data_in_the_page_is_whole(page: Page) -> None:
-    for script, count in zip(page.scripts, (7, 5)):  # tokens to solve, then recall of those who were taught
+    for script, count in zip(page.scripts, (7, 7, 5)):  # tokens to solve, loss, then recall of those who were taught
         rows = [row for rows in json.loads(script)["datasets"].values() for row in rows if "layout" in row]
         layouts = {row["layout"] for row in rows}
         assert len(layouts) == count and any(name.startswith("</script>") for name in layouts)
@@ -102,7 +101,7 @@ def test_the_page_is_accessible(page: Page) -> None:
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     anchors = {(attrs.get("href") or "")[1:] for tag, attrs in page.tags if tag == "a"}
-    assert {"verdict", "taught", "recall", "failures", "repeat", "method"} <= anchors & set(ids)
+    assert {"verdict", "training", "recall", "failures", "repeat", "method"} <= anchors & set(ids)
 
 
 def test_the_page_says_where_the_numbers_come_from(page: Page) -> None:
@@ -135,7 +134,7 @@ def test_markdown_cannot_be_broken_by_names(made_up_report: Path) -> None:
 def test_an_empty_run_says_that_there_is_nothing(make_run: MakeRun) -> None:
     page = Page(write_report(make_run(lambda line: False)).read_text(encoding="utf-8"))
     assert "No case has a result yet" in page.text and "No case failed." in page.text
-    assert "The suite asks for recall, but no case of it has a result." in page.text
+    assert "The suite asks for this, but no case of it has a result." in page.text
     assert "Planned cases that have no result yet" in page.text
     assert page.scripts == []
 
@@ -147,7 +146,7 @@ def test_a_partial_run_shows_what_it_has(make_run: MakeRun) -> None:
     (folder / "figures").mkdir()
     (folder / "figures" / "recall.svg").write_text("left by an earlier report")
     page = Page(write_report(folder).read_text(encoding="utf-8"))
-    assert "The suite does not measure speed." in page.text and "No case failed." in page.text
+    assert "No case failed." in page.text
     assert "Smallest state" in page.text and "commit not known" in page.text
     assert {f.name for f in (folder / "figures").glob("*.svg")} == {"memory.svg", "state.svg"}
 
@@ -178,7 +177,7 @@ def test_backends_that_were_proven_where_the_run_was_made_are_a_table(make_run: 
     wrong = {**right, "dtype": "float32", "outcome": "wrong", "backward": None, "chosen": [0, 0], "detail": HOSTILE}
     found = {"rows": [right, wrong], "unavailable": [["attention", "flex", "it is not installed"]], "fastest": {}}
     run.write_environment({**run.environment(), "doctor": found})
-    table = next(t for t in page_tables(read_run(folder)) if t.name == "doctor")
+    table = next(t for part in parts(read_run(folder)) for t in part.tables if t.name == "doctor")
     assert [row[4:] for row in table.rows] == [
         ["64, 128", "right", "right", "13 of 14", ""],
         ["64, 128", "wrong", "–", "–", HOSTILE],
@@ -199,7 +198,7 @@ def test_the_page_says_in_which_precision_it_was_measured(make_run: MakeRun) -> 
         for line in run.results():
             known = {"precision": "bfloat16", "tf32": line.parameters["modes"] == ["train"]}
             results.append(line.model_copy(update={"parameters": {**line.parameters, **known}}))
-    said = dict(_content(read_run(folder), [], [])["machine"])["precision"]
+    said = dict(_content(read_run(folder), [])["machine"])["precision"]
     assert said == "bfloat16 (memory); bfloat16 with TF32 (memory)"
 
 

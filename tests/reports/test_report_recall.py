@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 from mixerzoo.benchmarks.runs import ResultLine
-from mixerzoo.reports.figures import figures
 from mixerzoo.reports.inference import Comparison, Ranking
-from mixerzoo.reports.page_tables import page_tables
+from mixerzoo.reports.page import parts
 from mixerzoo.reports.recall import Cell, Recall, asked
 from mixerzoo.reports.recall_figures import family
+from mixerzoo.reports.recall_findings import told
 from mixerzoo.reports.table import Table
 from mixerzoo.reports.tables import RunData, read_run
 from mixerzoo.reports.verdict import findings
-from mixerzoo.reports.verdict_recall import told
 
 from .conftest import HOSTILE, LOADS, made_up_lines, write_run
 from .test_report_tables import edit_lines
@@ -35,7 +34,7 @@ def only(run: RunData) -> Recall:
 
 
 def tables(run: RunData) -> dict[str, Table]:
-    return {t.name: t for t in page_tables(run)}
+    return {t.name: t for part in parts(run) for t in part.tables}
 
 
 def headline(run: RunData):
@@ -119,7 +118,7 @@ def test_one_seed_says_nothing_of_layouts(tmp_path: Path) -> None:
     best = headline(run)
     assert best.winner is None and "With one seed in common, too few for a claim" in best.sentence
     assert "One seed (0): intervals hold for these trained models, not for the layout." in best.sentence
-    figure = next(f for f in figures(run) if f.name == "recall")
+    figure = next(f for part in parts(run) for f in part.figures if f.name == "recall")
     subtitle = figure.spec["title"]["subtitle"]
     assert subtitle[:2] == [
         "one taught seed, bands: 95 % intervals, dotted: chance",
@@ -173,7 +172,7 @@ def test_recent_answers_are_counted_apart(run: RunData) -> None:
 
 
 def test_every_table_of_accuracy_has_state_bytes_beside_it(run: RunData) -> None:
-    shown = [t for t in page_tables(run) if t.section == "recall" and t.name != "recall-pairs"]
+    shown = [t for part in parts(run) for t in part.tables if part.name == "recall" and t.name != "recall-pairs"]
     assert len(shown) == 1 + len(LOADS) + 2 + 1 + 1 + 1 + 1
     assert all("State" in t.columns for t in shown)
     by_length = tables(run)["recall-by-length"]
@@ -188,7 +187,7 @@ def test_a_length_that_failed_is_a_result(run: RunData) -> None:
         assert "out of memory" in row, name
     assert found["recall-by-seed"].rows[6][0] == "softmax, seed 0"
     assert found["recall-by-seed"].rows[6][-1] == "out of memory"
-    figure = next(f for f in figures(run) if f.name == "recall")
+    figure = next(f for part in parts(run) for f in part.figures if f.name == "recall")
     marks = [row for data in figure.spec["datasets"].values() for row in data if "cause" in row]
     assert [(m["layout"], m["length"], m["from"], m["cause"]) for m in marks] == [
         ("softmax", 8192, 4096, "out of memory")
@@ -220,7 +219,12 @@ def test_no_other_number_is_pooled_over_passes_or_memories(run: RunData) -> None
     cells = only(run).cells
     assert not cells.duplicated(["layout", "length", "load", "passes", "memory"]).any()
     plain = cells[(cells["load"] == 16) & (cells["passes"] == 1) & (cells["memory"] == "fresh")]
-    by_length = next(t for t in page_tables(run) if t.name.startswith("recall-by-length") and "16 needles" in t.title)
+    by_length = next(
+        t
+        for part in parts(run)
+        for t in part.tables
+        if t.name.startswith("recall-by-length") and "16 needles" in t.title
+    )
     row = next(row for row in by_length.rows if row[0] == "gated_deltanet")
     shown = [float(cell.split()[0]) / 100 for cell in row[2:]]
     own = plain[plain["layout"] == "gated_deltanet"].sort_values("length")["accuracy"]
@@ -231,7 +235,7 @@ def test_no_other_number_is_pooled_over_passes_or_memories(run: RunData) -> None
 
 
 def test_the_trained_range_is_shaded(run: RunData) -> None:
-    charts = {f.name: f for f in figures(run)}
+    charts = {f.name: f for part in parts(run) for f in part.figures}
     bands = [row for data in charts["recall"].spec["datasets"].values() for row in data if "until" in row]
     assert bands == [{"length": 128, "until": 256, "text": "trained: 64 to 256 tokens, 4 to 16 needles"}]
     loads = [row for data in charts["recall-load"].spec["datasets"].values() for row in data if "until" in row]
@@ -239,8 +243,9 @@ def test_the_trained_range_is_shaded(run: RunData) -> None:
 
 
 def test_untaught_layouts_are_in_the_subtitle(run: RunData) -> None:
-    for figure in figures(run):
-        if figure.section == "recall":
+    (part,) = [p for p in parts(run) if p.name == "recall"]
+    for figure in part.figures:
+        if not figure.name.startswith("trade-off"):
             subtitle = figure.spec["title"]["subtitle"]
             assert "not taught, so not asked: swa (0 of 3 seeds), linear (0 of 3 seeds)" in subtitle, figure.name
 
@@ -250,7 +255,7 @@ def test_a_line_joins_the_sizes_of_a_family(tmp_path: Path) -> None:
     sizes = {"swa + fwpkm": "FwPKM · 4,096 slots", "ttt_linear": "FwPKM · 256 slots", HOSTILE: HOSTILE}
     lines = [line.model_copy(update={"layout": sizes[line.layout]}) for line in of_recall(*sizes)]
     run = read_run(write_run(tmp_path / "run", lines, layouts=dict.fromkeys(sizes.values(), "fwpkm")))
-    figure = next(f for f in figures(run) if f.name == "recall-state")
+    figure = next(f for part in parts(run) for f in part.figures if f.name == "recall-state")
     rows = [row for data in figure.spec["datasets"].values() for row in data]
     points = [(r["layout"], r["full"], r["state_bytes"]) for r in rows if "label" not in r]
     assert points == [
@@ -276,8 +281,8 @@ def test_a_task_without_a_load_is_asked_by_length_alone(make_run: MakeRun) -> No
     folder = make_run(lambda line: keep(line) and line.measure in ("training", "recall"))
     run = read_run(edit_lines(folder, without_load))
     assert headline(run).topic.startswith("Recall: 8,192 tokens, 32 times")
-    names = {t.name for t in page_tables(run)}
+    names = {t.name for part in parts(run) for t in part.tables}
     assert "recall-by-length" in names and not names & {"recall-by-load", "recall-by-passes"}
     assert tables(run)["recall-by-length"].title == "Answers right, by length"
-    drawn = {f.name for f in figures(run) if f.section == "recall"}
+    drawn = {f.name for part in parts(run) for f in part.figures if part.name == "recall"}
     assert drawn == {"recall", "recall-state", "recall-depth"}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from mixerzoo.benchmarks.runs import ResultLine, RunError
 from mixerzoo.reports import write_report
-from mixerzoo.reports.rows import trained_sizes
 from mixerzoo.reports.summary import summary
 from mixerzoo.reports.tables import read_run
+from mixerzoo.reports.trainings import trained_sizes
 from mixerzoo.reports.verdict import findings, training_statement
 
 from .conftest import LAYOUTS, made_up_lines, write_run
@@ -35,18 +35,18 @@ def test_tables_hold_every_result_in_the_order_of_the_suite(made_up_run: Path) -
     run = read_run(made_up_run)
     assert run.layouts[:3] == ["swa", "swa + fwpkm", "softmax"] and len(run.layouts) == 7
     models = sum(layout.taught for layout in LAYOUTS.values())
-    assert len(run.answers) == (models * 6 - 3) * 7  # lengths, and seven ways to ask at each
-    assert len(run.failed_lengths) == 3 and set(run.failed_lengths["status"]) == {"out_of_memory"}
-    assert len(run.training) == 7 * 3 + 7 and set(run.training["measure"]) == {"recall", "perplexity"}
-    assert len(run.tuning) == 7 * 5 and set(run.tuning["rung"]) == {0, 1}
-    assert len(run.speed) == 7 * 6 * 4 - 1 and len(run.memory) == 7 * 6 * 2
-    assert set(run.speed["mode"]) == {"forward", "train", "prefill", "decode"}
-    assert run.recall["backends"].iloc[0] == "attention: sdpa; fwpkm: torch"
-    assert set(run.recall["variant"]) == {""} and not len(run.missing)
+    assert len(run["answers"]) == (models * 6 - 3) * 7  # lengths, and seven ways to ask at each
+    assert len(run["failed_lengths"]) == 3 and set(run["failed_lengths"]["status"]) == {"out_of_memory"}
+    assert len(run["training"]) == 7 * 3 + 7 and set(run["training"]["measure"]) == {"recall", "perplexity"}
+    assert len(run["tuning"]) == 7 * 5 and set(run["tuning"]["rung"]) == {0, 1}
+    assert len(run["speed"]) == 7 * 6 * 4 - 1 and len(run["memory"]) == 7 * 6 * 2
+    assert set(run["speed"]["mode"]) == {"forward", "train", "prefill", "decode"}
+    assert run["recall"]["backends"].iloc[0] == "attention: sdpa; fwpkm: torch"
+    assert set(run["recall"]["variant"]) == {""} and not len(run["missing"])
 
 
 def test_what_was_trained_is_read_from_the_curriculum_or_the_one_length(made_up_run: Path) -> None:
-    training = read_run(made_up_run).training
+    training = read_run(made_up_run)["training"]
     recall = training[training["measure"] == "recall"].iloc[0]
     assert (recall["lengths"], recall["loads"]) == ([64, 128, 256], [4, 8, 16])
     plain = {"task": {"task": "needle", "n_needles": 8}, "training": {"length": 512, "curriculum": None}}
@@ -86,7 +86,7 @@ def test_state_is_of_one_sequence_though_measured_on_a_batch(make_run: MakeRun) 
         line["parameters"]["batch"] = 4
 
     run = edit_lines(make_run(lambda line: line.measure == "memory"), batched)
-    states = read_run(run).states.set_index(["layout", "length"])["state_bytes"]
+    states = read_run(run)["states"].set_index(["layout", "length"])["state_bytes"]
     assert states["softmax", 256] == 256 * 1024 / 4
 
 
@@ -96,7 +96,7 @@ def test_settings_that_differ_are_told_apart_and_never_pooled(make_run: MakeRun)
             line["parameters"]["task"] = {"task": "mqar"}
 
     run = edit_lines(make_run(lambda line: line.measure in ("training", "recall")), other_task)
-    table = read_run(run).recall
+    table = read_run(run)["recall"]
     assert set(table["variant"]) == {"needle", "mqar"}
     assert len([f for f in findings(read_run(run)) if f.topic.startswith("Recall")]) == 2
 
@@ -107,7 +107,7 @@ def test_long_settings_that_differ_are_told_apart_in_few_words(make_run: MakeRun
             line["parameters"]["training"]["curriculum"][-1]["mix"][0]["load"] = 32
 
     run = read_run(edit_lines(make_run(lambda line: line.measure in ("training", "recall")), other_end))
-    variants = set(run.recall["variant"])
+    variants = set(run["recall"]["variant"])
     assert len(variants) == 2 and all(len(v) < 80 and v.startswith("training.curriculum = [") for v in variants)
 
 
@@ -117,11 +117,11 @@ def test_what_tuning_chose_does_not_tell_layouts_apart(make_run: MakeRun) -> Non
             line["parameters"]["training"]["learning_rate"] = 1e-3
 
     run = read_run(edit_lines(make_run(lambda line: line.measure in ("training", "recall")), chosen))
-    assert set(run.recall["variant"]) == {""} and "softmax" in set(run.recall["layout"])
+    assert set(run["recall"]["variant"]) == {""} and "softmax" in set(run["recall"]["layout"])
 
 
 def test_failures_keep_their_status_and_error(made_up_run: Path) -> None:
-    failures = read_run(made_up_run).failures.set_index("status")
+    failures = read_run(made_up_run)["failures"].set_index("status")
     assert set(failures.index) == {"out_of_memory", "not_finite", "timeout", "crashed", "invalid"}
     assert set(failures.loc["out_of_memory", "what"]) == {"train, 8,192 tokens", "8,192 tokens"}
     assert "**stars**" in failures.loc["not_finite", "error"]
@@ -137,12 +137,12 @@ def test_a_failed_training_is_named_as_the_plan_names_it(make_run: MakeRun) -> N
     for case in plan["cases"]:
         case["what"] = f"{case['measure']} of {case['layout']}"
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-    assert set(read_run(folder).failures["what"]) == {"training of softmax"}
+    assert set(read_run(folder)["failures"]["what"]) == {"training of softmax"}
 
 
 def test_missing_cases_are_the_plan_minus_the_results(make_run: MakeRun) -> None:
     run = make_run(lambda line: not (line.measure == "speed" and line.parameters["lengths"] == [512]))
-    missing = read_run(run).missing
+    missing = read_run(run)["missing"]
     assert set(missing["measure"]) == {"speed"} and len(missing) == 7
     assert set(missing["expected"] - missing["found"]) == {4}
 
@@ -150,7 +150,7 @@ def test_missing_cases_are_the_plan_minus_the_results(make_run: MakeRun) -> None
 def test_an_empty_run_gives_empty_tables(make_run: MakeRun) -> None:
     run = read_run(make_run(lambda line: False))
     assert findings(run) == [] and training_statement(run) == [] and not len(summary(run))
-    assert run.missing["expected"].sum() == len(list(made_up_lines()))
+    assert run["missing"]["expected"].sum() == len(list(made_up_lines()))
 
 
 def test_a_run_without_a_plan_says_so_and_one_that_grows_too(make_run: MakeRun) -> None:

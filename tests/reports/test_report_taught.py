@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from mixerzoo.benchmarks.runs import ResultLine
-from mixerzoo.reports.figures import figures
-from mixerzoo.reports.page_tables import page_tables
+from mixerzoo.reports.page import parts
 from mixerzoo.reports.tables import RunData, read_run
 from mixerzoo.reports.taught import statements
 from mixerzoo.reports.verdict import findings, training_statement
@@ -27,7 +26,7 @@ def run(made_up_run: Path) -> RunData:
 
 
 def table(run: RunData, name: str):
-    return next(t for t in page_tables(run) if t.name == name)
+    return next(t for part in parts(run) for t in part.tables if t.name == name)
 
 
 def test_the_first_sentences_are_of_the_untaught(run: RunData) -> None:
@@ -65,13 +64,14 @@ def test_recall_of_an_untaught_model_is_left_out_and_counted(make_run: MakeRun, 
         if line.measure == "recall"
     ]
     run = read_run(write_run(tmp_path / "stray", [*lines, *stray]))
-    assert set(run.recall["layout"]) == set(run.answers["layout"]) == {"ttt_linear"}
+    assert set(run["recall"]["layout"]) == set(run["answers"]["layout"]) == {"ttt_linear"}
     assert training_statement(run)[-1].startswith("18 cases of recall are left out")
     for name in ("recall-by-length", "recall-by-load", "recall-by-depth", "recall-recent", "recall-headline"):
         row = next(row for row in table(run, name).rows if row[0] == "swa")
         assert set(row[1:]) <= {"not taught", "–", "0 of 3 seeds"} and "not taught" in row
-    for figure in figures(run):
-        if figure.section == "recall":
+    (part,) = [p for p in parts(run) if p.name == "recall"]
+    for figure in part.figures:
+        if not figure.name.startswith("trade-off"):
             rows = [row for data in figure.spec["datasets"].values() for row in data]
             assert not [row for row in rows if row.get("layout") == "swa"], figure.name
 
@@ -83,7 +83,7 @@ def test_accuracies_of_tuning_are_shown_of_taught_layouts_alone(run: RunData) ->
     assert rows["swa", "learning_rate = 0.001"] == ["4.600, not taught", "–", ""]
     assert rows["swa + fwpkm", "learning_rate = 0.002"] == ["2.500, 25.0 %", "2.000, 50.0 %", "chosen"]
     assert rows["swa + fwpkm", "learning_rate = 0.004"] == ["3.300, 25.0 %", "2.800, 50.0 %", ""]
-    assert run.tuning[run.tuning["layout"].isin(UNTAUGHT)]["accuracy"].isna().all()
+    assert run["tuning"][run["tuning"]["layout"].isin(UNTAUGHT)]["accuracy"].isna().all()
 
 
 def test_tokens_to_solve_have_their_censored_seeds(run: RunData) -> None:
@@ -91,7 +91,7 @@ def test_tokens_to_solve_have_their_censored_seeds(run: RunData) -> None:
     assert rows["swa"][:3] == ["0 of 3 seeds", "not taught", "> 13.1 M, > 13.1 M, > 13.1 M"]
     assert rows["gated_deltanet"][:3] == ["2 of 3 seeds", "3.90 M", "2.90 M, 3.90 M, > 13.1 M"]
     assert rows["softmax"][3] == "learning_rate = 0.002"
-    (figure,) = [f for f in figures(run) if f.name == "solve"]
+    (figure,) = [f for part in parts(run) for f in part.figures if f.name == "solve"]
     marks = [row for data in figure.spec["datasets"].values() for row in data if "read" in row]
     assert len(marks) == 7 * 3
     censored = [(m["layout"], m["read"]) for m in marks if m["outcome"] == "training ended without the bar"]
@@ -138,5 +138,5 @@ def test_a_suite_without_a_bar_says_that_learning_is_not_known(make_run: MakeRun
     keep: Callable[[ResultLine], bool] = lambda line: line.layout == "ttt_linear" and line.measure in OF_RECALL  # noqa: E731
     run = read_run(edit_lines(make_run(keep), lift))
     assert statements(run) == [] and "The suite sets no bar" in training_statement(run)[0]
-    assert len(run.answers) and table(run, "recall-headline").rows[0][1] == "no bar"
-    assert not [f for f in figures(run) if f.name == "solve"]
+    assert len(run["answers"]) and table(run, "recall-headline").rows[0][1] == "no bar"
+    assert not [f for part in parts(run) for f in part.figures if f.name == "solve"]

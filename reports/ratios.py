@@ -1,4 +1,4 @@
-"""How the ratios of the measure op_speed are said: what was compared, how much it is, and which bar it is held to."""
+"""How the ratios of measures that run things in turn are said: what was compared, how much it is, which bar it has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AT_LEAST = ("faster", "smaller")  # the bars of other kinds are the most that is
 
 
 def topic(row: Any) -> str:
-    """What a row of `op_ratios` compares: `training step of 4,096 tokens: times as fast, torch and reference`."""
+    """What a row of ratios compares: `training step of 4,096 tokens: times as fast, torch and reference`."""
     batch = "" if row.batch == 1 else f", batch {formats.whole(row.batch)}"
     what = {
         "faster": f"times as fast, {row.backend} against {row.over}",
@@ -33,7 +33,7 @@ def topic(row: Any) -> str:
 
 
 def number(row: Any) -> str:
-    """The value of a row of `op_ratios`, with the range of the quartiles where it has one."""
+    """The value of a row of ratios, with the range of the quartiles where it has one."""
     if row.kind == "fit":
         return formats.percent(row.value)
     return f"{row.value:.3g}" if row.low == row.high else _interval(Interval(row.value, row.low, row.high))

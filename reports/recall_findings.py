@@ -1,4 +1,4 @@
-"""What may be said of learning and recall: who was taught, and who recalls more than whom."""
+"""What may be said of recall: who finds more than whom."""
 
 from __future__ import annotations
 
@@ -7,61 +7,58 @@ from collections.abc import Iterator
 
 from . import formats
 from .claims import rank
-from .finding import Finding, of, seeds_statement
-from .inference import LEAST_SEEDS, Answers, Comparison, Ranking, above_chance, solved
+from .finding import Finding, Score, of, seeds_statement
+from .inference import LEAST_SEEDS, Answers, Comparison, Ranking, above_chance
 from .recall import Cell, Recall, asked
 from .statistics import Interval, rows_of
+from .table import numbered
 from .tables import RunData
-from .taught import tokens_to_solve
-
-
-def taught_findings(run: RunData) -> Iterator[Finding]:
-    """For every experiment with a bar: how many layouts were taught, and after how many tokens."""
-    found = list(tokens_to_solve(run))
-    for variant in dict.fromkeys(status.variant for status, _ in found):
-        here = [(status, own) for status, own in found if status.variant == variant]
-        whole = [status.layout for status, _ in here if status.passed == status.seeds]
-        said = []
-        for status, own in here:
-            times = [None if formats.missing(t) else int(t) for t in own["tokens_to_solve"].astype(float)]
-            median = solved(times, int(status.tokens or 0)).median
-            if not status.untaught:
-                middle = f"{formats.si(median)} tokens" if not formats.missing(median) else "no median"
-                said.append((median, f"{status.layout} {middle} ({status.short})"))
-        sentence = "No layout was taught, so nothing is said of recall."
-        if said:
-            texts = [text for _, text in sorted(said, key=lambda pair: (pair[0] != pair[0], pair[0]))]
-            sentence = f"Median tokens to solve, over seeds: {'; '.join(texts)}."
-        bar = formats.listing(list(dict.fromkeys(status.bar for status, _ in here)))
-        count = f"{len(whole)} of {len(here)} layouts"
-        yield Finding(f"Taught with every seed: {bar}{of(variant)}", count, "", sentence)
 
 
 def recall_findings(run: RunData) -> Iterator[Finding]:
-    for recall in asked(run):
+    for number, recall in enumerate(asked(run)):
         for name, cell in recall.claimed:
-            yield _finding(recall, name, cell)
+            figure = "recall-load" if name == "Load alone" else "recall"
+            yield _finding(recall, name, cell, f"figure-{numbered(figure, number)}")
 
 
-def _finding(recall: Recall, name: str, cell: Cell) -> Finding:
+def _finding(recall: Recall, name: str, cell: Cell, evidence: str) -> Finding:
     estimates = {r.layout: r for r in rows_of(recall.at(cell))}
     shown = {n: formats.percent_interval(Interval(r.accuracy, r.low, r.high)) for n, r in estimates.items()}
     answers = recall.answers_at(cell)
     ranking, apart = rank(answers)
     topic = f"{name}: {cell.text(recall.task)}{_beyond(recall, cell)}{of(recall.variant)}"
     if ranking is None:
-        return Finding(topic, None, "", "No answers to compare.")
+        return Finding(topic, None, "", "No answers to compare.", evidence=evidence)
     sentences = [*told(ranking, shown)]
     sentences += [f"{n} ({shown[n]}) shares no taught seed with the others and is not compared." for n in apart]
     broken = [f"{n} ({cause})" for (n, length), cause in recall.failed.items() if length == cell.length]
     sentences += [f"No answers at this length: {formats.listing(broken)}."] if broken else []
     sentences += _at_chance(answers, float(recall.at(cell)["chance"].mean()))
     sentences += _seeds(recall) if cell == recall.headline else []
-    if not ranking.comparisons:
-        return Finding(topic, None, "", " ".join(sentences), "nothing to compare with")
     few = [c.seeds < LEAST_SEEDS for c in ranking.comparisons.values()]
     why = "cannot tell: too few seeds" if any(few) and len(ranking.tied) <= sum(few) else "cannot tell"
-    return Finding(topic, ranking.best, shown[ranking.leader], " ".join(sentences), why)
+    return Finding(
+        topic=topic,
+        winner=ranking.best,
+        value=shown[ranking.leader] if ranking.comparisons else "",
+        sentence=" ".join(sentences),
+        open=why if ranking.comparisons else "nothing to compare with",
+        evidence=evidence,
+        column=f"{recall.noun}: {cell.text(recall.task)}{of(recall.variant)}",
+        scores=tuple(_scores(recall, cell, shown, ranking)),
+    )
+
+
+def _scores(recall: Recall, cell: Cell, shown: dict[str, str], ranking: Ranking) -> Iterator[Score]:
+    best = (ranking.leader, *ranking.tied) if ranking.comparisons else ()
+    estimates = {r.layout: r for r in rows_of(recall.at(cell))}
+    for layout in recall.taught:
+        if layout in estimates:
+            r = estimates[layout]
+            yield Score(layout, shown[layout], r.accuracy, r.low, r.high, layout in best)
+        else:
+            yield Score(layout, recall.missing_text(layout, cell.length))
 
 
 def told(ranking: Ranking, shown: dict[str, str]) -> list[str]:

@@ -1,0 +1,67 @@
+"""What stands behind the numbers of a run, as rows: its models, the backends that ran, failures, missing cases."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from ..benchmarks.runs import ResultLine
+from .lines import Row, case_text, layout_line, size
+
+MODELS = ["layout", "layout_line", "parameters", "flops_per_token", "flops_length", "d_model", "n_layers", "d_ff"]
+MODELS += ["match"]
+BACKENDS = ["layout", "measure", "op", "backends", "device"]
+FAILURES = ["layout", "measure", "seed", "what", "status", "error", "seconds", "case"]
+MISSING = ["layout", "measure", "seed", "expected", "found"]
+
+
+def model_rows(lines: list[ResultLine], layouts: list[str]) -> Iterator[Row]:
+    """Sizes of every layout's model; FLOPs of a forward pass at the greatest length where all were counted."""
+    flops: dict[int, dict[str, float]] = {}
+    for line in lines:
+        metrics, trained = line.metrics or {}, (line.parameters.get("training") or {}).get("length")
+        if "flops" in metrics and (length := size(line, "length")):
+            flops.setdefault(length, {})[line.layout] = metrics["flops"] / length
+        elif "flops_per_token" in metrics and trained:
+            flops.setdefault(trained, {})[line.layout] = metrics["flops_per_token"]
+    length = max(flops, key=lambda n: (len(flops[n]), n), default=None)
+    for layout in layouts:
+        own = [line for line in lines if line.layout == layout]
+        if not own:
+            continue
+        model = dict(own[0].parameters.get("model", {}))
+        if model.get("match"):
+            model["d_ff"] = None  # the width before matching
+        counted = {k: v for line in own for k, v in (line.metrics or {}).items() if k in ("parameters", "d_ff")}
+        each = {"flops_per_token": flops[length].get(layout), "flops_length": length} if length else {}
+        yield {**model, **counted, **each, "layout": layout, "layout_line": layout_line(own[0])}
+
+
+def backend_rows(lines: list[ResultLine]) -> Iterator[Row]:
+    seen: dict[tuple[str, str, str, str], set[str]] = {}
+    for line in lines:
+        for op, names in sorted(line.backends.items()):
+            key = (line.layout, line.measure, op, str(line.parameters.get("device", "")))
+            seen.setdefault(key, set()).update(names)
+    for (layout, measure, op, device), found in seen.items():
+        yield {"layout": layout, "measure": measure, "op": op, "backends": ", ".join(sorted(found)), "device": device}
+
+
+def failure_rows(lines: list[ResultLine], planned: dict[str, str]) -> Iterator[Row]:
+    """planned: what the plan says of a case, by its id; for cases without a mode or a length."""
+    for line in lines:
+        if line.status != "ok":
+            known = {key: getattr(line, key) for key in ("layout", "measure", "seed", "status", "seconds", "case")}
+            yield {**known, "what": case_text(line) or planned.get(line.case, ""), "error": line.error or "no message"}
+
+
+def missing_rows(plan: dict[str, Any] | None, lines: list[ResultLine]) -> Iterator[Row]:
+    """The planned cases that have no result, counted; a case that failed has one."""
+    found = {line.case for line in lines}
+    cases = (plan or {}).get("cases", [])
+    asked = Counter((str(c["layout"]), str(c["measure"]), int(c["seed"])) for c in cases)
+    there = Counter((str(c["layout"]), str(c["measure"]), int(c["seed"])) for c in cases if c["case"] in found)
+    for key, count in asked.items():
+        if there[key] < count:
+            yield {**dict(zip(("layout", "measure", "seed"), key)), "expected": count, "found": there[key]}

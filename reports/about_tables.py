@@ -1,0 +1,90 @@
+"""The tables of what stands behind the numbers: models, backends, and what the doctor found out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import formats
+from .statistics import rows_of
+from .table import Table
+from .tables import RunData
+
+
+def about_tables(run: RunData) -> Iterator[Table]:
+    yield from _model_tables(run)
+    yield from _backend_tables(run)
+    yield from _doctor_tables(run)
+
+
+def _model_tables(run: RunData) -> Iterator[Table]:
+    if len(run["models"]):
+        lengths = sorted({int(n) for n in run["models"]["flops_length"].dropna()})
+        at = f" at {lengths[0]:,} tokens" if lengths else ""
+        columns = [
+            "Layout",
+            "Layout line",
+            "Parameters",
+            f"FLOPs per token{at}",
+            "d_model",
+            "Layers",
+            "d_ff",
+            "Matched",
+        ]
+        rows = [
+            [
+                r.layout,
+                r.layout_line,
+                formats.whole(r.parameters),
+                formats.si(r.flops_per_token, "FLOPs"),
+                formats.whole(r.d_model),
+                formats.whole(r.n_layers),
+                formats.whole(r.d_ff),
+                r.match if isinstance(r.match, str) else "no",
+            ]
+            for r in rows_of(run["models"])
+        ]
+        note = (
+            "FLOPs of a forward pass. Matched: what the feed-forward width was adjusted to keep equal, within 1 %. "
+            "A dash: left to the default, or not counted in this run."
+        )
+        yield Table("models", "The models", columns, rows, note, text_columns=2)
+
+
+def _backend_tables(run: RunData) -> Iterator[Table]:
+    if len(run["backends"]):
+        keys = ["layout", "op", "backends", "device"]
+        merged = run["backends"].groupby(keys, sort=False, as_index=False)[["measure"]].agg(", ".join)
+        rows = [[r.layout, r.op, r.backends, r.device, r.measure] for r in rows_of(merged)]
+        note = "The implementation behind every number."
+        columns = ["Layout", "Op", "Backend", "Device", "Measures"]
+        yield Table("backends", "What ran", columns, rows, note, text_columns=5)
+
+
+def _doctor_tables(run: RunData) -> Iterator[Table]:
+    """What `mixerzoo doctor` found out where the run was made."""
+    found = run.environment.get("doctor") or {}
+    rows = [
+        [
+            r["op"],
+            r["backend"],
+            r["variant"],
+            r["dtype"],
+            ", ".join(map(str, r["widths"])),
+            r["outcome"],
+            r["backward"] or formats.NOTHING,
+            f"{r['chosen'][0]} of {r['chosen'][1]}" if r["chosen"][1] else formats.NOTHING,
+            r["detail"],
+        ]
+        for r in found.get("rows", [])
+    ]
+    rows += [
+        [op, name, *[""] * 3, "cannot run", *[formats.NOTHING] * 2, why]
+        for op, name, why in found.get("unavailable", [])
+    ]
+    if rows:
+        columns = ["Op", "Backend", "Variant", "Dtype", "Head sizes", "Result", "Backward", "Fastest", "Reason"]
+        note = (
+            "By mixerzoo doctor, against float64. auto takes a backend only where it is right, and faster than the "
+            "portable code: in so many of the lengths, with and without gradients, that were timed."
+        )
+        yield Table("doctor", "Backends proven on this machine", columns, rows, note, text_columns=9)

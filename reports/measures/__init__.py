@@ -1,0 +1,1 @@
+"""What reports say of each measure, a file for each; `reports.section` finds them by their names."""

@@ -1,0 +1,205 @@
+"""Memory: the peak of what is allocated above the resident model, and the bytes of the state that a sequence keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from .. import formats
+from ..charts import (
+    BYTES,
+    HEIGHT,
+    WIDTH,
+    Figure,
+    Style,
+    finish,
+    lengths_axis,
+    logarithmic_axis,
+    panels,
+    titled,
+    tooltips,
+)
+from ..finding import Finding, Score, by_mode, common_length, failed, figure_of, of, without_number
+from ..formats import mode_name
+from ..lines import KEYS, Lines, Row, measured, size, tidy
+from ..section import Section
+from ..statistics import rows_of
+from ..table import Table, each, in_brackets, numbered, wide
+from ..tables import RunData
+
+NEAR = 0.01  # peak memory within 1 % counts as equal: allocators round
+QUANTITIES = ["peak_bytes", "model_bytes", "optimizer_bytes", "state_bytes", "activation_bytes_per_token"]
+COLUMNS = [*KEYS, "mode", "length", *QUANTITIES, "method", "backends", "case"]
+STATES = ["layout", "length", "state_bytes"]
+
+
+class Memory(Section):
+    measure = "memory"
+    title = "Memory and state"
+    order = 40
+
+    def frames(self, lines: Lines) -> dict[str, pd.DataFrame]:
+        peaks = sorted(_peak_rows(lines), key=lambda row: row["length"])
+        return {"memory": tidy(peaks, COLUMNS), "states": tidy(_state_rows(lines), STATES)}
+
+    def findings(self, run: RunData) -> Iterator[Finding]:
+        for (variant, mode), rows in by_mode(run["memory"].dropna(subset=["peak_bytes"])):
+            yield _least_peak(run, variant, mode, rows)
+        if len(run["states"]):
+            yield _least_state(run["states"])
+
+    def figures(self, run: RunData) -> Iterator[Figure]:
+        for number, (variant, rows) in enumerate(run["memory"].groupby("variant", sort=False)):
+            if (rows["peak_bytes"] > 0).any():
+                yield _peaks(run, str(variant), rows, numbered("memory", number))
+        if (run["states"]["state_bytes"] > 0).any():
+            yield _states(run)
+
+    def tables(self, run: RunData) -> Iterator[Table]:
+        for suffix, (variant, mode), rows in each(run["memory"].dropna(subset=["peak_bytes"]), "variant", "mode"):
+            columns, cells = wide(rows, "length", lambda r: formats.bytes_(r.peak_bytes))
+            title = f"Peak memory above the resident model, {mode_name(mode)}{in_brackets(variant)}"
+            methods = formats.listing(sorted({str(m) for m in rows["method"].dropna()}))
+            yield Table(f"peak-memory{suffix}", title, columns, cells, f"How bytes were read: {methods}.")
+        if len(run["states"]):
+            columns, cells = wide(run["states"], "length", lambda r: formats.bytes_(r.state_bytes))
+            yield Table("state", "State of one sequence", columns, cells, "After reading that many tokens.")
+
+    def numbers(self, run: RunData) -> Iterator[dict[str, Any]]:
+        for r in rows_of(run["memory"]):
+            where = {"layout": r.layout, "variant": r.variant, "mode": r.mode, "length": r.length}
+            for quantity in (
+                "peak_bytes",
+                "model_bytes",
+                "optimizer_bytes",
+                "state_bytes",
+                "activation_bytes_per_token",
+            ):
+                unit = "B/token" if quantity.endswith("per_token") else "B"
+                number = {"quantity": quantity, "value": getattr(r, quantity), "unit": unit}
+                yield {**where, **number, "count": 1, "seeds": 1, "backends": r.backends}
+
+
+SECTION = Memory()
+
+
+def _peak_rows(lines: Lines) -> Iterator[Row]:
+    for line, metrics, known in measured(lines, "memory"):
+        yield {**known, "mode": size(line, "mode"), "length": size(line, "length"), **metrics}
+
+
+def _state_rows(lines: Lines) -> Iterator[Row]:
+    """State bytes of one sequence at each length, from recall, or else from the memory measure."""
+    found: dict[tuple[str, int], float] = {}
+    for line, metrics, _ in measured(lines, "recall"):
+        for length, held in (metrics.get("state_bytes") or {}).items():
+            found.setdefault((line.layout, int(length)), held)
+    for line, metrics, _ in measured(lines, "memory"):
+        if metrics.get("state_bytes") is not None:
+            batch = line.parameters.get("batch", 1)
+            found.setdefault((line.layout, int(size(line, "length"))), metrics["state_bytes"] / batch)
+    for (layout, length), held in sorted(found.items(), key=lambda item: item[0][1]):
+        yield {"layout": layout, "length": length, "state_bytes": held}
+
+
+def _least_peak(run: RunData, variant: str, mode: str, rows: pd.DataFrame) -> Finding:
+    length = common_length(rows)
+    values = rows[rows["length"] == length].groupby("layout", sort=False)["peak_bytes"].median()
+    what = f"{mode_name(mode)} of {formats.whole(length)} tokens{of(variant)}"
+    without = tuple(without_number(run, "memory", mode, length, values.index))
+    return _least(
+        f"Least peak memory, {what}",
+        values,
+        NEAR,
+        failed(run, "memory", mode),
+        evidence=figure_of("memory", run["memory"], variant),
+        column=f"Peak memory, {what}",
+        without=without,
+    )
+
+
+def _least_state(states: pd.DataFrame) -> Finding:
+    length = common_length(states)
+    values = states[states["length"] == length].set_index("layout")["state_bytes"]
+    after = f"after {formats.whole(length)} tokens"
+    return _least(f"Smallest state {after}", values, 0.0, "", evidence="table-state", column=f"State {after}")
+
+
+def _least(
+    topic: str,
+    values: pd.Series,
+    near: float,
+    failures: str,
+    evidence: str,
+    column: str,
+    without: tuple[Score, ...] = (),
+) -> Finding:
+    values = values.sort_values(kind="stable")
+    least, shown = values.iloc[0], values.map(formats.bytes_)
+    best = [str(name) for name in values.index[values <= least * (1 + near)]]
+    equal = f"within {near:.0%} of each other" if near else "equal"
+    sentence = f"{formats.listing(best)} {'needs' if len(best) == 1 else 'need'} {shown.iloc[0]}"
+    sentence += f" ({equal})" if len(best) > 1 else ""
+    if len(best) < len(values):
+        following = values.index[len(best)]
+        sentence += f"; next is {following} with {shown[following]}"
+        sentence += f" and last {values.index[-1]} with {shown.iloc[-1]}" if len(best) + 1 < len(values) else ""
+    scores = [
+        Score(str(name), text, float(value), best=str(name) in best and len(values) > 1)
+        for (name, value), text in zip(values.items(), shown)
+    ]
+    return Finding(
+        topic,
+        formats.listing(best),
+        shown.iloc[0],
+        f"{sentence}.{failures}",
+        evidence=evidence,
+        column=column,
+        better="less",
+        scores=(*scores, *without),
+    )
+
+
+def _peaks(run: RunData, variant: str, rows: pd.DataFrame, name: str) -> Figure:
+    positive = rows[rows["peak_bytes"] > 0]
+    pooled = positive.groupby(["layout", "mode", "length"], sort=False, as_index=False)["peak_bytes"].median()
+    pooled = pooled.assign(
+        low=pooled["peak_bytes"], high=pooled["peak_bytes"], shown=pooled["peak_bytes"].map(formats.bytes_)
+    )
+    pooled["panel"] = [mode_name(m).capitalize() for m in pooled["mode"]]
+    x = lengths_axis(pooled["length"].tolist(), "Length (tokens)")
+    y = logarithmic_axis("peak_bytes", BYTES, "Peak bytes above the model")
+    names = list(dict.fromkeys(pooled["panel"]))
+    curves = Style(run.layouts).curves(pooled, x, y, tooltips(("shown", "peak"), ("length", "length")))
+    size = (WIDTH + 116, HEIGHT - 60) if len(names) == 1 else (358, 220)
+    chart = panels(curves, pooled, names, columns=2, width=size[0], height=size[1], free=True)
+    title = titled("Peak memory by length", variant)
+    caption = "Peak of the memory allocated above the resident model; both axes logarithmic."
+    caption += _left_out(len(rows) - len(positive))
+    text = f"Small multiples: {formats.listing(names)}; numbers in the tables."
+    return Figure(name, title, caption, text, finish(chart, title, "lower is better"))
+
+
+def _states(run: RunData) -> Figure:
+    positive = run["states"][run["states"]["state_bytes"] > 0]
+    states = positive.assign(
+        low=positive["state_bytes"], high=positive["state_bytes"], shown=positive["state_bytes"].map(formats.bytes_)
+    )
+    x = lengths_axis(states["length"].tolist(), "Tokens read")
+    y = logarithmic_axis("state_bytes", BYTES, "State (bytes)")
+    curves = Style(run.layouts).curves(states, x, y, tooltips(("shown", "state"), ("length", "tokens read")))
+    chart = alt.layer(*curves).properties(width=WIDTH + 116, height=HEIGHT - 60)
+    title = "What a sequence has to keep"
+    caption = "Bytes of the state of one sequence after so many tokens; both axes logarithmic."
+    caption += _left_out(len(run["states"]) - len(positive))
+    last = states[states["length"] == states["length"].max()]
+    text = "At the longest length: " + "; ".join(f"{r.layout} {r.shown}" for r in rows_of(last)) + "."
+    subtitle = "state bytes of one sequence, lower is better"
+    return Figure("state", title, caption, text, finish(chart, title, subtitle))
+
+
+def _left_out(count: int) -> str:
+    return f" {count} values of 0 bytes do not fit on a logarithmic axis and are left out." if count else ""

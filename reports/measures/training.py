@@ -1,0 +1,274 @@
+"""Training: who was taught, after how many tokens, and how the loss fell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from .. import formats
+from ..charts import (
+    COUNT,
+    HEIGHT,
+    MUTED,
+    WIDTH,
+    Figure,
+    Style,
+    finish,
+    panels,
+    round_values,
+    titled,
+    tooltips,
+)
+from ..finding import Finding, Score, of
+from ..inference import Solved, solved
+from ..lines import COMPILED, KEYS, Lines, tidy
+from ..section import Section
+from ..statistics import rows_of
+from ..table import Table, in_brackets, numbered
+from ..tables import RunData
+from ..taught import NOT_TAUGHT, Taught, tokens_to_solve
+from ..trainings import curve_rows, training_rows
+
+COLUMNS = [*KEYS, "measure", "task", "lengths", "loads", "chosen", "steps", "tokens", "seconds", "first_loss"]
+COLUMNS += [*COMPILED, "last_loss", "bar", "bar_length", "bar_load", "reached", "passed", "tokens_to_solve"]
+COLUMNS += ["status", "case"]
+CURVES = [*KEYS, "measure", "step", "loss"]
+_ROW = 26  # pixels of a layout
+
+Trained = tuple[Taught, pd.DataFrame]  # a layout with its trainings
+
+
+class Training(Section):
+    measure = "training"
+    title = "Taught first"
+    order = 10
+
+    def frames(self, lines: Lines) -> dict[str, pd.DataFrame]:
+        return {"training": tidy(training_rows(lines), COLUMNS), "curves": tidy(curve_rows(lines), CURVES)}
+
+    def findings(self, run: RunData) -> Iterator[Finding]:
+        for number, (variant, found) in enumerate(_by_variant(run).items()):
+            yield _who_was_taught(variant, found, numbered("figure-solve", number))
+
+    def figures(self, run: RunData) -> Iterator[Figure]:
+        for number, (variant, found) in enumerate(_by_variant(run).items()):
+            yield from _tokens_to_solve(run, number, variant, found)
+        if len(run["curves"]):
+            yield _loss_curves(run)
+
+    def tables(self, run: RunData) -> Iterator[Table]:
+        for number, (variant, found) in enumerate(_by_variant(run).items()):
+            yield _solve_table(numbered("solve", number), variant, found)
+        if len(run["training"]):
+            yield _training_table(run["training"])
+
+    def numbers(self, run: RunData) -> Iterator[dict[str, Any]]:
+        """Tokens to solve by layout: their median over seeds, nan while fewer than half solved, and how many did."""
+        for status, own in tokens_to_solve(run):
+            times = [None if formats.missing(t) else int(t) for t in own["tokens_to_solve"].astype(float)]
+            result = solved(times, int(status.tokens or 0))
+            where = {"layout": status.layout, "variant": status.variant, "seeds": result.seeds}
+            yield {
+                **where,
+                "quantity": "tokens_to_solve",
+                "value": result.median,
+                "unit": "tokens",
+                "count": result.solved,
+            }
+            yield {**where, "quantity": "seeds_taught", "value": status.passed, "unit": "seeds", "count": status.seeds}
+
+
+SECTION = Training()
+
+
+def _by_variant(run: RunData) -> dict[str, list[Trained]]:
+    """Layouts that were held to a bar, by variant."""
+    found: dict[str, list[Trained]] = {}
+    for status, own in tokens_to_solve(run):
+        found.setdefault(status.variant, []).append((status, own))
+    return found
+
+
+def _solved(status: Taught, own: pd.DataFrame) -> Solved:
+    times = [None if formats.missing(t) else int(t) for t in own["tokens_to_solve"].astype(float)]
+    return solved(times, int(status.tokens or 0))
+
+
+def _who_was_taught(variant: str, found: list[Trained], evidence: str) -> Finding:
+    """How many layouts were taught, and after how many tokens."""
+    medians = {status.layout: _solved(status, own).median for status, own in found}
+    whole = [status.layout for status, _ in found if status.passed == status.seeds]
+    said = [
+        (medians[status.layout], f"{status.layout} {_tokens(medians[status.layout])} ({status.short})")
+        for status, _ in found
+        if not status.untaught
+    ]
+    sentence = "No layout was taught, so nothing is said of recall."
+    if said:
+        texts = [text for _, text in sorted(said, key=lambda pair: (pair[0] != pair[0], pair[0]))]
+        sentence = f"Median tokens to solve, over seeds: {'; '.join(texts)}."
+    bar = formats.listing(list(dict.fromkeys(status.bar for status, _ in found)))
+    scores = [
+        Score(status.layout, f"{_tokens(medians[status.layout])} ({status.short})", _known(medians[status.layout]))
+        if not status.untaught
+        else Score(status.layout, f"{NOT_TAUGHT} ({status.short})")
+        for status, _ in found
+    ]
+    return Finding(
+        topic=f"Taught with every seed: {bar}{of(variant)}",
+        winner=f"{len(whole)} of {len(found)} layouts",
+        value="",
+        sentence=sentence,
+        evidence=evidence,
+        column=f"Tokens to solve{of(variant)}",
+        better="less",
+        scores=tuple(scores),
+    )
+
+
+def _tokens(median: float) -> str:
+    return "no median" if formats.missing(median) else f"{formats.si(median)} tokens"
+
+
+def _known(value: float) -> float | None:
+    return None if formats.missing(value) else value
+
+
+def _tokens_to_solve(run: RunData, number: int, variant: str, found: list[Trained]) -> Iterator[Figure]:
+    """A point for every seed; an arrow where the training ended without the bar."""
+    rows = pd.concat([own for _, own in found])
+    rows = rows[rows["tokens"].notna()]
+    if not len(rows):
+        return
+    solved_here = rows["tokens_to_solve"].notna()
+    rows = rows.assign(
+        read=rows["tokens_to_solve"].astype(float).fillna(rows["tokens"].astype(float)),
+        outcome=solved_here.map({True: "bar reached", False: "training ended without the bar"}),
+    )
+    rows["shown"] = [f"{'' if ok else 'more than '}{formats.si(n)}" for ok, n in zip(solved_here, rows["read"])]
+    bar = formats.listing(list(dict.fromkeys(status.bar for status, _ in found)))
+    counts = {status.layout: status.short for status, _ in found}
+    yield _solve_figure(run, rows[["layout", "seed", "read", "outcome", "shown"]], number, variant, bar, counts)
+
+
+def _solve_figure(
+    run: RunData, rows: pd.DataFrame, number: int, variant: str, bar: str, counts: dict[str, str]
+) -> Figure:
+    style = Style(run.layouts, legend=None)
+    names = [name for name in run.layouts if name in set(rows["layout"])]
+    low, high = rows["read"].min() / 1.2, rows["read"].max() * 1.1
+    scale = alt.Scale(type="log", domain=[low, high], nice=False)
+    axis = alt.Axis(labelExpr=COUNT, values=round_values(low, high))
+    x = alt.X("read:Q", scale=scale, title="Tokens read in training", axis=axis)
+    y = alt.Y("layout:N", sort=names, title=None, axis=alt.Axis(labelLimit=240, grid=True, ticks=False))
+    outcomes = ["bar reached", "training ended without the bar"]
+    shape = alt.Shape(
+        "outcome:N",
+        scale=alt.Scale(domain=outcomes, range=["circle", "triangle-right"]),
+        legend=alt.Legend(orient="bottom", title=None, symbolFillColor=MUTED, symbolStrokeWidth=0, labelLimit=300),
+    )
+    point = alt.Chart(rows).mark_point(filled=True, size=90, opacity=0.85)
+    tips = tooltips(("seed", "seed"), ("shown", "tokens"), ("outcome", "outcome"))
+    marks = point.encode(x=x, y=y, shape=shape, color=style.colour(), tooltip=tips).add_params(style.select)
+    said = pd.DataFrame([{"layout": name, "text": counts[name]} for name in names])
+    base = alt.Chart(said).mark_text(align="left", dx=10, fontSize=12, color=MUTED)
+    chart = alt.layer(marks, base.encode(x=alt.value(WIDTH), y=y, text="text:N"))
+    chart = chart.properties(width=WIDTH, height=_ROW * len(names))
+    title = titled("Tokens to solve", variant)
+    caption = (
+        "How much each seed had read when it first reached the bar on data that was held out; a triangle is a seed "
+    )
+    caption += "whose training ended without it."
+    text = "; ".join(f"{r.layout}, seed {r.seed}: {r.shown}" for r in rows_of(rows)) + "."
+    subtitle = f"bar: {bar}; one mark for each seed, further left is sooner"
+    return Figure(numbered("solve", number), title, caption, text, finish(chart, title, subtitle))
+
+
+def _loss_curves(run: RunData) -> Figure:
+    style = Style(run.layouts, legend="lines")
+    curves = run["curves"].dropna(subset=["loss"])
+    curves = curves.assign(panel=[titled(m.capitalize(), v) for m, v in zip(curves["measure"], curves["variant"])])
+    names = list(dict.fromkeys(curves["panel"]))
+    base = alt.Chart().encode(
+        x=alt.X("step:Q", title="Training step"), y=alt.Y("loss:Q", title="Loss (nats)", axis=alt.Axis(labelFlush=True))
+    )
+    tips = [*tooltips(("seed", "seed"), ("step", "step")), alt.Tooltip("loss:Q", format=".3f")]
+    line = base.mark_line(strokeWidth=1.5).encode(
+        color=style.colour(), strokeDash=style.dash(), opacity=style.emphasis, detail="seed:N", tooltip=tips
+    )
+    size = (WIDTH + 116, HEIGHT - 60) if len(names) == 1 else (358, 220)
+    chart = panels([line.add_params(style.select)], curves, names, columns=2, width=size[0], height=size[1], free=True)
+    title = "Training curves"
+    caption = "Loss of the training batches in nats per scored token, one curve for each seed."
+    subtitle = "loss of the training batches, one curve for each seed"
+    return Figure("training", title, caption, caption, finish(chart, title, subtitle))
+
+
+def _solve_table(name: str, variant: str, found: list[Trained]) -> Table:
+    rows = [_solve_row(status.layout, status.short, own) for status, own in found]
+    bar = formats.listing(list(dict.fromkeys(status.bar for status, _ in found)))
+    title = f"Tokens to solve: {bar}{in_brackets(variant)}"
+    columns = ["Layout", "Taught", "Median", "Each seed", "Chosen by tuning", "Time of a training"]
+    note = (
+        "Tokens read when the bar was first reached on held-out data. >: the training ended without the bar. The "
+        "median counts those as longer than all others."
+    )
+    return Table(name, title, columns, rows, note)
+
+
+def _solve_row(layout: str, short: str, own: pd.DataFrame) -> list[str]:
+    each = [_seed_tokens(r) for r in rows_of(own)]
+    reached = own["tokens_to_solve"].astype(float).fillna(float("inf"))
+    median = reached.median()
+    middle = formats.si(median) if median != float("inf") else NOT_TAUGHT if reached.min() == median else "not reached"
+    chosen = formats.listing([text for text in dict.fromkeys(own["chosen"]) if text]) or formats.NOTHING
+    return [layout, short, middle, ", ".join(each), chosen, formats.seconds(own["seconds"].astype(float).median())]
+
+
+def _seed_tokens(row: Any) -> str:
+    if row.status != "ok":
+        return row.status.replace("_", " ")
+    solved = not formats.missing(row.tokens_to_solve)
+    return formats.si(row.tokens_to_solve) if solved else f"> {formats.si(row.tokens)}"
+
+
+def _training_table(training: pd.DataFrame) -> Table:
+    columns = ["Layout", "For", "Seed", "Lengths", "Loads", "Chosen", "Steps", "Tokens", "Time", "First loss"]
+    columns += ["Last loss", "Bar"]
+    rows = [
+        [
+            r.layout,
+            f"{r.measure}{in_brackets(r.variant)}",
+            str(r.seed),
+            _span(r.lengths),
+            _span(r.loads),
+            r.chosen or formats.NOTHING,
+            formats.whole(r.steps),
+            formats.si(r.tokens),
+            formats.seconds(r.seconds),
+            formats.NOTHING if formats.missing(r.first_loss) else f"{r.first_loss:.3f}",
+            formats.NOTHING if formats.missing(r.last_loss) else f"{r.last_loss:.3f}",
+            _outcome(r),
+        ]
+        for r in rows_of(training)
+    ]
+    note = "Losses in nats per scored token. Bar: the accuracy on held-out data at the end, where it passed."
+    return Table("training", "What was trained", columns, rows, note, text_columns=2)
+
+
+def _outcome(row: Any) -> str:
+    """What became of a training: `passed with 97.3 %`, `not taught`, its failure, or a dash without a bar."""
+    if row.status != "ok":
+        return row.status.replace("_", " ")
+    if row.passed is None or pd.isna(row.passed):
+        return formats.NOTHING
+    return f"passed with {formats.percent(row.reached)}" if row.passed else NOT_TAUGHT
+
+
+def _span(values: list[int]) -> str:
+    """`48 to 256`; a dash if there is none."""
+    ends = [formats.whole(v) for v in (values[0], values[-1])] if values else [formats.NOTHING]
+    return ends[0] if ends[0] == ends[-1] else " to ".join(ends)
