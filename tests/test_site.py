@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +88,52 @@ def test_the_search_knows_the_pages_without_a_server(site: Path) -> None:
     index = text_of(site / "search" / "search_index.js")
     assert index.startswith("var __index = ") and "What must hold before it can learn" in index
     assert 'src="site/iframe-worker.js"' in text_of(site / "index.html")
+
+
+# --- In a real browser, from its files ---
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("Debian's chromium and chromium-driver are not installed")
+    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driven = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+    yield driven
+    driven.quit()
+
+
+def opened(browser: Any, page: Path, width: int) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(page.as_uri())
+
+
+@pytest.mark.chromium
+@pytest.mark.parametrize("width", [1300, 400])
+@pytest.mark.parametrize("name", ["index.html", "zoo/memory.html", "findings.html", "api/mixers.html"])
+def test_pages_fit_and_fetch_nothing_from_elsewhere(site: Path, browser: Any, name: str, width: int) -> None:
+    opened(browser, site / name, width)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    fetched = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [address for address in fetched if not address.startswith("file:")] == []
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.chromium
+def test_the_search_finds_a_mixer(site: Path, browser: Any) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    opened(browser, site / "findings.html", 1300)
+    browser.find_element("css selector", "input.md-search__input").send_keys("gated kalmanet")
+    found = "return [...document.querySelectorAll('a.md-search-result__link')].map(e => e.href).join(' ')"
+    WebDriverWait(browser, 30).until(lambda b: "zoo/memory.html" in b.execute_script(found))
 
 
 # --- What it is made with ---
