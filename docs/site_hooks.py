@@ -41,8 +41,8 @@ def on_startup(**_: object) -> None:
     package = ROOT / "build" / "api" / "mixerzoo"
     package.mkdir(parents=True, exist_ok=True)
     for name in ("mixers", "models", "benchmarks", "reports"):
-        if not (package / name).exists():
-            (package / name).symlink_to(ROOT / name, target_is_directory=True)
+        if not (package / name).is_symlink():
+            (package / name).symlink_to(Path("..", "..", "..", name), target_is_directory=True)
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:

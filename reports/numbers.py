@@ -179,15 +179,16 @@ def _ratios(run: RunData) -> pd.DataFrame:
     return pd.concat(found)
 
 
-def _barred(run: RunData, kind: str, tokens: int, met: bool | None) -> pd.DataFrame:
-    """The ratios that are held to a bar, all or those that meet it or do not."""
-    found = _matching(_ratios(run), "*", {"kind": kind, "tokens": tokens})
+def _barred(run: RunData, kind: str | None, tokens: int | None, met: bool | None) -> pd.DataFrame:
+    """The ratios that are held to a bar, all or those that meet it or do not; None: of every kind or length."""
+    where = {"kind": kind, "tokens": tokens}
+    found = _matching(_ratios(run), "*", {column: value for column, value in where.items() if value is not None})
     return found[found["bar"].notna() & ((found["met"] == met) if met is not None else True)]
 
 
-def bars(run: RunData, kind: str, tokens: int, met: bool | None = None) -> str:
-    """How many layouts are held to a bar; how many of them meet it, or do not."""
-    return formats.whole(_barred(run, kind, tokens, met)["layout"].nunique())
+def bars(run: RunData, kind: str | None = None, tokens: int | None = None, met: bool | None = None) -> str:
+    """How many bars there are; how many of them are met, or are not."""
+    return formats.whole(len(_barred(run, kind, tokens, met)))
 
 
 def bars_without(run: RunData, kind: str, tokens: int, other: int) -> str:
