@@ -137,7 +137,8 @@ def run_command(
     from .scale import toy
     from .suite import load_suite
 
-    cli_mixers.load_plugins()
+    for source, error in cli_mixers.load_plugins().items():
+        _complain(f"the plug-in {source} could not be loaded: {error}", style="yellow")
     loaded, console = load_suite(suite), Console()
     if scale == "toy":
         loaded = toy(loaded)

@@ -20,6 +20,8 @@ PUBLISHED = ROOT / "reports" / "published"
 OUTSIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Pages that do not lie in docs/, and where they stand on the site."""
 OPS = [f"mixers.ops.{path.parent.name}" for path in sorted((ROOT / "mixers" / "ops").glob("*/__init__.py"))]
+MEASURE = re.compile(r"^class (\w+)\(.*\):\n(?:(?!class ).*\n)*?    measure: Literal\[", re.MULTILINE)
+"""A class that is a measure: it has a name."""
 API = {
     "mixers": ["mixers"],
     "ops": OPS,
@@ -109,11 +111,25 @@ def shown_figures() -> set[str]:
 
 
 def api_page(modules: list[str]) -> str:
-    """One module is the page; of several each has a heading."""
-    if len(modules) == 1:
-        return f"# mixerzoo.{modules[0]}\n\n::: mixerzoo.{modules[0]}\n    options: {{show_root_heading: false}}\n"
-    shown = [f"::: mixerzoo.{name}\n    options: {{show_root_heading: true}}\n" for name in modules]
-    return f"# mixerzoo.{modules[0].rpartition('.')[0]}\n\n" + "\n".join(shown)
+    """One module is the page; of several each has a heading. Measures are found by their files, not by a list."""
+    if len(modules) > 1:
+        return f"# mixerzoo.{modules[0].rpartition('.')[0]}\n\n{shown(modules)}"
+    more = measures() if modules == ["benchmarks.measures"] else []
+    page = f"# mixerzoo.{modules[0]}\n\n::: mixerzoo.{modules[0]}\n    options: {{show_root_heading: false}}\n"
+    return f"{page}\n{shown(more)}"
+
+
+def shown(names: list[str]) -> str:
+    return "\n".join(f"::: mixerzoo.{name}\n    options: {{show_root_heading: true}}\n" for name in names)
+
+
+def measures() -> list[str]:
+    """The measures that `benchmarks.measures` does not list."""
+    folder = ROOT / "benchmarks" / "measures"
+    listed = (folder / "__init__.py").read_text(encoding="utf-8")
+    found = [(path.stem, MEASURE.findall(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.py"))]
+    classes = [(module, name) for module, names in found for name in names]
+    return [f"benchmarks.measures.{module}.{name}" for module, name in classes if f'"{name}"' not in listed]
 
 
 def api_index() -> str:

@@ -17,7 +17,7 @@ from ..benchmarks.micro_history import Machine, MicroRecord, read_records
 from . import formats
 from .charts import Figure, Style, finish, panels, tooltips
 from .statistics import rows_of
-from .table import Table, in_brackets, suffix
+from .table import Table, in_brackets, numbered
 
 COLUMNS = ["machine", "commit", "point", "dirty", "when", "time", "torch", "op", "variant", "backend", "direction"]
 COLUMNS += ["length", "name", "layout", "rounds", "load", "median", "q1", "q3", "ratio", "ratio_low", "ratio_high"]
@@ -66,8 +66,7 @@ def micro_tables(history: pd.DataFrame) -> list[Table]:
     note += "the machine that came or went in between can still pass for a change."
     return [
         Table(
-            name=f"micro{suffix(number)}",
-            section="micro",
+            name=numbered("micro", number),
             title=f"Newest micro benchmarks, {machine}",
             columns=columns,
             rows=[_cells(row) for row in rows_of(_changes(own))],
@@ -125,7 +124,7 @@ def _figure(number: int, machine: str, op: str, rows: pd.DataFrame) -> Figure:
     said = [f"{r.layout}, {r.length:,} tokens: {formats.seconds(r.median)}, {r.ratio:.3g} times" for r in newest]
     title, text = f"Micro benchmarks: {op}", f"At {points[-1]}: {'; '.join(said)}."
     drawn = finish(chart, title, f"{machine}; lower is better")
-    return Figure(f"micro-{op}{suffix(number)}", "micro", title, caption, text, drawn)
+    return Figure(numbered(f"micro-{op}", number), title, caption, text, drawn)
 
 
 def _long(rows: pd.DataFrame) -> pd.DataFrame:

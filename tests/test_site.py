@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mixerzoo.benchmarks.measures
 import pytest
+from mixerzoo.benchmarks.measures import measures
 
 pytest.importorskip("mkdocs", reason="the site needs its extra: pip install -e '.[site]', as `make site` does")
 pytest.importorskip("mkdocstrings", reason="the site needs its extra: pip install -e '.[site]', as `make site` does")
@@ -74,6 +76,11 @@ def public_names() -> Iterator[str]:
         values = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
         assert len(values) == 1, f"{module} has no __all__"
         yield from (f"mixerzoo.{module}.{name}" for name in ast.literal_eval(values[0]))
+    for measure in [cls for cls in measures().values() if cls.__module__.startswith("mixerzoo.")]:
+        listed = measure.__name__ in mixerzoo.benchmarks.measures.__all__
+        yield (
+            f"mixerzoo.benchmarks.measures.{measure.__name__}" if listed else f"{measure.__module__}.{measure.__name__}"
+        )
 
 
 def test_the_reference_has_every_public_name(site: Path) -> None:

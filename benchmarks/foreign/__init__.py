@@ -17,7 +17,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ..cards import describe_mixers
 from ..runs import ResultLine, Run, RunError
+from ..schema import SCHEMA_VERSION
 from . import fla, lm_eval, pytest_benchmark
 from .reading import ForeignError, Format, Reading, Value
 
@@ -43,11 +45,12 @@ def import_file(path: Path, folder: Path, name: str = "auto") -> Run:
     digest = hashlib.sha256(content).hexdigest()
     origin = {"tool": reading.tool, "version": reading.version, "file": path.name, "sha256": digest}
     origin["imported"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    environment = {"schema_version": SCHEMA_VERSION, "foreign": origin, **describe_mixers({}), **reading.environment}
     layouts = {value.layout: value.layout for value in reading.values}
     description = f"Imported from {path.name}, as {reading.tool} wrote it: measured by another tool, part of no claim."
     suite = {"name": re.sub(r"[^\w.-]+", "-", folder.name), "description": description, "layouts": layouts}
     lines = [_line(value, digest, number) for number, value in enumerate(reading.values)]
-    _write_run(folder, {**suite, "measures": []}, {**reading.environment, "foreign": origin}, lines)
+    _write_run(folder, {**suite, "measures": [{"measure": MEASURE}]}, environment, lines)
     return Run(folder)
 
 
@@ -102,20 +105,19 @@ def _expectations() -> str:
 
 def _line(value: Value, digest: str, number: int) -> ResultLine:
     """number: of the value in its file, which tells apart what the file itself does not."""
-    metrics = {
-        name: getattr(value, name)
-        for name in ("quantity", "unit", "value", "low", "high", "interval", "count", "task", "mode", "length")
-    }
     finite = math.isfinite(value.value)
+    what = {name: getattr(value, name) for name in ("quantity", "unit", "task", "mode", "length", "better")}
+    metrics = {name: getattr(value, name) for name in ("value", "low", "high", "interval", "count")}
+    settings = json.loads(json.dumps(dict(value.settings)), parse_constant=str)
     return ResultLine(
         case=hashlib.sha256(f"{digest} {number}".encode()).hexdigest()[:12],
         layout=value.layout,
         measure=MEASURE,
-        parameters={"task": value.task, **json.loads(json.dumps(dict(value.settings)), parse_constant=str)},
+        parameters={**what, "settings": settings},
         seed=0,
         status="ok" if finite else "not_finite",
         seconds=0.0,
-        metrics={**metrics, "better": value.better} if finite else None,
+        metrics={**what, **metrics} if finite else None,
         error=None if finite else f"the file has no finite number for {value.quantity}",
     )
 

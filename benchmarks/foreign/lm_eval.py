@@ -73,15 +73,15 @@ def _task_values(said: _LmEval, task: str) -> Iterator[Value]:
         if not is_number(value):
             raise ForeignError(f"results.{task}.{key} is {value!r:.40} and no number")
         error = found.get(f"{metric}_stderr,{filtered}")
-        ranged = is_number(error) and math.isfinite(error)
+        spread = float(error) if is_number(error) and math.isfinite(error) else None
         more = (said.higher_is_better.get(task) or {}).get(metric)
         yield Value(
             said.model_name or said.config.model or "the model",
             quantity=metric,
             value=float(value),
-            low=finite(value - error) if ranged else None,
-            high=finite(value + error) if ranged else None,
-            interval="one standard error to each side" if ranged else None,
+            low=None if spread is None else finite(value - spread),
+            high=None if spread is None else finite(value + spread),
+            interval=None if spread is None else "one standard error to each side",
             count=said.samples[task].effective if task in said.samples else None,
             task=task,
             better=None if more is None else "more" if more else "less",

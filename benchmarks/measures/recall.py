@@ -12,9 +12,11 @@ from typing_extensions import Self
 
 from ...models import LanguageModel, ModelState
 from ..errors import NotFiniteError
+from ..runs import ResultLine
 from ..tasks import IGNORE, Batch, NeedleTask, RecallTask, Task
 from ..training import Progress, autocast
 from .base import Size, part_of
+from .entry import Entry, one_decimal
 from .trained import Trained
 
 DEPTH_EDGES = (0.0, 0.25, 0.5, 0.75)  # lower edges of the depth buckets
@@ -95,6 +97,22 @@ class Recall(Trained):
     def _tasks(self) -> Iterator[RecallTask]:
         """The task at each of its loads."""
         return (self.task.with_load(load) for load in self.loads) if self.loads is not None else iter((self.task,))
+
+    @classmethod
+    def entries(cls, result: ResultLine) -> Iterator[Entry]:
+        right: Counter[tuple[int, int, str, int]] = Counter()
+        total: Counter[tuple[int, int, str, int]] = Counter()
+        for row in (result.metrics or {})["rows"]:
+            if not row["recent"]:
+                cell = (row["load"] or 0, row["passes"], row["memory"], row["length"])
+                right[cell] += row["correct"]
+                total[cell] += row["total"]
+        for load, passes, memory, length in sorted(total):
+            again = f", context read {passes} times" if passes > 1 else ""
+            kept = ", memory kept between sequences" if memory == "persistent" else ""
+            title = f"recall{again}{kept}: % right at load {load} by length, of the models taught"
+            cell = (load, passes, memory, length)
+            yield Entry(title, length, 100 * right[cell] / total[cell], one_decimal)
 
 
 class _Asked:

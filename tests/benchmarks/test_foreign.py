@@ -12,6 +12,7 @@ import pytest
 from mixerzoo.benchmarks import cli
 from mixerzoo.benchmarks.foreign import FORMATS, ForeignError, import_file, read_foreign
 from mixerzoo.benchmarks.runs import Run, RunError
+from mixerzoo.benchmarks.schema import SCHEMA_VERSION
 
 from .foreign_files import CSV, FLA, LM_EVAL, PRINTED, text
 
@@ -24,6 +25,8 @@ import pytest
 def test_sum(benchmark, n):
     benchmark.pedantic(sum, (range(n),), rounds=5)
 """
+
+MADE_NOW = {"schema_version": SCHEMA_VERSION, "cards": {}, "layout_mixers": {}}
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +99,14 @@ def test_lm_evaluation_harness(tmp_path: Path) -> None:
     ]
     assert "low" not in found[2] and "interval" not in found[2]
     assert [m.get("count") for m in found] == [5153, 5153, 100, 100, None]
-    settings = [line.parameters for line in run.results()]
-    assert settings[2] == {"task": "gsm8k", "filter": "strict-match", "shots": 5, "version": 3.0}
-    assert settings[4] == {"task": "all", "filter": "none", "group": True}
+    settings = [line.parameters["settings"] for line in run.results()]
+    assert settings[2] == {"filter": "strict-match", "shots": 5, "version": 3.0}
+    assert settings[4] == {"filter": "none", "group": True}
     assert {line.layout for line in run.results()} == {"fla-hub/gla-340M"}
     environment = run.environment()
     assert environment.pop("foreign")["version"] == "0.4.9"
     assert environment == {
+        **MADE_NOW,
         "started": "2026-01-02T03:04:05+00:00",
         "device": "cuda:0",
         "machine": {"cpu": "Intel Xeon", "os": "Ubuntu 22.04 (x86_64)"},
@@ -126,7 +130,8 @@ def test_fla_ops(tmp_path: Path) -> None:
         "better": "less",
     }
     assert [line.layout for line in run.results()] == ["chunk_gla", "chunk_gla", "fused_attnres[gluon]"]
-    assert run.results()[2].parameters == {"task": None, "B": 1, "H": 16, "D": 128, "L": 8}
+    what = {"quantity": "median time", "unit": "ms", "task": None, "mode": "fwd", "length": 2048, "better": "less"}
+    assert run.results()[2].parameters == {**what, "settings": {"B": 1, "H": 16, "D": 128, "L": 8}}
     environment = run.environment()
     assert environment["foreign"]["tool"] == "flash-linear-attention"
     assert environment["gpu"] == {"name": "NVIDIA GB200"}
@@ -137,16 +142,15 @@ def test_fla_ops(tmp_path: Path) -> None:
 def test_tables_of_triton(tmp_path: Path, content: str, task: str | None) -> None:
     run = imported(tmp_path, content.encode(), "Performance.csv")
     lines = run.results()
-    assert [(line.layout, line.parameters) for line in lines] == [
-        (name, {"task": task, "B": 16}) for _ in range(2) for name in ("naive", "fused")
-    ]
+    assert [line.layout for line in lines] == ["naive", "fused", "naive", "fused"]
+    assert [line.parameters["length"] for line in lines] == [128, 128, 256, 256]
+    assert all(line.parameters["settings"] == {"B": 16} for line in lines)
     first = {"quantity": "Execution Time", "unit": "ms", "value": 0.01536, "length": 128}
     assert metrics(run)[0] == {**first, **({"task": task} if task else {})}
-    assert lines[2].metrics is not None and lines[2].metrics["length"] == 256
     if task is None:  # the cell that triton left empty
         assert (lines[3].status, lines[3].metrics) == ("not_finite", None)
         assert lines[3].error == "the file has no finite number for Execution Time"
-    assert set(run.environment()) == {"foreign"}  # such a table says nothing of a machine
+    assert set(run.environment()) == {"foreign", *MADE_NOW}  # such a table says nothing of a machine
 
 
 def test_equal_rows_of_a_file_stay_apart(tmp_path: Path) -> None:
@@ -214,7 +218,7 @@ def test_a_run_is_never_written_over(tmp_path: Path) -> None:
 
 def test_settings_that_are_no_json_numbers_are_kept_as_text(tmp_path: Path) -> None:
     run = imported(tmp_path, text(FLA, results=[{**ROW, "scale": float("nan")}]))
-    assert run.results()[0].parameters["scale"] == "NaN"
+    assert run.results()[0].parameters["settings"]["scale"] == "NaN"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
