@@ -187,7 +187,8 @@ def test_recall_reports_everything(tmp_path):
     said = []
     with record_backends() as backends:
         metrics = ask(recall, CONFIG, tmp_path, seed=3, progress=lambda *args: said.append(args))
-    assert set(metrics) == {"rows", "answers", "state_bytes", "text"} and backends
+    assert set(metrics) == {"rows", "answers", "state_bytes", "memories", "text"} and backends
+    assert metrics["memories"] == []
     assert metrics == json.loads(json.dumps(metrics))
     count_hits(metrics)
     cells = {(c["load"], c["memory"]): c["hits"] for c in metrics["answers"]}
