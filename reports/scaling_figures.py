@@ -85,7 +85,10 @@ def _latency_figure(
 def speed_growths(rows: pd.DataFrame) -> Growths:
     """How the seconds of each mode and layout grow; rows of the table `speed`."""
     samples = {
-        key: {int(n): [s for r in rows_of(at) for s in (r.samples or [r.seconds])] for n, at in own.groupby("length")}
+        key: {
+            at["length"].iloc[0]: [s for r in rows_of(at) for s in (r.samples or [r.seconds])]
+            for _, at in own.groupby("length")
+        }
         for key, own in rows.groupby(["mode", "layout"], sort=False)
     }
     found = {(panel_of(mode), str(layout)): growth(rounds) for (mode, layout), rounds in samples.items()}
