@@ -70,7 +70,7 @@ class Figure:
 
     @property
     def png(self) -> bytes:
-        return vl_convert.vegalite_to_png(self.spec, vl_version=VEGALITE, scale=2)
+        return vl_convert.svg_to_png(self.svg, scale=2)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
