@@ -71,5 +71,5 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 def _shown(found: Estimate) -> str:
     if formats.missing(found.low):
-        return f"{found.value:.4g}"
-    return f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"
+        return formats.si(found.value)
+    return f"{formats.si(found.value)} [{formats.si(found.low)}, {formats.si(found.high)}]"
