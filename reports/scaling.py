@@ -14,7 +14,7 @@ from .formats import mode_name
 from .growth import Growth
 from .labels import spread
 from .statistics import rows_of
-from .table import Table
+from .table import Table, in_brackets
 
 _GAP = 13  # pixels from one exponent to the next
 _INSET = 14  # pixels between the curves and the edges, where failures stand
@@ -125,13 +125,13 @@ def _beside(y: alt.Y) -> alt.Y:
     return other
 
 
-def growth_table(name: str, what: str, growths: Growths) -> Iterator[Table]:
+def growth_table(name: str, what: str, growths: Growths, variant: object = "") -> Iterator[Table]:
     """Layouts down, panels across: how `what` grows, and over which lengths that was fitted."""
     panels = list(dict.fromkeys(panel for panel, _ in growths))
     layouts = list(dict.fromkeys(layout for _, layout in growths))
     cells = {key: _fitted(growth) for key, growth in growths.items()}
     rows = [[layout, *(cells.get((panel, layout), "–") for panel in panels)] for layout in layouts]
-    title = f"How {what} grows with the length"
+    title = f"How {what} grows with the length{in_brackets(variant)}"
     if rows:
         yield Table(name, title, ["Layout", *panels], rows, GROWTH_NOTE)
 

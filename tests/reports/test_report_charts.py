@@ -316,3 +316,26 @@ def test_fourteen_layouts_are_all_drawn(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run", lines, layouts=dict.fromkeys(names, "ttt_linear")))
     for figure in Drawn(run).values():
         assert {row["layout"] for row in downloaded(figure)} == set(names), figure.name
+
+
+# --- What ran in turn ---
+
+PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
+
+
+def test_what_a_token_costs_has_a_row_for_every_layout() -> None:
+    run = read_run(PUBLISHED / "zoo-speed")
+    found = Drawn(run)
+    assert set(found) == {"mixer_speed-cost", "mixer_speed-cost-2"}  # fifty curves cannot be told apart
+    for figure in found.values():
+        assert {row["layout"] for row in downloaded(figure)} == set(run.layouts)
+    row = next(row for row in downloaded(found["mixer_speed-cost"]) if row["layout"] == "fwpkm")
+    times = run["mixer_speed"]
+    own = times[(times["layout"] == "fwpkm") & (times["mode"] == "forward")].iloc[0]
+    assert float(row["seconds a token"]) == pytest.approx(own["seconds"] / own["units"])
+
+
+def test_the_time_of_an_op_has_an_exponent_where_three_lengths_were_timed() -> None:
+    table = Drawn(read_run(PUBLISHED / "fwpkm-speed")).tables["op_speed-growth"]
+    assert table.columns == ["Layout", "Forward pass", "Training step", "Decoding"]
+    assert table.rows[0][0] == "FwPKM 512, compact" and table.rows[0][1].endswith(", 16,384 to 131,072")
