@@ -10,9 +10,11 @@ import altair as alt
 import pandas as pd
 
 from . import formats, ratios
+from .change import Change, Refused
 from .charts import Figure, Style, at_the_end, finish, in_words, lengths_axis, panels, titled, tooltips
 from .finding import Finding, Score, of
 from .formats import mode_name
+from .in_turn_changes import in_turn_changes
 from .lines import COMPILED, KEYS, Lines, Row, measured, tidy
 from .op_cost import cost_figures
 from .scaling import growth_table
@@ -38,6 +40,7 @@ class InTurn(Section):
 
     order = 60
     alike = frozenset({"rounds", "bars", "new_tokens"})
+    holds_for = "one machine"
 
     def __init__(self, measure: str, title: str, alike: Iterable[str] = ()) -> None:
         self.measure, self.title, self.alike = measure, title, InTurn.alike | set(alike)
@@ -85,6 +88,9 @@ class InTurn(Section):
             number = {"quantity": r.kind, "value": r.value, "low": r.low, "high": r.high, "interval": "quartiles"}
             which = " over ".join(name for name in (r.backend, r.over) if isinstance(name, str))
             yield {**where, **number, "unit": "ratio", "count": 1, "seeds": 1, "backends": which}
+
+    def compare(self, before: RunData, after: RunData) -> Iterator[Change | Refused]:
+        yield from in_turn_changes(self.measure, before, after)
 
 
 def _times(lines: Lines, measure: str) -> Iterator[Row]:
