@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..benchmarks.runs import ResultLine
+from ..benchmarks.runs import ResultLine, same_data
 from . import formats
 from .in_turn import InTurn
 from .inference import LEAST_SEEDS
@@ -143,15 +143,17 @@ def _orders(run: RunData) -> Iterator[str]:
     corpora = {text: None for line in run.lines if (text := _corpus(line))}
     if corpora:
         yield f"SHA-256 of the text: {', '.join(text[:_SHORT] for text in corpora)}."
-    for (kind, seed), hashes in _hashes(run).items():
-        if len({digest for digest, _ in hashes.values()}) == 1:
-            digest, batches = next(iter(hashes.values()))
-            which = "The one training" if len(hashes) == 1 else f"All {len(hashes)} trainings"
-            same = "read" if len(hashes) == 1 else "read the same"
-            text = f"{which} of seed {seed}{_for(run, kind)} {same} {formats.whole(batches)} batches"
-            yield f"{text}{'' if len(hashes) == 1 else ' in the same order'} ({digest[:_SHORT]})."
+    for (kind, seed), orders in _orders_by_seed(run).items():
+        first = max(orders.values(), key=lambda data: data["batches"])
+        if all(same_data(first, data) for data in orders.values()):
+            which = "The one training" if len(orders) == 1 else f"All {len(orders)} trainings"
+            same = "read" if len(orders) == 1 else "read the same"
+            order = "" if len(orders) == 1 else " in the same order"
+            stopped = ", as far as each went" if len({data["batches"] for data in orders.values()}) > 1 else ""
+            batches, digest = formats.whole(first["batches"]), str(first["sha256"])[:_SHORT]
+            yield f"{which} of seed {seed}{_for(run, kind)} {same} {batches} batches{order}{stopped} ({digest})."
     trained = [line for line in run.lines if line.measure == "training" and line.status == "ok"]
-    if trained and not any(_order(line) for line in trained):
+    if trained and not any((line.metrics or {}).get("data") for line in trained):
         yield "The order of the batches was not recorded; it follows from the seed alone."
 
 
@@ -160,20 +162,15 @@ def _corpus(line: ResultLine) -> str:
     return str(text.get("sha256") or "") if isinstance(text, dict) else ""
 
 
-def _order(line: ResultLine) -> tuple[str, int] | None:
-    """The hash of the batches of a training in their order, and their number."""
-    data = (line.metrics or {}).get("data")
-    return (str(data["sha256"]), int(data.get("batches") or 0)) if isinstance(data, dict) and "sha256" in data else None
-
-
-def _hashes(run: RunData) -> dict[tuple[str, int], dict[str, tuple[str, int]]]:
-    """(what for, seed) -> layout -> hash and number of its batches."""
-    found: dict[tuple[str, int], dict[str, tuple[str, int]]] = {}
+def _orders_by_seed(run: RunData) -> dict[tuple[str, int], dict[str, dict[str, Any]]]:
+    """(what for, seed) -> layout -> what is known of the batches of its training and of their order."""
+    found: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
     for line in run.lines:
-        if line.measure == "training" and (order := _order(line)):
+        data = (line.metrics or {}).get("data")
+        if line.measure == "training" and isinstance(data, dict):
             settings = line.parameters.get("training") or {}
             kind = f"{purpose(line)}|{settings.get('curriculum') or settings.get('length')}"
-            found.setdefault((kind, line.seed), {})[line.layout] = order
+            found.setdefault((kind, line.seed), {})[line.layout] = data
     return found
 
 
@@ -391,15 +388,14 @@ def _data(run: RunData) -> Iterator[Doubt]:
         if len(texts) > 1:
             said = "; ".join(f"{text[:_SHORT]}: {formats.listing(own)}" for text, own in texts.items())
             yield Doubt(f"The text for {measure} was not the same. {said}.", "other text", frozenset({measure}))
-    for (kind, seed), hashes in _hashes(run).items():
-        by_order: dict[tuple[str, int], list[str]] = {}
-        for label, order in hashes.items():
-            by_order.setdefault(order, []).append(label)
-        # one that stopped at the bar has read fewer batches, and their hash is another
-        lengths = [batches for _, batches in by_order]
-        if len(set(lengths)) < len(lengths):
-            usual = max(by_order.values(), key=len)
-            others = [label for own in by_order.values() if own is not usual for label in own]
+    for (kind, seed), orders in _orders_by_seed(run).items():
+        alike: list[list[str]] = []
+        for label, data in orders.items():
+            own = next((group for group in alike if same_data(orders[group[0]], data) is not False), None)
+            alike.append([label]) if own is None else own.append(label)
+        if len(alike) > 1:
+            usual = max(alike, key=len)
+            others = [label for group in alike if group is not usual for label in group]
             text = f"With seed {seed}{_for(run, kind)}, {formats.listing(others)} read other batches, or in another "
             text += f"order, than {formats.listing(usual)}."
             yield Doubt(text, f"other batches with seed {seed}", frozenset({kind.split("|")[0]}))
