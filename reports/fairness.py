@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..benchmarks.runs import ResultLine, same_data
@@ -74,7 +74,11 @@ def fairness(run: RunData) -> Fairness:
         _rounds,
         _missing,
     )
-    return Fairness(_facts(run), _table(run), [doubt for check in checks for doubt in check(run)])
+    measured = {purpose(line) for line in run.lines}
+    doubts = [doubt for check in checks for doubt in check(run)]
+    # what concerns everything that was measured is said once
+    doubts = [replace(doubt, measures=frozenset()) if measured <= doubt.measures else doubt for doubt in doubts]
+    return Fairness(_facts(run), _table(run), doubts)
 
 
 # --- What was the same for all ---
@@ -267,8 +271,8 @@ def _other_starts(run: RunData) -> Iterator[Doubt]:
     """Cases that were made by a later start of the run, somewhere else or by other code."""
     for start in run.environment.get("resumed") or []:
         differs = start.get("differs") or {}
-        since = [line for line in run.lines if getattr(line, "ended", None) and line.ended >= str(start["started"])]
-        known = any(getattr(line, "ended", None) for line in run.lines)
+        since = [line for line in run.lines if line.ended and line.ended >= str(start["started"])]
+        known = any(line.ended for line in run.lines)
         if not differs or (known and not since):
             continue
         names = formats.listing([_difference(name, pair) for name, pair in differs.items()])
@@ -280,7 +284,7 @@ def _other_starts(run: RunData) -> Iterator[Doubt]:
 
 def _difference(name: str, pair: Any) -> str:
     """`source (commit 0123456 to 89abcde)`, `threads (2 to 4)`."""
-    ends = pair if isinstance(pair, list) and len(pair) == 2 else ["", ""]
+    ends: list[Any] = pair if isinstance(pair, list) and len(pair) == 2 else ["", ""]
     if not all(isinstance(end, dict) for end in ends):
         return f"{name} ({ends[0]} to {ends[1]})"
     keys = [key for key in dict.fromkeys([*ends[0], *ends[1]]) if ends[0].get(key) != ends[1].get(key)]
@@ -356,7 +360,7 @@ def _backends(run: RunData) -> Iterator[Doubt]:
                 by_names.setdefault(", ".join(sorted(names)), []).append(label)
             if len(by_names) > 1 and op not in told:
                 told.add(op)
-                said = "; ".join(f"{names} in {formats.listing(own)}" for names, own in by_names.items())
+                said = "; ".join(f"{which} in {formats.listing(own)}" for which, own in by_names.items())
                 text = f"In {measure.replace('_', ' ')} the op {op} did not run alike in all layouts: {said}."
                 yield Doubt(text, f"{op} ran as {' or '.join(by_names)}", frozenset({purpose(lines[0])}))
 
