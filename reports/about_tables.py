@@ -11,9 +11,22 @@ from .tables import RunData
 
 
 def about_tables(run: RunData) -> Iterator[Table]:
+    yield from _mixer_tables(run)
     yield from _model_tables(run)
     yield from _backend_tables(run)
     yield from _doctor_tables(run)
+
+
+def _mixer_tables(run: RunData) -> Iterator[Table]:
+    """What the mixers of a run are, and where they are from, by their cards."""
+    cards = run.environment.get("cards") or {}
+    rows = [
+        [str(name), *(str(card.get(key) or formats.NOTHING) for key in ("family", "summary", "paper", "year"))]
+        for name, card in cards.items()
+    ]
+    if rows:
+        columns = ["Mixer", "Family", "Summary", "Paper", "Year"]
+        yield Table("mixers", "The mixers", columns, rows, text_columns=4)
 
 
 def _model_tables(run: RunData) -> Iterator[Table]:

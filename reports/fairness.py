@@ -18,6 +18,7 @@ from .variants import purpose
 FEW_ROUNDS = 10
 APART = 0.01  # parameters further apart than that are not matched
 _SHORT = 12  # characters of a hash
+_NAMED = 6  # as many layouts with missing cases are named
 
 
 Column = Callable[[str, list[ResultLine]], str]  # what stands in it for a layout and its results
@@ -356,8 +357,8 @@ def _backends(run: RunData) -> Iterator[Doubt]:
         told: set[str] = set()
         for (op, _), layouts in ran.items():
             by_names: dict[str, list[str]] = {}
-            for label, names in layouts.items():
-                by_names.setdefault(", ".join(sorted(names)), []).append(label)
+            for label, found in layouts.items():
+                by_names.setdefault(", ".join(sorted(found)), []).append(label)
             if len(by_names) > 1 and op not in told:
                 told.add(op)
                 said = "; ".join(f"{which} in {formats.listing(own)}" for which, own in by_names.items())
@@ -455,6 +456,10 @@ def _missing(run: RunData) -> Iterator[Doubt]:
     for measure in dict.fromkeys(row["measure"] for row in rows):
         own = [row for row in rows if row["measure"] == measure]
         count = sum(row["expected"] - row["found"] for row in own)
-        labels = formats.listing(list(dict.fromkeys(row["layout"] for row in own)))
-        text = f"{count} planned cases of {str(measure).replace('_', ' ')} have no result yet: {labels}."
+        labels = list(dict.fromkeys(row["layout"] for row in own))
+        more = len(labels) - _NAMED
+        labels = [*labels[:_NAMED], f"{more} more"] if more > 1 else labels
+        text = (
+            f"{count} planned cases of {str(measure).replace('_', ' ')} have no result yet: {formats.listing(labels)}."
+        )
         yield Doubt(text, f"{count} cases missing", frozenset({str(measure)}))

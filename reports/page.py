@@ -13,7 +13,7 @@ from urllib.parse import quote
 import vl_convert
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ..benchmarks.runs import results_digest, write_atomically
 from . import formats
@@ -197,7 +197,8 @@ def _machine(environment: dict[str, Any]) -> list[tuple[str, str]]:
     """The environment but for versions and commit, as pairs of a name and a text."""
     machine = environment.get("machine") or {}
     tabulated = ("doctor",) if "rows" in (environment.get("doctor") or {}) else ()
-    others = {k: v for k, v in environment.items() if k not in ("machine", "packages", "source", *tabulated)}
+    elsewhere = ("machine", "packages", "source", "cards", "layout_mixers", *tabulated)
+    others = {k: v for k, v in environment.items() if k not in elsewhere}
     return [(key.replace("_", " "), text) for key, text in _flatten({**machine, **others})]
 
 
@@ -252,6 +253,7 @@ def _environment() -> Environment:
         "svg_uri": lambda figure: f"data:image/svg+xml;base64,{base64.b64encode(figure.svg.encode()).decode()}",
         "spec": lambda figure: Markup(figure.spec_json),
         "whole": formats.whole,
+        "breakable": lambda text: escape(text).replace("_", Markup("_<wbr>")),
         "json": lambda value: Markup(json_in_script(value)),
     }
     return environment

@@ -51,12 +51,16 @@ def _finding(recall: Recall, name: str, cell: Cell, evidence: str) -> Finding:
 
 
 def _scores(recall: Recall, cell: Cell, shown: dict[str, str], ranking: Ranking) -> Iterator[Score]:
-    best = (ranking.leader, *ranking.tied) if ranking.comparisons else ()
+    """What each layout recalled; one that is below for these models, of too few seeds to say so of it, is not best."""
+    compared = ranking.comparisons
+    below = [name for name in ranking.tied if compared[name].seeds < LEAST_SEEDS and compared[name].separable]
+    best = {ranking.leader, *ranking.tied} - {*below} if compared else set()
     estimates = {r.layout: r for r in rows_of(recall.at(cell))}
     for layout in recall.taught:
         if layout in estimates:
             r = estimates[layout]
-            yield Score(layout, shown[layout], r.accuracy, r.low, r.high, layout in best)
+            text = f"{shown[layout]}, too few seeds" if layout in below else shown[layout]
+            yield Score(layout, text, r.accuracy, r.low, r.high, layout in best)
         else:
             yield Score(layout, recall.missing_text(layout, cell.length))
 

@@ -60,7 +60,10 @@ function show() {
 
 // --- Charts ---
 
-const signals = () => ({chosen: state.chosen, hidden: hidden(), longest: state.longest, dark: dark.matches});
+let printing = false;
+const signals = () => (
+  {chosen: state.chosen, hidden: hidden(), longest: state.longest, dark: dark.matches && !printing}
+);
 
 function draw(view) {
   for (const [name, value] of Object.entries(signals())) view.signal(name, value);
@@ -175,6 +178,18 @@ bar.addEventListener("reset", (event) => {
   change({chosen: [], family: "", section: "", longest: 0});
 });
 dark.addEventListener("change", show);
+
+// Paper is light, and nothing on it unfolds.
+addEventListener("beforeprint", () => {
+  printing = true;
+  for (const view of views.values()) view.signal("dark", false).run();
+  for (const details of all(".verdict details:not([open])")) details.open = details.dataset.closed = true;
+});
+addEventListener("afterprint", () => {
+  printing = false;
+  for (const details of all("[data-closed]")) details.open = false, delete details.dataset.closed;
+  show();
+});
 
 // A link within the page keeps the view; an address with one brings its own.
 addEventListener("hashchange", () => location.hash.includes("?") ? restore() : change({}));
