@@ -104,6 +104,7 @@ def _content(run: RunData, shown: list[Part]) -> dict[str, Any]:
         "commit": source.get("commit"),
         "dirty": bool(source.get("dirty")),
         "commands": _commands(run, source.get("commit")),
+        "silence": _silence(run),
         "machine": [*_precisions(run), *_machine(run.environment)],
         "packages": [(k, v or "not installed") for k, v in (run.environment.get("packages") or {}).items()],
         "suite_yaml": yaml.safe_dump(run.suite, sort_keys=False, allow_unicode=True, width=100),
@@ -146,9 +147,18 @@ def _texts(run: RunData) -> list[str]:
     return [f"Text for {formats.listing(measures)}: {described}." for described, measures in found.items()]
 
 
+def _silence(run: RunData) -> str:
+    """What is said instead of a verdict where there is none."""
+    if run.foreign_tool:
+        return f"Measured by {run.foreign_tool}, not by mixerzoo: shown as its file has it, and compared with nothing."
+    return "No case has a result yet, so there is nothing to compare."
+
+
 def _commands(run: RunData, commit: str | None) -> list[str]:
     """What to type to repeat the run, in a checkout of mixerzoo."""
     folder = shlex.quote(str(run.folder))
+    if run.foreign_tool:
+        return ["# with the tool that measured it; only this page:", f".venv/bin/mixerzoo report {folder}"]
     again = shlex.quote(f"{run.folder}-again")
     device = run.environment.get("device")
     option = f" --device {shlex.quote(str(device))}" if device else ""
