@@ -15,6 +15,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..benchmarks.runs import write_atomically
 from . import formats
 from .about_tables import about_tables
 from .charts import VEGALITE, Figure
@@ -61,9 +62,9 @@ def write_report(folder: str | Path) -> Path:
     page = run.folder / "report.html"
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGALITE) if drawn else ""
     html = environment.get_template("report.html.j2").render(**content, bundle=Markup(_in_script(bundle)))
-    page.write_text(html, encoding="utf-8")
+    write_atomically(page, html)  # a browser may load it at any moment
     markdown = environment.get_template("report.md.j2").render(**content)
-    (run.folder / "report.md").write_text(markdown, encoding="utf-8")
+    write_atomically(run.folder / "report.md", markdown)
     return page.resolve()
 
 
