@@ -167,11 +167,19 @@ def alongside(channel: Any, field: str) -> Any:
 
 
 def lengths_axis(
-    lengths: list[int], title: str = "Length of the context (tokens)", field: str = "length", least: int | None = None
+    lengths: list[int],
+    title: str = "Length of the context (tokens)",
+    field: str = "length",
+    least: int | None = None,
+    width: int = WIDTH,
 ) -> alt.X:
-    """A logarithmic axis of lengths or loads, with a tick at each; least: where it starts, if left of the first."""
+    """A logarithmic axis of lengths or loads, with a tick at each.
+
+    least: where it starts, if left of the first. width: of the plot in pixels; labels too long for it stand aslant.
+    """
     values = sorted({int(n) for n in lengths})
-    axis = alt.Axis(values=values, format=",d", labelAngle=-40 if len(values) > 8 else 0, grid=True)
+    crowded = len(values) > 8 or sum(7 * len(f"{n:,}") for n in values) > width
+    axis = alt.Axis(values=values, format=",d", labelAngle=-40 if crowded else 0, grid=True)
     domain: list[float] = [values[0], values[-1]] if len(values) > 1 else [values[0] / 2, values[0] * 2]
     domain[0] = min(domain[0], least or domain[0])
     return alt.X(f"{field}:Q", scale=alt.Scale(type="log", base=2, domain=domain, nice=False), axis=axis, title=title)
@@ -215,15 +223,17 @@ def words(column: Iterable[Any]) -> pd.Series:
 
 
 def at_the_end(frame: pd.DataFrame, x: str, said: str, unit: str = "tokens") -> str:
-    """The text alternative of panels: of each (column `panel`), what the layouts reach at the greatest `x`.
+    """The text alternative of panels: of each (column `panel`), what the layouts reach at the greatest `x` they have.
 
     said: the column with their numbers as text.
     """
     parts = []
     for panel, own in frame.groupby("panel", sort=False):
-        last = own[own[x] == own[x].max()]
-        numbers = "; ".join(f"{layout} {text}" for layout, text in zip(last["layout"], last[said]))
-        parts.append(f"{panel}, {last[x].iloc[0]:,} {unit}: {numbers}.".removeprefix(", "))
+        last = own.sort_values(x, kind="stable").drop_duplicates("layout", keep="last").sort_index()
+        end = last[x].max()
+        where = ["" if n == end else f" at {n:,}" for n in last[x]]
+        numbers = [f"{layout} {text}{at}" for layout, text, at in zip(last["layout"], last[said], where)]
+        parts.append(f"{panel}, {end:,} {unit}: {'; '.join(numbers)}.".removeprefix(", "))
     return " ".join(parts)
 
 
