@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,11 @@ class Part:
     nothing: str
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path, named: str | Path | None = None) -> Path:
     """Write `report.html`, `report.md`, `summary.csv`, `figures/*` and `tables/*.csv` into a run folder.
 
-    What was not measured has no table. Returns the page's absolute path. Raises `RunError` if the folder holds no run
-    that can be read.
+    named: what the commands on the page call the folder, default as it is given. What was not measured has no table.
+    Returns the page's absolute path. Raises `RunError` if the folder holds no run that can be read.
     """
     run = read_run(folder)
     shown = parts(run)
@@ -57,6 +57,7 @@ def write_report(folder: str | Path) -> Path:
         if len(table) or name in _SAY_NONE:
             table.to_csv(run.folder / "tables" / f"{name}.csv", index=False)
     content = _content(run, shown)
+    content["commands"] = _commands(replace(run, folder=Path(named or folder)), content["commit"])
     environment = _environment()
     page = run.folder / "report.html"
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGALITE) if drawn else ""
@@ -102,7 +103,6 @@ def _content(run: RunData, shown: list[Part]) -> dict[str, Any]:
         "finished": len(run.lines),
         "commit": source.get("commit"),
         "dirty": bool(source.get("dirty")),
-        "commands": _commands(run, source.get("commit")),
         "machine": [*_precisions(run), *_machine(run.environment)],
         "packages": [(k, v or "not installed") for k, v in (run.environment.get("packages") or {}).items()],
         "suite_yaml": yaml.safe_dump(run.suite, sort_keys=False, allow_unicode=True, width=100),
