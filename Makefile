@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_PIN := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test zoo micro lint format install install-test browser clean
+.PHONY: demo test zoo numbers micro lint format install install-test browser clean
 
 demo: install
 	$(BIN)/mixerzoo run quick --out runs/quick
@@ -18,9 +18,16 @@ zoo: install-test
 	$(BIN)/python -m pytest -q tests/mixers --oracles docs/zoo/oracles.csv
 	$(BIN)/python docs/build_zoo.py
 
-# Microbenchmarks of the ops, kept in .benchmarks; `make micro MICRO="--benchmark-compare"` compares with the run before.
+# The numbers of published runs in README.md and docs/; a test fails where a page and its run have parted.
+numbers: install
+	$(BIN)/python docs/build_numbers.py
+
+# Micro benchmarks of every op and backend, appended to benchmarks/micro/history.jsonl after a clean end, which the site
+# plots across commits; `make micro MICRO="-k attention"` runs and appends some of them.
 micro: install-test
-	$(BIN)/python -m pytest benchmarks/micro --benchmark-autosave --benchmark-columns=median,iqr,min,rounds --benchmark-sort=fullname $(MICRO)
+	mkdir -p build
+	$(BIN)/python -m pytest benchmarks/micro --benchmark-json=build/micro.json --benchmark-columns=median,iqr,min,rounds --benchmark-sort=fullname $(MICRO)
+	$(BIN)/python -m mixerzoo.benchmarks.micro_history build/micro.json benchmarks/micro/history.jsonl
 
 lint: install-test
 	$(BIN)/ruff check .

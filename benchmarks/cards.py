@@ -37,5 +37,5 @@ def _mixers_of(line: Any) -> list[str]:
         layout = parse_layout(str(line))
     except LayoutError:
         return []
-    specs = [part.mixer for part in (*layout.pattern, *layout.insertions)]
+    specs = [*(part.mixer for part in layout.pattern), *(part.mixer for part in layout.insertions)]
     return list(dict.fromkeys(spec.name for spec in specs))

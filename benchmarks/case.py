@@ -19,6 +19,7 @@ class Case:
     label: the layout's name in the suite. layout_line: the layout itself. model: the model's configuration as a dict.
     measure: name of the measure. parameters: those of the measure, `measure` itself left out.
     device: `cpu`, `cuda` or `cuda:N`. exclusive: nothing else may run beside it. tf32: whether it may use TF32.
+    reusable: another run's result of the same case serves as well.
     """
 
     label: str
@@ -30,6 +31,7 @@ class Case:
     device: str
     exclusive: bool
     tf32: bool = False
+    reusable: bool = False
 
     @property
     def id(self) -> str:

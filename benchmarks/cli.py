@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_doctor, cli_inspect, cli_layouts, cli_mixers, cli_train
+from . import cli_doctor, cli_import, cli_inspect, cli_layouts, cli_mixers, cli_train
 
 if TYPE_CHECKING:
     from .plan import Planner
@@ -50,6 +50,7 @@ def build_app() -> typer.Typer:
     app.command("run")(run_command)
     app.command("train")(cli_train.train_command)
     app.command("inspect")(cli_inspect.inspect_command)
+    app.command("import")(cli_import.import_command)
     for entry in entry_points(group=COMMAND_GROUP):
         try:
             app.command(entry.name)(entry.load())
@@ -136,7 +137,8 @@ def run_command(
     from .scale import toy
     from .suite import load_suite
 
-    cli_mixers.load_plugins()
+    for source, error in cli_mixers.load_plugins().items():
+        _complain(f"the plug-in {source} could not be loaded: {error}", style="yellow")
     loaded, console = load_suite(suite), Console()
     if scale == "toy":
         loaded = toy(loaded)

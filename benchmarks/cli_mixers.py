@@ -174,12 +174,14 @@ def _check_table(report: CheckReport, failures_only: bool) -> Table:
 
 
 def load_plugins() -> dict[str, str]:
-    """Load the mixers of installed packages; returns what is broken, which the commands show in their own way."""
-    from ..mixers import plugin_errors
+    """Load the mixers and measures of installed packages; returns what is broken, which the commands show in their own
+    way."""
+    from .. import mixers
+    from . import measures
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return plugin_errors()
+        return mixers.plugin_errors() | measures.plugin_errors()
 
 
 def _broken_table(broken: dict[str, str]) -> Table:

@@ -32,7 +32,7 @@ from .training import train
 
 PROBE_STEPS = 6
 PROBE_LENGTHS = (1024, 4096)
-EXCLUSIVE_SECONDS = 2.0  # of a case of speed or memory, roughly
+UNTRAINED_SECONDS = 2.0  # of a case that needs no trained model, roughly
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Probe:
             return sum(measure.examples * readings * self.read_seconds(length) for length in measure.lengths)
         if isinstance(measure, Perplexity):
             return measure.examples * self.read_seconds(measure.length)
-        return EXCLUSIVE_SECONDS
+        return UNTRAINED_SECONDS
 
     def _evaluations(self, measure: Training | Tuning) -> float:
         training = measure.training
@@ -166,10 +166,12 @@ def _probe(case: Case, device: torch.device) -> Probe:
 
 
 def _add_up(pending: Sequence[Case], probes: dict[str, Probe], jobs: int, probe_seconds: float) -> Estimate:
-    beside = sum(probes[c.label].case_seconds(c) for c in pending if not c.exclusive)
-    alone = sum(
-        probes[c.label].case_seconds(c) if c.label in probes else EXCLUSIVE_SECONDS for c in pending if c.exclusive
-    )
+    seconds = {
+        case.id: probes[case.label].case_seconds(case) if case.label in probes else UNTRAINED_SECONDS
+        for case in pending
+    }
+    beside = sum(seconds[case.id] for case in pending if not case.exclusive)
+    alone = sum(seconds[case.id] for case in pending if case.exclusive)
     resident = psutil.Process().memory_info().rss
     largest = sorted((probes[c.label].case_bytes(c) for c in pending if c.label in probes), reverse=True)
     held = sum(largest[:jobs]) + (1 + jobs) * resident

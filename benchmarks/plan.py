@@ -64,7 +64,8 @@ class Planner:
         name = parameters.pop("measure")
         line = self.suite.layouts[label]
         tf32 = allows_tf32(self.suite.settings.tf32, measure.computes_in, self.device)
-        return Case(label, line, model, name, parameters, seed, self.device, type(measure).exclusive, tf32)
+        how = {"exclusive": measure.exclusive, "reusable": measure.reusable}
+        return Case(label, line, model, name, parameters, seed, self.device, tf32=tf32, **how)
 
     def _model(self, label: str, seed: int) -> dict[str, Any]:
         """The model's configuration; kept, since a plan is made anew after every case."""

@@ -32,9 +32,6 @@ from .worker import Inherited, RunCase, run_case, serve
 PRELOADED = ("mixerzoo.benchmarks.suite", "mixerzoo.benchmarks.cli")
 # What may change between two starts of one run: it decides how the cases are run, not what they mean.
 FREE_TO_CHANGE = ("description", "jobs", "time_limit_seconds", "memory_limit_bytes")
-# Cases that another run may have done already: their ids say all that they depend on but the code. What takes time
-# or memory is measured anew.
-REUSABLE = ("tuning", "training", "recall", "perplexity")
 _POLL_SECONDS = 0.5  # rare enough not to disturb what is measured
 _STDERR_BYTES = 4000
 
@@ -133,7 +130,7 @@ class _Queue:
         self.started: set[str] = set()
         self.plan = planner(self.results)
         others = ((r, other) for other in reuse for r in other.results())
-        self.elsewhere = {r.case: (r, other) for r, other in others if r.status == "ok" and r.measure in REUSABLE}
+        self.elsewhere = {r.case: (r, other) for r, other in others if r.status == "ok"}
 
     def begin(self) -> None:
         self._adopt()
@@ -160,7 +157,7 @@ class _Queue:
 
     def _adopt(self) -> None:
         """Take over what other runs hold of the plan, and of what follows from it."""
-        while found := [case for case in self.waiting if case.id in self.elsewhere]:
+        while found := [case for case in self.waiting if case.reusable and case.id in self.elsewhere]:
             for case in found:
                 result, other = self.elsewhere[case.id]
                 source, target = other.checkpoint_folder(case.id), self.run.checkpoint_folder(case.id)

@@ -250,6 +250,19 @@ def results_digest(folder: str | Path) -> str:
     return hashlib.sha256(run.results_path.read_bytes()).hexdigest()
 
 
+def same_data(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool | None:
+    """Whether two trainings read the same batches in the same order, by the `data` of their metrics (see `DataHash`).
+
+    One may have stopped before the other: they are compared after the greatest number of batches of which both have the
+    hash, which is more than half of what the shorter one read. None where a hash was not recorded.
+    """
+    if one is None or other is None:
+        return None
+    ours, theirs = ({**dict(data["prefixes"]), data["batches"]: data["sha256"]} for data in (one, other))
+    common = max(ours.keys() & theirs.keys(), default=None)
+    return None if common is None else ours[common] == theirs[common]
+
+
 def split_torn_line(data: bytes) -> tuple[list[bytes], bytes | None]:
     """The whole lines of a results file, and what follows the last newline (None if nothing does).
 

@@ -227,10 +227,7 @@ def parse_measure(data: Mapping[str, Any]) -> measures.Measure:
 
     Raises `ValueError` for an unknown name or parameter (pydantic's `ValidationError` is one).
     """
-    name = data.get("measure")
-    if name not in measures.MEASURES:
-        raise ValueError(f"unknown measure {name!r}{suggestion(str(name), measures.MEASURES)}")
-    return measures.MEASURES[name].model_validate(data)
+    return measures.measure_class(data.get("measure")).model_validate(data)
 
 
 def mixer_names(layout: Layout) -> set[str]:
@@ -270,7 +267,7 @@ def _check_measure(file: YamlFile, index: int, entry: MeasureSettings, settings:
     try:
         measure = parse_measure({"measure": entry.measure, **_with_defaults(entry, settings)})
     except ValidationError as error:
-        known = [*measures.MEASURES[entry.measure].model_fields, "layouts", "seeds"]
+        known = [*measures.measure_class(entry.measure).model_fields, "layouts", "seeds"]
         file.complain_all(error, where, known)
         return None
     except ValueError as error:
@@ -286,7 +283,8 @@ def _check_measure(file: YamlFile, index: int, entry: MeasureSettings, settings:
 def _with_defaults(entry: MeasureSettings, settings: SuiteSettings) -> dict[str, Any]:
     """What an entry says of its measure, or of the training that it has, and else what the suite says for all."""
     given = dict(entry.model_extra or {})
-    known = measures.MEASURES[entry.measure].model_fields if entry.measure in measures.MEASURES else ()
+    kind = measures.measures().get(entry.measure)
+    known = kind.model_fields if kind is not None else ()
     said = {"precision": settings.precision, "compile": settings.compile}
     if "training" in known and isinstance(training := given.get("training", {}), dict):
         given["training"] = {**said, **training}

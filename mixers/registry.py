@@ -5,12 +5,11 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import functools
-import warnings
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from .interface import Mixer, MixerCard, own_options, unknown_option
 from .options import Option
+from .plugins import load_plugins
 
 ENTRY_POINT_GROUP = "mixerzoo.mixers"
 
@@ -36,15 +35,7 @@ def register_mixer(cls: MixerType) -> MixerType:
 @functools.cache
 def plugin_errors() -> dict[str, str]:
     """Load the installed plug-ins once; returns entry point -> what went wrong, for those that did not load."""
-    errors: dict[str, str] = {}
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        source = f"{entry.name} ({entry.value})"
-        try:
-            register_mixer(entry.load())
-        except Exception as error:  # a plug-in is somebody else's code: whatever it raises must not take the zoo down
-            errors[source] = f"{type(error).__name__}: {error}"
-            warnings.warn(f"the mixer plug-in {source} could not be loaded: {errors[source]}", stacklevel=2)
-    return errors
+    return load_plugins(ENTRY_POINT_GROUP, "mixer", register_mixer)
 
 
 def mixer_class(name: str) -> type[Mixer]:

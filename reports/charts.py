@@ -25,6 +25,7 @@ WIDTH, HEIGHT = 640, 340
 PERCENT = "format(100 * datum.value, 'd') + ' %'"
 BYTES = "replace(format(datum.value, '.3~s'), regexp('([kMGTP])?$'), ' $1B')"
 COUNT = "replace(format(datum.value, '.3~s'), regexp('([kMGTP])$'), ' $1')"
+SECONDS = "replace(format(datum.value, '.3~s'), regexp('([mµn])?$'), ' $1s')"
 MUTED = "#5f6368"
 
 Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
@@ -32,13 +33,17 @@ Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart and what is said of it. name: stem of its files; alt: for who cannot see."""
+    """A chart and what is said of it. name: stem of its files; alt: for who cannot see.
+
+    data: what the chart shows, with the headings of its CSV; None: the largest data set of the chart.
+    """
 
     name: str
     title: str
     caption: str
     alt: str
     chart: Chart
+    data: pd.DataFrame | None = None
 
     @cached_property
     def spec(self) -> dict[str, Any]:
@@ -50,6 +55,13 @@ class Figure:
     def spec_json(self) -> str:
         """`spec` as JSON that may stand inside a script element."""
         return json.dumps(self.spec, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")
+
+    def csv(self) -> str:
+        """What the chart shows, as CSV."""
+        data = self.data
+        if data is None:
+            data = pd.DataFrame(max(self.spec.get("datasets", {}).values(), key=len, default=[]))
+        return data.convert_dtypes().to_csv(index=False, lineterminator="\n", float_format="%.10g")
 
     @cached_property
     def svg(self) -> str:
@@ -189,6 +201,24 @@ def round_values(low: float, high: float) -> list[float]:
 
 def tooltips(*fields: tuple[str, str]) -> list[alt.Tooltip]:
     return [alt.Tooltip("layout:N", title="layout"), *(alt.Tooltip(f"{f}:N", title=t) for f, t in fields)]
+
+
+def in_words(frame: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
+    """The columns of `frame` that `names` has, under the headings that it gives them, for the CSV of a figure."""
+    return frame[list(names)].rename(columns=names)
+
+
+def at_the_end(frame: pd.DataFrame, x: str, said: str, unit: str = "tokens") -> str:
+    """The text alternative of panels: of each (column `panel`), what the layouts reach at the greatest `x`.
+
+    said: the column with their numbers as text.
+    """
+    parts = []
+    for panel, own in frame.groupby("panel", sort=False):
+        last = own[own[x] == own[x].max()]
+        numbers = "; ".join(f"{layout} {text}" for layout, text in zip(last["layout"], last[said]))
+        parts.append(f"{panel}, {last[x].iloc[0]:,} {unit}: {numbers}.".removeprefix(", "))
+    return " ".join(parts)
 
 
 def titled(title: str, variant: str) -> str:

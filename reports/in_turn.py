@@ -10,10 +10,11 @@ import altair as alt
 import pandas as pd
 
 from . import formats, ratios
-from .charts import Figure, Style, finish, lengths_axis, panels, titled, tooltips
+from .charts import Figure, Style, at_the_end, finish, in_words, lengths_axis, panels, titled, tooltips
 from .finding import Finding, Score, of
 from .formats import mode_name
 from .lines import COMPILED, KEYS, Lines, Row, measured, tidy
+from .op_cost import cost_figures
 from .section import Section
 from .statistics import rows_of
 from .table import Table, compiled_note, in_brackets, numbered, tokens
@@ -52,6 +53,7 @@ class InTurn(Section):
 
     def figures(self, run: RunData) -> Iterator[Figure]:
         times = run[self.measure]
+        yield from cost_figures(run, times, f"{self.measure}-cost")
         several = times.groupby(["case", "backend", "mode"])["tokens"].transform("nunique") > 1
         for number, (variant, rows) in enumerate(times[several].groupby("variant", sort=False)):
             yield _by_length(str(variant), rows, numbered(f"{self.measure}-lengths", number))
@@ -164,9 +166,11 @@ def _by_length(variant: str, rows: pd.DataFrame, name: str) -> Figure:
     title = titled("What a token costs, by length", variant)
     caption = "Median over the rounds, bands from the first to the third quartile; tokens on a logarithmic axis. "
     caption += "Of decoding, the tokens that were read before."
-    text = f"Small multiples: {formats.listing(names)}; numbers in the tables."
+    text = at_the_end(frame, "tokens", "shown")
     subtitle = "microseconds a token, lower is better, flat is linear time"
-    return Figure(name, title, caption, text, finish(chart, title, subtitle))
+    named = {"layout": "layout, what ran", "panel": "of", "tokens": "tokens", "cost": "microseconds a token"}
+    data = in_words(frame, {**named, "low": "first quartile", "high": "third quartile", "rounds": "rounds"})
+    return Figure(name, title, caption, text, finish(chart, title, subtitle), data)
 
 
 def _ratio_table(found: pd.DataFrame, measure: str) -> Table:

@@ -12,6 +12,7 @@ from .variants import purpose
 
 KEYS = ["layout", "variant", "seed"]  # the first columns of most tables
 COMPILED = ("compile_seconds", "graph_breaks")  # where torch.compile was asked for
+FAILED = [*KEYS, "mode", "length", "status", "case"]
 
 Lines = list[tuple[ResultLine, str]]  # each with its variant
 Row = dict[str, Any]
@@ -57,6 +58,13 @@ def measured(lines: Lines, measure: str) -> Iterator[tuple[ResultLine, dict[str,
     for line, variant in lines:
         if line.measure == measure and line.status == "ok" and line.metrics is not None:
             yield line, line.metrics, identity(line, variant)
+
+
+def failed_rows(lines: Lines, measure: str) -> Iterator[Row]:
+    """The cases of a measure that failed at one length: where, with the status that says why."""
+    for line, variant in lines:
+        if line.measure == measure and line.status != "ok" and size(line, "length"):
+            yield {**identity(line, variant), "mode": size(line, "mode"), "length": size(line, "length")}
 
 
 def tidy(rows: Iterable[Row], columns: list[str]) -> pd.DataFrame:

@@ -19,7 +19,9 @@ from .charts import (
     Figure,
     Style,
     alongside,
+    at_the_end,
     finish,
+    in_words,
     lengths_axis,
     panels,
     round_values,
@@ -30,7 +32,7 @@ from .charts import (
 from .inference import LEAST_SEEDS
 from .labels import beside_points, spread
 from .recall import Cell, Recall, asked
-from .recall_tables import counted, passes_cell
+from .recall_tables import passes_cell
 from .statistics import Interval, rows_of
 from .table import numbered
 from .tables import RunData
@@ -38,12 +40,13 @@ from .taught import load_text, of_needles
 
 _LABEL = 16  # pixels from one name at the end of a curve to the next
 _TIPS = (("shown", "accuracy [95 %]"), ("counts", "correct"), ("seeds_shown", "seeds"), ("state", "state"))
+_PLACE = {"layout": "layout", "length": "length"}
 _PANELS = 6  # as many small multiples as one chart has; the tables have all values
 
 
 def recall_figures(run: RunData) -> Iterator[Figure]:
     """Every chart of recall; the names of those of a second experiment end in `-2`."""
-    for make in (_by_length, _by_state, _lengths_at_loads, _loads_at_lengths, _passes, _depth):
+    for make in (_by_length, _by_state, _lengths_at_loads, _loads_at_lengths, _passes):
         for number, recall in enumerate(asked(run)):
             yield from make(run, recall, number)
 
@@ -51,7 +54,7 @@ def recall_figures(run: RunData) -> Iterator[Figure]:
 # --- What the charts share ---
 
 
-def _texts(cells: pd.DataFrame) -> pd.DataFrame:
+def texts(cells: pd.DataFrame) -> pd.DataFrame:
     """With what is shown when a mark is pointed at."""
     ranges = [f"{formats.percent(r.seed_low)} to {formats.percent(r.seed_high)}" for r in rows_of(cells)]
     return cells.assign(
@@ -62,7 +65,14 @@ def _texts(cells: pd.DataFrame) -> pd.DataFrame:
     ).drop(columns="backends")
 
 
-def _origin(recall: Recall, *more: str) -> list[str]:
+def cell_data(cells: pd.DataFrame) -> pd.DataFrame:
+    """Estimates for CSV."""
+    names = {**_PLACE, "load": "load", "passes": "passes", "memory": "memory", "accuracy": "accuracy", "low": "low"}
+    names |= {"high": "high", "kind": "interval of", "correct": "correct", "total": "questions", "seeds": "seeds"}
+    return in_words(cells, {**names, "chance": "chance", "state_bytes": "state bytes"})
+
+
+def origin(recall: Recall, *more: str) -> list[str]:
     """The lines under a title: what bands and seeds are, then who is not in the chart, and why."""
     seeds = recall.answers["seed"].nunique()
     parts = ["one taught seed" if seeds == 1 else f"mean of up to {seeds} taught seeds", "bands: 95 % intervals", *more]
@@ -70,16 +80,16 @@ def _origin(recall: Recall, *more: str) -> list[str]:
     few = recall.cells[recall.cells["kind"] != "new seeds"]["layout"].unique()
     if len(few):
         whose = "all" if len(few) == recall.cells["layout"].nunique() else ", ".join(few)
-        lines += _broken(
+        lines += broken_lines(
             f"intervals of these trained models, not of new seeds (fewer than {LEAST_SEEDS}): {whose}", 110
         )
     if recall.untaught:
         names = [formats.shorten(f"{name} ({recall.taught[name].short})", 44) for name in recall.untaught]
-        lines += _broken(f"not taught, so not asked: {', '.join(names)}", 110)
+        lines += broken_lines(f"not taught, so not asked: {', '.join(names)}", 110)
     return lines
 
 
-def _broken(text: str, width: int) -> list[str]:
+def broken_lines(text: str, width: int) -> list[str]:
     """`text` in lines of at most `width` characters, cut at spaces."""
     lines = [""]
     for word in text.split():
@@ -124,7 +134,7 @@ def _failures(recall: Recall, cells: pd.DataFrame) -> pd.DataFrame:
 
 def _by_length(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     top, style = recall.headline, Style(run.layouts, legend=None)
-    cells = _texts(recall.where(load=top.load, passes=top.passes, memory=top.memory)).sort_values("length")
+    cells = texts(recall.where(load=top.load, passes=top.passes, memory=top.memory)).sort_values("length")
     broken = _failures(recall, cells)
     lengths = sorted({*cells["length"], *broken["length"]})
     shaded = _shaded(recall.trained_lengths, lengths)
@@ -132,7 +142,7 @@ def _by_length(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     height = max(HEIGHT, _LABEL * cells["layout"].nunique())
     chance = cells.groupby("length", as_index=False)["chance"].mean().dropna()
     guess = alt.Chart(chance).mark_line(strokeDash=[3, 3], color=MUTED, strokeWidth=1.2)
-    marks = _trained_band(*shaded, x, "length", _trained_text(recall)) if shaded else []
+    marks = _trained_band(*shaded, x, "length", trained_text(recall)) if shaded else []
     layers = [*marks, guess.encode(x=x, y=alt.Y("chance:Q")), *style.curves(cells, x, y, _length_tips())]
     layers += [*_break_marks(broken, x, y, style), _end_labels(cells, broken, style, height)]
     chart = alt.layer(*layers).properties(width=WIDTH, height=height)
@@ -140,13 +150,14 @@ def _by_length(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     title = titled(f"How far back each layout recalls {of.removesuffix(': ')}".strip(), recall.variant)
     last = recall.at(top)
     text = f"Accuracy at {top.text(recall.task)}: "
-    text += "; ".join(f"{r.layout} {r.shown}" for r in rows_of(_texts(last))) + "."
+    text += "; ".join(f"{r.layout} {r.shown}" for r in rows_of(texts(last))) + "."
     text += "".join(f" {r.layout} at {r.length:,} tokens: {r.cause}." for r in rows_of(broken))
     caption = f"{recall.noun} against the length of the context, at the greatest load of the verdict. "
     caption += "A cross: at that length the layout gave no answers, and why. Recent answers are left out. "
     caption += "Click a name to single out its curve, shift-click for several."
-    subtitle = _origin(recall, "dotted: chance")
-    yield Figure(numbered("recall", number), title, caption, text, finish(chart, title, subtitle))
+    subtitle = origin(recall, "dotted: chance")
+    data = pd.concat([cell_data(cells), in_words(broken, {**_PLACE, "cause": "no answers"})], ignore_index=True)
+    yield Figure(numbered("recall", number), title, caption, text, finish(chart, title, subtitle), data)
 
 
 def _length_tips() -> list[alt.Tooltip]:
@@ -160,7 +171,7 @@ def _shaded(trained: list[int], evaluated: list[int]) -> tuple[int, int] | None:
     return max(trained[0], math.ceil(evaluated[0] / 2)), min(trained[-1], evaluated[-1])
 
 
-def _trained_text(recall: Recall) -> str:
+def trained_text(recall: Recall) -> str:
     loads = f", {_range_text(recall.trained_loads)}" if recall.trained_loads else ""
     what = (" needles" if of_needles(recall.task) else " load") if loads else ""
     return f"trained: {_range_text(recall.trained_lengths)} tokens{loads}{what}"
@@ -197,7 +208,7 @@ def _lengths_at_loads(run: RunData, recall: Recall, number: int) -> Iterator[Fig
     top, style = recall.headline, Style(run.layouts, shown=recall.layouts)
     loads = _some(sorted(recall.cells["load"].unique()), top.load)
     cells = recall.where(passes=top.passes, memory=top.memory)
-    cells = _texts(cells[cells["load"].isin(loads)]).sort_values(["load", "length"])
+    cells = texts(cells[cells["load"].isin(loads)]).sort_values(["load", "length"])
     if len(loads) < 2 or cells["length"].nunique() < 2:
         return
     cells["panel"] = [load_text(load, recall.task) for load in cells["load"]]
@@ -209,10 +220,11 @@ def _lengths_at_loads(run: RunData, recall: Recall, number: int) -> Iterator[Fig
     band = _trained_band(*shaded, x, "length", "trained") if shaded else []
     chart = _faceted([*band, *curves], curves, cells, names, columns=2, width=358, height=190)
     title = titled("Recall against length, at each load", recall.variant)
-    caption = f"The models are the same in all panels, {_trained_text(recall)}; only what they are asked differs. "
+    caption = f"The models are the same in all panels, {trained_text(recall)}; only what they are asked differs. "
     caption += "Where a curve ends early there were no answers; the tables say why."
-    text = f"Small multiples by load: {formats.listing(names)}; numbers in the tables."
-    yield Figure(numbered("recall-length", number), title, caption, text, finish(chart, title, _origin(recall)))
+    text = at_the_end(cells, "length", "shown")
+    chart, name = finish(chart, title, origin(recall)), numbered("recall-length", number)
+    yield Figure(name, title, caption, text, chart, cell_data(cells))
 
 
 # --- Load, passes, depth ---
@@ -223,7 +235,7 @@ def _loads_at_lengths(run: RunData, recall: Recall, number: int) -> Iterator[Fig
     cells = recall.where(passes=top.passes, memory=top.memory)
     cells = cells[cells["length"] <= top.length]  # what only few layouts were asked is in the tables
     lengths = _some(sorted(cells["length"].unique()), top.length)
-    cells = _texts(cells[cells["length"].isin(lengths)]).sort_values(["length", "load"])
+    cells = texts(cells[cells["length"].isin(lengths)]).sort_values(["length", "load"])
     loads = sorted(int(n) for n in cells["load"].unique())
     if len(loads) < 2:
         return
@@ -237,8 +249,9 @@ def _loads_at_lengths(run: RunData, recall: Recall, number: int) -> Iterator[Fig
     chart = _faceted([*band, *curves], curves, cells, names, columns=3, width=236, height=170)
     title = titled("Recall against load, at each length", recall.variant)
     caption = "How much a layout holds. Shaded: the loads of the training."
-    text = f"Small multiples by length: {formats.listing(names)}; numbers in the tables."
-    yield Figure(numbered("recall-load", number), title, caption, text, finish(chart, title, _origin(recall)))
+    text = at_the_end(cells, "load", "shown", "needles" if of_needles(recall.task) else "to hold")
+    chart, name = finish(chart, title, origin(recall)), numbered("recall-load", number)
+    yield Figure(name, title, caption, text, chart, cell_data(cells))
 
 
 def _faceted(
@@ -261,7 +274,7 @@ def _some(values: list[int], always: int) -> list[int]:
 
 def _passes(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     cell, style = passes_cell(recall), Style(run.layouts, shown=recall.layouts)
-    cells = _texts(recall.where(length=cell.length, load=cell.load)).sort_values(["memory", "passes"])
+    cells = texts(recall.where(length=cell.length, load=cell.load)).sort_values(["memory", "passes"])
     if cells["passes"].nunique() < 2:
         return
     cells["panel"] = [f"{memory.capitalize()} memory" for memory in cells["memory"]]
@@ -274,38 +287,9 @@ def _passes(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     title = titled(f"Recall against passes: {where}", recall.variant)
     caption = "How much reading the context again helps, and whether a memory that was kept from sequence to sequence "
     caption += "still works. Fresh: each sequence starts with an empty memory."
-    yield Figure(numbered("recall-passes", number), title, caption, caption, finish(chart, title, _origin(recall)))
-
-
-def _depth(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
-    top, style = recall.headline, Style(run.layouts, shown=recall.layouts)
-    own = counted(run, recall, recent=False).dropna(subset=["depth"])
-    own = own[own["load"] == top.load]
-    if not len(own):
-        return
-    lengths = sorted(own["length"].unique())[-_PANELS:]
-    own = own[own["length"].isin(lengths)].sort_values(["length", "depth"])
-    edges = [*sorted(own["depth"].unique()), 1.0]
-    buckets = {low: f"{100 * low:.0f}–{100 * high:.0f} %" for low, high in pairwise(edges)}
-    own = own.assign(
-        low=own["accuracy"],
-        high=own["accuracy"],
-        bucket=own["depth"].map(buckets),
-        shown=own["accuracy"].map(formats.percent),
-        panel=[f"{n:,} tokens" for n in own["length"]],
-    )
-    x = alt.X("bucket:O", sort=list(buckets.values()), title="Depth", axis=alt.Axis(labelAngle=0))
-    tips = tooltips(("panel", "length"), ("bucket", "depth"), ("shown", "accuracy"), ("total", "questions"))
-    names = [f"{n:,} tokens" for n in lengths]
-    curves = style.curves(own, x, share_axis("accuracy", recall.noun), tips)
-    chart = panels(curves, own, names, columns=3, width=236, height=170)
-    of = f", {load_text(top.load, recall.task)}" if top.load else ""
-    title = titled(f"Recall by depth{of}", recall.variant)
-    caption = "Where in the context the answer lay: 0 % is its beginning, 100 % right before the questions. "
-    caption += "Taught seeds pooled, without intervals. Click a name in the legend to single out its curve."
-    text = f"Small multiples by length: {formats.listing(names)}; numbers in the tables."
-    subtitle = _origin(recall)[1:] or [""]
-    yield Figure(numbered("recall-depth", number), title, caption, text, finish(chart, title, subtitle))
+    text = "; ".join(f"{r.layout}, {r.memory} memory, {r.passes} passes: {r.shown}" for r in rows_of(cells)) + "."
+    chart, name = finish(chart, title, origin(recall)), numbered("recall-passes", number)
+    yield Figure(name, title, caption, text, chart, cell_data(cells))
 
 
 # --- State ---
@@ -320,7 +304,7 @@ def family(layout: str) -> tuple[str, str]:
 def _by_state(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     top = recall.headline
     points = recall.at(top)
-    points = _texts(points[points["state_bytes"] > 0])
+    points = texts(points[points["state_bytes"] > 0])
     if not len(points):
         return
     points["full"] = points["layout"]
@@ -350,8 +334,10 @@ def _by_state(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     caption = "What an answer costs in memory: up and to the left is better. A line joins the sizes of one family."
     text = "; ".join(f"{r.full} {r.shown} with {r.state}" for r in rows_of(points)) + "."
     broken = [f"{name} ({cause})" for (name, length), cause in recall.failed.items() if length == top.length]
-    subtitle = [*_origin(recall), *(_broken(f"no answers at this length: {', '.join(broken)}", 110) if broken else [])]
-    yield Figure(numbered("recall-state", number), title, caption, text, finish(chart, title, subtitle))
+    without = f"no answers at this length: {', '.join(broken)}"
+    subtitle = [*origin(recall), *(broken_lines(without, 110) if broken else [])]
+    data = cell_data(points.assign(layout=points["full"]))
+    yield Figure(numbered("recall-state", number), title, caption, text, finish(chart, title, subtitle), data)
 
 
 def _point_labels(

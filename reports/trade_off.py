@@ -18,6 +18,7 @@ from .charts import (
     Style,
     alongside,
     finish,
+    in_words,
     share_axis,
     tooltips,
 )
@@ -105,10 +106,8 @@ def trade_off(run: RunData) -> Iterator[Figure]:
     caption = "Bubble: bytes of the state of one sequence. Untaught layouts have none. "
     caption += "Bars: 95 % interval of the recall, quartiles of the speed."
     text = "; ".join(f"{r.layout} {r.shown} at {r.speed}, state {r.state}" for r in rows_of(table)) + "."
-    yield Figure(
-        "trade-off",
-        title,
-        caption,
-        text,
-        finish(chart, title, "up and to the right is better; bubble: state bytes"),
-    )
+    named = {"layout": "layout", "accuracy": "accuracy", "low": "low", "high": "high"}
+    named |= {"tokens_per_second": "tokens per second", "slow": "first quartile", "fast": "third quartile"}
+    data = in_words(table, {**named, "state_bytes": "state bytes"})
+    chart = finish(chart, title, "up and to the right is better; bubble: state bytes")
+    yield Figure("trade-off", title, caption, text, chart, data)

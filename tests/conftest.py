@@ -6,11 +6,45 @@
 import csv
 import os
 import tempfile
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
 # what was proven on this machine must not decide what is tested
 os.environ["MIXERZOO_CACHE"] = tempfile.mkdtemp(prefix="mixerzoo-tests-")
 
+# A package that brings a measure in one file; the other things that it announces do not load.
+PLUGIN = """
+from typing import Literal
+
+from mixerzoo.benchmarks.measures import Measure
+from mixerzoo.models import count_parameters
+
+
+class WeightCount(Measure):
+    measure: Literal["weight_count"] = "weight_count"
+    times: int = 1
+
+    def run(self, config, *, seed, device, folder, progress):
+        progress(0.5, "counting")
+        return {"weights": self.times * count_parameters(config)["total"], "counted": True, "how": "one by one"}
+"""
+TAKEN = """
+from typing import Literal
+
+from mixerzoo.benchmarks.measures import Measure
+
+
+class Impostor(Measure):
+    measure: Literal["speed"] = "speed"
+"""
+ENTRY_POINTS = """[mixerzoo.measures]
+weight_count = weight_count_plugin:WeightCount
+broken_import = no_such_module:Anything
+taken_name = taken_name_plugin:Impostor
+no_measure = weight_count_plugin:count_parameters
+"""
 _compared: list[dict[str, object]] = []
 
 
@@ -50,3 +84,17 @@ def pytest_sessionfinish(session):
             [mixer, source, f"{row['error']:.0e}", f"{row['limit']:.0e}"]
             for (mixer, source), row in sorted(worst.items())
         )
+
+
+@pytest.fixture
+def measure_plugin(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that has a plug-in installed, whose measure `weight_count` is `times` (a whole
+    number, by default 1) the number of parameters as `weights`, without taking any time."""
+    site = tmp_path / "site"
+    info = site / "weight_count-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "weight_count_plugin.py").write_text(PLUGIN)
+    (site / "taken_name_plugin.py").write_text(TAKEN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: weight-count\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    return {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}

@@ -1,65 +1,29 @@
-"""What is measured of a model, or of an op."""
+"""What is measured of a model, or of an op: every file here with a `Measure` is one, and so is a plug-in's."""
 
-from typing import Annotated
-
-from pydantic import Field
+import importlib
+import pkgutil
 
 from .base import Measure
-from .decode_speed import DecodeSpeed
-from .library_overhead import LibraryOverhead
-from .memory import Memory
-from .mixer_speed import MixerSpeed
-from .op_speed import OpSpeed
-from .overhead import Overhead
+from .entry import Entry
 from .perplexity import Perplexity
 from .recall import Recall
-from .speed import Speed
+from .registry import measure_class, measures, plugin_errors
 from .trained import Sweep, Trained, Training, Tuning, apply_choice
 
-AnyMeasure = Annotated[
-    Speed
-    | Memory
-    | Tuning
-    | Training
-    | Recall
-    | Perplexity
-    | OpSpeed
-    | Overhead
-    | MixerSpeed
-    | LibraryOverhead
-    | DecodeSpeed,
-    Field(discriminator="measure"),
-]
-MEASURES: dict[str, type[Measure]] = {
-    "speed": Speed,
-    "memory": Memory,
-    "tuning": Tuning,
-    "training": Training,
-    "recall": Recall,
-    "perplexity": Perplexity,
-    "op_speed": OpSpeed,
-    "overhead": Overhead,
-    "mixer_speed": MixerSpeed,
-    "library_overhead": LibraryOverhead,
-    "decode_speed": DecodeSpeed,
-}
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")
 
 __all__ = [
-    "MEASURES",
-    "AnyMeasure",
-    "DecodeSpeed",
-    "LibraryOverhead",
+    "Entry",
     "Measure",
-    "Memory",
-    "MixerSpeed",
-    "OpSpeed",
-    "Overhead",
     "Perplexity",
     "Recall",
-    "Speed",
     "Sweep",
     "Trained",
     "Training",
     "Tuning",
     "apply_choice",
+    "measure_class",
+    "measures",
+    "plugin_errors",
 ]

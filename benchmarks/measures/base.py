@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -11,20 +13,32 @@ from typing_extensions import Self
 
 from ...models import ModelConfig
 from ..precision import Precision, resolve
+from ..runs import ResultLine
 from ..tasks import Task
 from ..training import Compile, Progress
+from .entry import Entry
+from .registry import register
 
 Size = Annotated[int, Field(ge=1)]
 
 
 class Measure(BaseModel):
-    """A measure; its fields are its parameters in a suite. Subclasses add `measure: Literal[name]`, write `run`.
+    """A measure; its fields are its parameters in a suite. Subclasses add `measure: Literal[name]`, by which a suite
+    finds them, and write `run`.
 
-    exclusive: nothing else may run on the machine beside it.
+    exclusive: nothing else may run on the machine beside it. reusable: another run's result serves as well, since its
+    case says all that it depends on but the code; what takes time or memory is measured anew.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     exclusive: ClassVar[bool] = False
+    reusable: ClassVar[bool] = False
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        if "measure" in inspect.get_annotations(cls):
+            register(cls)
 
     @model_serializer(mode="wrap")
     def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -47,9 +61,10 @@ class Measure(BaseModel):
 
     @property
     def computes_in(self) -> Precision:
-        """The precision that it measures in; of a trained model, that of its training."""
+        """The precision that it measures in; of a trained model, that of its training; float32 if it has neither."""
         fields = dict(self)
-        return fields["precision"] if "precision" in fields else fields["training"].precision
+        of_training = fields["training"].precision if "training" in fields else "float32"
+        return fields.get("precision", of_training)
 
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
@@ -60,6 +75,13 @@ class Measure(BaseModel):
         Raises `ValueError` if the model cannot do the task, `NotFiniteError` if numbers stop being finite.
         """
         raise NotImplementedError
+
+    @classmethod
+    def entries(cls, result: ResultLine) -> Iterator[Entry]:
+        """What a result that is `ok` adds to the tables that end a run: every number at the top of its metrics."""
+        for name, value in (result.metrics or {}).items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                yield Entry(result.measure.replace("_", " "), name.replace("_", " "), value)
 
 
 def check_vocabulary(config: ModelConfig, task: Task) -> None:

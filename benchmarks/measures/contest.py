@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from ...mixers.ops.dispatch import record_backends
+from ..runs import ResultLine
 from ..training import Progress
+from .base import Measure
+from .entry import Entry
 from .meter import MIN_ROUND_SECONDS, WARMUP_ROUNDS, Timing, measure_memory, quartiles, round_clock
 
 Clock = Callable[[Callable[[], object]], float]  # seconds of a call
@@ -38,6 +41,27 @@ class Contender:
     def title(self) -> str:
         """One short line for people."""
         return f"{self.backend}, {self.mode}, {self.tokens:,} tokens"
+
+
+class Contest(Measure):
+    """A measure of several things in turn: its metrics have `rows`, see `row`, and `ratios` of them, see `bars`."""
+
+    exclusive: ClassVar[bool] = True
+
+    @classmethod
+    def entries(cls, result: ResultLine) -> Iterator[Entry]:
+        metrics = result.metrics or {}
+        for row in metrics["rows"]:
+            title = f"{result.measure.replace('_', ' ')}, {row['mode']}, {row['backend']}"
+            yield Entry(f"{title}: ms (median) by length", row["tokens"], 1e3 * row["median"])
+            yield Entry(f"{title}: peak MB above what was there, by length", row["tokens"], row["peak_bytes"] / 1e6)
+        for ratio in metrics["ratios"]:
+            if ratio["bar"] is not None:
+                length = f", {ratio['tokens']} tokens" if ratio["tokens"] else ""
+                what = f"{ratio['kind']}, {ratio['mode']}{length}, {ratio['backend']}"
+                yield Entry(
+                    f"bar {ratio['bar']:g} {'met' if ratio['met'] else 'NOT met'}: {what}", "value", ratio["value"]
+                )
 
 
 def time_in_turn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -12,14 +12,14 @@ from typing_extensions import Self
 from ...models import ModelConfig
 from ..training import Precision, Progress
 from .bars import Bar, decoder_ratios
-from .base import Measure, Size, part_of
-from .contest import Contender, peaks_in_turn, row, time_in_turn
+from .base import Size, part_of
+from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn
 from .workload import Workload
 
 DECODER, CALLS = "decoder", "calls"
 
 
-class DecodeSpeed(Measure):
+class DecodeSpeed(Contest):
     """Seconds of a decoded token by `LanguageModel.decoder`, and by calling the model with its state for every token.
 
     The model is freshly initialised, the context random tokens; each next token is the likeliest. What a decoder
@@ -27,7 +27,6 @@ class DecodeSpeed(Measure):
     in a round. bars: of kind `decoder`, the most that the ratio may be.
     """
 
-    exclusive: ClassVar[bool] = True
     measure: Literal["decode_speed"] = "decode_speed"
     lengths: tuple[Size, ...] = Field(default=(512,), min_length=1)
     batch: int = Field(default=1, ge=1)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -21,14 +21,14 @@ from ...models import ModelConfig, parse_layout
 from ..precision import Precision, resolve
 from ..training import Progress
 from .bars import Bar, library_ratios
-from .base import Measure, Size, part_of
-from .contest import Contender, peaks_in_turn, row, time_in_turn
+from .base import Size, part_of
+from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn
 
 Mode = Literal["forward", "train"]
 DIRECT = "called directly"
 
 
-class LibraryOverhead(Measure):
+class LibraryOverhead(Contest):
     """What the ops of the layout's first mixer cost above the library's kernel that they call.
 
     For every problem that an op's backends are proven on, and every backend that can take it here and calls a library:
@@ -37,7 +37,6 @@ class LibraryOverhead(Measure):
     batch: sequences at once. rounds: of each. most: the bar, that the ratio of seconds may not exceed.
     """
 
-    exclusive: ClassVar[bool] = True
     measure: Literal["library_overhead"] = "library_overhead"
     modes: tuple[Mode, ...] = Field(default=("forward", "train"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,8 +20,10 @@ from ...models import (
     count_parameters,
     resolve_d_ff,
 )
+from ..runs import ResultLine
 from ..training import Compile, Precision, Progress
 from .base import Measure, Size, single, split_grid
+from .entry import Entry
 from .meter import measure_memory
 from .workload import Workload
 
@@ -88,6 +91,13 @@ class Memory(Measure):
             "flops": flops,
             **(compiled_since(before) if self.compile else {}),
         }
+
+    @classmethod
+    def entries(cls, result: ResultLine) -> Iterator[Entry]:
+        mode, length, metrics = result.parameters["modes"][0], result.parameters["lengths"][0], result.metrics or {}
+        peak = f"memory, {mode}: peak MB above what is resident, by length"
+        yield Entry(peak, length, metrics["peak_bytes"] / 1e6)
+        yield Entry(f"memory, {mode}: state MB by length", length, metrics["state_bytes"] / 1e6)
 
 
 def model_bytes(model: LanguageModel) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -16,8 +16,8 @@ from ...models import ModelConfig, compile_totals, compiled, compiled_since, par
 from ..precision import Precision, autocast, resolve
 from ..training import Compile, Progress
 from .bars import Bar, attention_ratios
-from .base import Measure, Size, check_compiles, part_of
-from .contest import Contender, peaks_in_turn, row, time_in_turn
+from .base import Size, check_compiles, part_of
+from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn
 
 MIXER, ATTENTION = "mixer", "attention"
 LINEAR = ("O(T)", "O(T log T)")
@@ -26,7 +26,7 @@ Work = Callable[[Any], object]
 _ATTENTION_MODES = ("forward", "train", "prefill")
 
 
-class MixerSpeed(Measure):
+class MixerSpeed(Contest):
     """Seconds of the first mixer of the layout, without a model around it, on random input of width d_model.
 
     modes: `forward` without gradients, `train` (forward and backward), `prefill` (as forward, and the state after it),
@@ -38,7 +38,6 @@ class MixerSpeed(Measure):
     card says that their time is linear (or linear times a logarithm) in the length.
     """
 
-    exclusive: ClassVar[bool] = True
     measure: Literal["mixer_speed"] = "mixer_speed"
     modes: tuple[Mode, ...] = Field(default=("forward", "decode"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,8 +14,8 @@ from ...models import ModelConfig, parse_layout
 from ..precision import Precision, resolve
 from ..training import Progress
 from .bars import FEWEST_LENGTHS, Bar, ratios
-from .base import Measure, Size, part_of
-from .contest import Contender, peaks_in_turn, row, time_in_turn
+from .base import Size, part_of
+from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn
 from .meter import keep_freed_memory, quartiles
 from .op_work import FwpkmWork
 
@@ -30,7 +30,7 @@ _MEASURED_BY = {
 }
 
 
-class OpSpeed(Measure):
+class OpSpeed(Contest):
     """Seconds and bytes of an op on random tokens, its backends in turn, in one process; one case for all sizes.
 
     op: which; its sizes are those that the layout gives the mixer of this name. modes: `forward`, `train` (forward and
@@ -42,7 +42,6 @@ class OpSpeed(Measure):
     copy_bytes: size of the copy that tells the memory's bandwidth. bars: what ratios are held to.
     """
 
-    exclusive: ClassVar[bool] = True
     measure: Literal["op_speed"] = "op_speed"
     op: Literal["fwpkm"] = "fwpkm"
     modes: tuple[Mode, ...] = Field(default=("forward", "train"), min_length=1)

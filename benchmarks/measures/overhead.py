@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -13,14 +13,14 @@ from typing_extensions import Self
 from ...models import ModelConfig, compile_totals, compiled_since, parse_layout
 from ..training import Compile, Precision, Progress
 from .bars import Bar, overheads
-from .base import Measure, Size, part_of
-from .contest import Contender, peaks_in_turn, row, time_in_turn
+from .base import Size, part_of
+from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn
 from .workload import Workload
 
 WITH, WITHOUT = "with", "without"
 
 
-class Overhead(Measure):
+class Overhead(Contest):
     """What the mixers right of the layout's `|` cost a whole model: both freshly initialised, on random tokens.
 
     modes: `forward`, `train` (forward, backward, AdamW step). lengths: tokens. batch: sequences at once. rounds: of
@@ -28,7 +28,6 @@ class Overhead(Measure):
     be.
     """
 
-    exclusive: ClassVar[bool] = True
     measure: Literal["overhead"] = "overhead"
     modes: tuple[Literal["forward", "train"], ...] = Field(default=("train",), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)

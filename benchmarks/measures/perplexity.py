@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -12,8 +15,10 @@ from typing_extensions import Self
 
 from ...models import LanguageModel, ModelState
 from ..errors import NotFiniteError
+from ..runs import ResultLine
 from ..tasks import Batch, TextTask
 from ..training import Progress, autocast
+from .entry import Entry
 from .trained import Trained
 
 
@@ -77,6 +82,15 @@ class Perplexity(Trained):
         if not totals.isfinite().all():
             raise NotFiniteError(f"the loss is not finite from position {int((~totals.isfinite()).nonzero()[0])} on")
         return totals
+
+    @classmethod
+    def entries(cls, result: ResultLine) -> Iterator[Entry]:
+        for row in (result.metrics or {})["rows"]:
+            yield Entry("perplexity per token by position", (row["start"], row["end"]), row["nats"], _exponential)
+
+
+def _exponential(nats: list[float]) -> str:
+    return f"{math.exp(fmean(nats)):.2f}"
 
 
 def position_nats(model: LanguageModel, batch: Batch, device: torch.device, chunk_size: int) -> Tensor:

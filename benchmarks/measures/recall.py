@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
+from ...mixers.memory.fwpkm_inspection import watch_fwpkm
 from ...models import LanguageModel, ModelState
 from ..errors import NotFiniteError
+from ..runs import ResultLine
 from ..tasks import IGNORE, Batch, NeedleTask, RecallTask, Task
 from ..training import Progress, autocast
 from .base import Size, part_of
+from .entry import Entry, one_decimal
+from .sparse_memories import SparseMemories
 from .trained import Trained
 
 DEPTH_EDGES = (0.0, 0.25, 0.5, 0.75)  # lower edges of the depth buckets
@@ -72,16 +77,19 @@ class Recall(Trained):
         return [self.model_copy(update={"lengths": (length,)}) for length in self.lengths]
 
     def ask(self, model: LanguageModel, *, seed: int, device: torch.device, progress: Progress) -> dict[str, Any]:
-        """See `Trained.ask`; metrics are `rows`, `answers`, `state_bytes` (of one sequence, by length) and `text`.
+        """See `Trained.ask`; metrics are `rows`, `answers`, `state_bytes` (of one sequence, by length), `memories` and
+        `text`.
 
         A row has `length`, `load`, `passes`, `memory`, `depth` (lower edge of its quarter, None where no single place
         holds the answer), `recent`, `correct`, `total` and `chance`. Answers have for every length, load, passes and
         memory a string a sequence, `hits`, a character a question in their order: `1` right, `0` wrong, `r` and `w`
-        the same of recent ones.
+        the same of recent ones. Memories say what each sparse memory did with the first sequences of each length and
+        load, memories being fresh: `length`, `load`, and what `SparseMemories.rows` says. Empty for a model without.
         """
         cells = [(task, length, memory) for length in self.lengths for task in self._tasks() for memory in self.memory]
         rows: list[dict[str, Any]] = []
         answers: list[dict[str, Any]] = []
+        memories: list[dict[str, Any]] = []
         state_bytes: dict[str, int] = {}
         for number, (task, length, memory) in enumerate(cells):
             asked = _Asked(self, task, length, memory)
@@ -89,12 +97,30 @@ class Recall(Trained):
             held = asked.read(model, seed, device, share)
             rows += asked.rows()
             answers += asked.answers()
+            memories += asked.memories
             state_bytes.setdefault(str(length), held)
-        return {"rows": rows, "answers": answers, "state_bytes": state_bytes, "text": self.task.describe_text()}
+        found = {"rows": rows, "answers": answers, "state_bytes": state_bytes, "memories": memories}
+        return {**found, "text": self.task.describe_text()}
 
     def _tasks(self) -> Iterator[RecallTask]:
         """The task at each of its loads."""
         return (self.task.with_load(load) for load in self.loads) if self.loads is not None else iter((self.task,))
+
+    @classmethod
+    def entries(cls, result: ResultLine) -> Iterator[Entry]:
+        right: Counter[tuple[int, int, str, int]] = Counter()
+        total: Counter[tuple[int, int, str, int]] = Counter()
+        for row in (result.metrics or {})["rows"]:
+            if not row["recent"]:
+                cell = (row["load"] or 0, row["passes"], row["memory"], row["length"])
+                right[cell] += row["correct"]
+                total[cell] += row["total"]
+        for load, passes, memory, length in sorted(total):
+            again = f", context read {passes} times" if passes > 1 else ""
+            kept = ", memory kept between sequences" if memory == "persistent" else ""
+            title = f"recall{again}{kept}: % right at load {load} by length, of the models taught"
+            cell = (load, passes, memory, length)
+            yield Entry(title, length, 100 * right[cell] / total[cell], one_decimal)
 
 
 class _Asked:
@@ -105,6 +131,7 @@ class _Asked:
         self.total: Counter[tuple[int, float | None, bool]] = Counter()
         self.correct: Counter[tuple[int, float | None, bool]] = Counter()
         self.hits: dict[int, list[str]] = {passes: [] for passes in recall.passes}
+        self.memories: list[dict[str, Any]] = []
 
     @torch.no_grad()
     def read(self, model: LanguageModel, seed: int, device: torch.device, progress: Progress) -> int:
@@ -113,7 +140,9 @@ class _Asked:
         # sequences whose memory is handed on come one after the other
         batch = 1 if self.memory == "persistent" else recall.eval_batch
         for sequences in self.task.eval_batches(self.length, recall.examples, seed, batch):
-            with autocast(device, recall.training.precision):
+            first = self.memory == "fresh" and not self.hits[recall.passes[0]]
+            watching = self._watching(model, sequences) if first else nullcontext()
+            with watching, autocast(device, recall.training.precision):
                 right, state = self._hits(model, sequences, device, kept)
             held = held or state.nbytes // len(sequences.tokens)
             if self.memory == "persistent":
@@ -122,6 +151,14 @@ class _Asked:
             done = len(self.hits[recall.passes[0]]) / recall.examples
             progress(done, f"{self.length} tokens: {sum(self.correct.values())}/{sum(self.total.values())}")
         return held
+
+    @contextmanager
+    def _watching(self, model: LanguageModel, batch: Batch) -> Iterator[None]:
+        """Notes what sparse memories do while `batch` is read for the first time."""
+        seen = SparseMemories(model, batch.targets != IGNORE)
+        with watch_fwpkm(seen):
+            yield
+        self.memories = [{"length": self.length, "load": self.task.load, **row} for row in seen.rows()]
 
     def _hits(
         self, model: LanguageModel, batch: Batch, device: torch.device, state: ModelState | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,8 +11,10 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from ...models import ModelConfig, compile_totals, compiled_since
+from ..runs import ResultLine
 from ..training import Compile, Precision, Progress
 from .base import Measure, Size, check_compiles, single, split_grid
+from .entry import Entry
 from .meter import quartiles, time_rounds
 from .workload import Workload
 
@@ -76,3 +79,9 @@ class Speed(Measure):
             "first_call_seconds": timing.first_seconds,
             **(compiled_since(before) if self.compile else {}),
         }
+
+    @classmethod
+    def entries(cls, result: ResultLine) -> Iterator[Entry]:
+        mode, length, metrics = result.parameters["modes"][0], result.parameters["lengths"][0], result.metrics or {}
+        title = f"speed, {mode}: tokens/s (median) by length"
+        yield Entry(title, length, metrics["tokens_per_second"]["median"])

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextvars
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from statistics import median
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,9 +21,11 @@ from typing_extensions import Self
 
 from ...mixers import check_option, mixer_options
 from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
+from ..runs import ResultLine
 from ..tasks import IGNORE, AnyTask, NeedleTask, Task
 from ..training import Progress, TrainingSettings, autocast, scored_logits, train_or_load
 from .base import Measure, check_vocabulary, part_of
+from .entry import Entry
 
 CHECKPOINT = "checkpoint"
 
@@ -97,6 +101,7 @@ class Trained(Measure):
     trained: the case whose model is asked; a suite leaves it out.
     """
 
+    reusable: ClassVar[bool] = True
     task: AnyTask
     training: TrainingSettings = TrainingSettings()
     sweep: Sweep | None = None
@@ -138,6 +143,7 @@ class Trained(Measure):
 class _Trains(Measure):
     """A case that trains one model and keeps it in its folder."""
 
+    reusable: ClassVar[bool] = True
     task: AnyTask = NeedleTask()
     training: TrainingSettings = TrainingSettings()
 
@@ -180,6 +186,20 @@ class Training(_Trains):
             "text": self.task.describe_text(),
         }
 
+    @classmethod
+    def entries(cls, result: ResultLine) -> Iterator[Entry]:
+        record = (result.metrics or {})["training"]
+        if (bar := record.get("bar")) is not None:
+            title = f"training: seeds that reached {bar['accuracy']:.0%} at {bar['length']} tokens, load {bar['load']}"
+            solved = record["tokens_to_solve"] if bar["passed"] else None
+            yield Entry(title, "taught (median tokens to solve)", math.inf if solved is None else solved, _taught)
+
+
+def _taught(tokens_to_solve: list[float]) -> str:
+    solved = [tokens for tokens in tokens_to_solve if math.isfinite(tokens)]
+    count = f"{len(solved)} of {len(tokens_to_solve)}"
+    return f"{count} ({median(solved) / 1e6:.2f} M)" if solved else count
+
 
 class Tuning(_Trains):
     """One short training of a sweep, see `Sweep`. choice: the options tried; rung: from 0. training: as shortened."""
@@ -213,6 +233,12 @@ class Tuning(_Trains):
             "training": record,
             "data": data,
         }
+
+    @classmethod
+    def entries(cls, result: ResultLine) -> Iterator[Entry]:
+        metrics = result.metrics or {}
+        choice = ", ".join(f"{name} {value}" for name, value in metrics["choice"].items())
+        yield Entry(f"tuning, rung {metrics['rung'] + 1}: validation loss in nats", choice, metrics["score"])
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ class DataHash:
         for tensor in (batch.tokens, batch.targets, batch.documents):
             array = tensor.contiguous().numpy()
             digest.update(f"{array.dtype.str} {array.shape}".encode())
-            digest.update(array)
+            digest.update(array.data)
         self.sha256 = digest.hexdigest()
         self.batches += 1
         self.tokens += batch.tokens.numel()

@@ -48,11 +48,15 @@ def ops_of(mixers: Iterable[str]) -> list[Op]:
             found |= {op.name: op for op in mixer_card(name).ops}
             with torch.no_grad():
                 create_mixer(name, 32, **small_options(name))(torch.zeros(1, 2, 32))
+    return list((found | {name: op for name, op in bundled_ops().items() if name in ran}).values())
+
+
+def bundled_ops() -> dict[str, Op]:
+    """The ops that come with mixerzoo, by name."""
     modules = (
         importlib.import_module(f"{bundled.__name__}.{name}") for _, name, _ in pkgutil.iter_modules(bundled.__path__)
     )
-    beside = {op.name: op for module in modules if isinstance(op := getattr(module, "OP", None), Op)}
-    return list((found | {name: op for name, op in beside.items() if name in ran}).values())
+    return {op.name: op for module in modules if isinstance(op := getattr(module, "OP", None), Op)}
 
 
 def cases(op: Op, dtypes: Sequence[str], sizes: Sequence[int]) -> list[Case]:

@@ -1,6 +1,7 @@
 """Looking inside a sparse memory: its gates, the slots it uses, how much it rewrites, and who wrote what a token reads.
 
-`record_fwpkm(model)` collects while it is on. While it is off, a layer asks once a call whether anybody looks.
+`record_fwpkm(model)` collects while it is on, `watch_fwpkm(look)` only shows. While neither is on, a layer asks once a
+call whether anybody looks.
 """
 
 from __future__ import annotations
@@ -71,9 +72,20 @@ def record_fwpkm(model: nn.Module) -> Iterator[dict[str, LayerTrace]]:
     Layers that `torch.compile` has compiled are not seen, see `recorder`.
     """
     recording = _Recording({module: name for name, module in model.named_modules()})
-    token = _recorder.set(recording)
-    try:
+    with watch_fwpkm(recording):
         yield recording.traces
+
+
+@contextlib.contextmanager
+def watch_fwpkm(look: Recorder) -> Iterator[None]:
+    """Within this context, every call of an FwPKM layer is shown to `look(layer, x, state, gates, output)`.
+
+    x `[batch, time, d_model]`; state: the one that the call was given; gates `[batch, time]` or None. Nothing is kept
+    or read again, so that watching costs what `look` does.
+    """
+    token = _recorder.set(look)
+    try:
+        yield
     finally:
         _recorder.reset(token)
 
@@ -253,11 +265,8 @@ def _read(layer: FwPKM, x: Tensor, state: FwPKMState | None) -> tuple[FwPKMState
     def keep(*arguments: Any) -> None:
         outputs.append(arguments[-1])
 
-    token = _recorder.set(keep)
-    try:
+    with watch_fwpkm(keep):
         _, after = layer.mix(x, state, True)
-    finally:
-        _recorder.reset(token)
     assert after is not None
     return after, outputs[0]
 

@@ -5,29 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import altair as alt
 import pandas as pd
 
 from .. import formats
-from ..charts import (
-    BYTES,
-    HEIGHT,
-    WIDTH,
-    Figure,
-    Style,
-    finish,
-    lengths_axis,
-    logarithmic_axis,
-    panels,
-    titled,
-    tooltips,
-)
+from ..charts import Figure
 from ..finding import Finding, Score, by_mode, common_length, failed, figure_of, of, without_number
 from ..formats import mode_name
-from ..lines import KEYS, Lines, Row, measured, size, tidy
+from ..lines import FAILED, KEYS, Lines, Row, failed_rows, measured, size, tidy
+from ..scaling_figures import memory_figures, memory_growth_tables, state_figure
 from ..section import Section
 from ..statistics import rows_of
-from ..table import Table, each, in_brackets, numbered, wide
+from ..table import Table, each, in_brackets, wide
 from ..tables import RunData
 
 NEAR = 0.01  # peak memory within 1 % counts as equal: allocators round
@@ -43,7 +31,8 @@ class Memory(Section):
 
     def frames(self, lines: Lines) -> dict[str, pd.DataFrame]:
         peaks = sorted(_peak_rows(lines), key=lambda row: row["length"])
-        return {"memory": tidy(peaks, COLUMNS), "states": tidy(_state_rows(lines), STATES)}
+        frames = {"memory": tidy(peaks, COLUMNS), "states": tidy(_state_rows(lines), STATES)}
+        return {**frames, "memory_failures": tidy(failed_rows(lines, "memory"), FAILED)}
 
     def findings(self, run: RunData) -> Iterator[Finding]:
         for (variant, mode), rows in by_mode(run["memory"].dropna(subset=["peak_bytes"])):
@@ -52,11 +41,8 @@ class Memory(Section):
             yield _least_state(run["states"])
 
     def figures(self, run: RunData) -> Iterator[Figure]:
-        for number, (variant, rows) in enumerate(run["memory"].groupby("variant", sort=False)):
-            if (rows["peak_bytes"] > 0).any():
-                yield _peaks(run, str(variant), rows, numbered("memory", number))
-        if (run["states"]["state_bytes"] > 0).any():
-            yield _states(run)
+        yield from memory_figures(run)
+        yield from state_figure(run)
 
     def tables(self, run: RunData) -> Iterator[Table]:
         for suffix, (variant, mode), rows in each(run["memory"].dropna(subset=["peak_bytes"]), "variant", "mode"):
@@ -67,6 +53,7 @@ class Memory(Section):
         if len(run["states"]):
             columns, cells = wide(run["states"], "length", lambda r: formats.bytes_(r.state_bytes))
             yield Table("state", "State of one sequence", columns, cells, "After reading that many tokens.")
+        yield from memory_growth_tables(run)
 
     def numbers(self, run: RunData) -> Iterator[dict[str, Any]]:
         for r in rows_of(run["memory"]):
@@ -161,45 +148,3 @@ def _least(
         better="less",
         scores=(*scores, *without),
     )
-
-
-def _peaks(run: RunData, variant: str, rows: pd.DataFrame, name: str) -> Figure:
-    positive = rows[rows["peak_bytes"] > 0]
-    pooled = positive.groupby(["layout", "mode", "length"], sort=False, as_index=False)["peak_bytes"].median()
-    pooled = pooled.assign(
-        low=pooled["peak_bytes"], high=pooled["peak_bytes"], shown=pooled["peak_bytes"].map(formats.bytes_)
-    )
-    pooled["panel"] = [mode_name(m).capitalize() for m in pooled["mode"]]
-    x = lengths_axis(pooled["length"].tolist(), "Length (tokens)")
-    y = logarithmic_axis("peak_bytes", BYTES, "Peak bytes above the model")
-    names = list(dict.fromkeys(pooled["panel"]))
-    curves = Style(run.layouts).curves(pooled, x, y, tooltips(("shown", "peak"), ("length", "length")))
-    size = (WIDTH + 116, HEIGHT - 60) if len(names) == 1 else (358, 220)
-    chart = panels(curves, pooled, names, columns=2, width=size[0], height=size[1], free=True)
-    title = titled("Peak memory by length", variant)
-    caption = "Peak of the memory allocated above the resident model; both axes logarithmic."
-    caption += _left_out(len(rows) - len(positive))
-    text = f"Small multiples: {formats.listing(names)}; numbers in the tables."
-    return Figure(name, title, caption, text, finish(chart, title, "lower is better"))
-
-
-def _states(run: RunData) -> Figure:
-    positive = run["states"][run["states"]["state_bytes"] > 0]
-    states = positive.assign(
-        low=positive["state_bytes"], high=positive["state_bytes"], shown=positive["state_bytes"].map(formats.bytes_)
-    )
-    x = lengths_axis(states["length"].tolist(), "Tokens read")
-    y = logarithmic_axis("state_bytes", BYTES, "State (bytes)")
-    curves = Style(run.layouts).curves(states, x, y, tooltips(("shown", "state"), ("length", "tokens read")))
-    chart = alt.layer(*curves).properties(width=WIDTH + 116, height=HEIGHT - 60)
-    title = "What a sequence has to keep"
-    caption = "Bytes of the state of one sequence after so many tokens; both axes logarithmic."
-    caption += _left_out(len(run["states"]) - len(positive))
-    last = states[states["length"] == states["length"].max()]
-    text = "At the longest length: " + "; ".join(f"{r.layout} {r.shown}" for r in rows_of(last)) + "."
-    subtitle = "state bytes of one sequence, lower is better"
-    return Figure("state", title, caption, text, finish(chart, title, subtitle))
-
-
-def _left_out(count: int) -> str:
-    return f" {count} values of 0 bytes do not fit on a logarithmic axis and are left out." if count else ""

@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from .. import formats
-from ..charts import HEIGHT, WIDTH, Figure, Style, finish, lengths_axis, titled, tooltips
+from ..charts import HEIGHT, WIDTH, Figure, Style, at_the_end, finish, in_words, lengths_axis, titled, tooltips
 from ..finding import Finding, Score, failed, figure_of, of
 from ..inference import ALPHA, LEAST_SEEDS, Comparison, compare_seeds, holm
 from ..lines import KEYS, Lines, Row, measured, tidy
@@ -159,8 +159,10 @@ def _by_position(run: RunData, variant: str, rows: pd.DataFrame, name: str) -> F
     bands = "one seed" if seeds == 1 else f"bands: least and greatest of {seeds} seeds"
     caption = "Bits needed for each byte of real text, by how far into the text it stands: "
     caption += "whoever makes use of the context falls to the right."
-    text = "Curves over the position; numbers in the tables."
-    return Figure(name, title, caption, text, finish(chart, title, f"lower is better; {bands}"))
+    text = at_the_end(pooled.assign(panel=""), "end", "shown", "bytes into the text, in bits per byte")
+    named = {"layout": "layout", "start": "from", "end": "to", "bits_per_byte": "bits per byte"}
+    data = in_words(pooled, {**named, "low": "least seed", "high": "greatest seed", "seeds": "seeds"})
+    return Figure(name, title, caption, text, finish(chart, title, f"lower is better; {bands}"), data)
 
 
 def _seeds(row: Any) -> str:

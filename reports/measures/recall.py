@@ -11,12 +11,14 @@ import pandas as pd
 from .. import formats
 from ..charts import Figure
 from ..finding import Finding
+from ..heatmaps import heat_figures
 from ..lines import KEYS, Lines, Row, identity, measured, size, tidy
 from ..recall import asked
 from ..recall_figures import recall_figures
 from ..recall_findings import recall_findings
 from ..recall_tables import recall_tables
 from ..section import Section
+from ..sparse_memories import SPARSE, sparse_figures, sparse_rows, sparse_tables
 from ..statistics import rows_of
 from ..table import Table
 from ..tables import RunData
@@ -41,6 +43,7 @@ class Recall(Section):
             "recall": tidy(_depth_rows(own), BY_DEPTH),
             "answers": tidy(_answer_rows(own), ANSWERS),
             "failed_lengths": tidy(_failed_rows(own), FAILED),
+            "sparse_memories": tidy(sparse_rows(own), SPARSE),
         }
 
     def findings(self, run: RunData) -> Iterator[Finding]:
@@ -48,10 +51,13 @@ class Recall(Section):
 
     def figures(self, run: RunData) -> Iterator[Figure]:
         yield from recall_figures(run)
+        yield from heat_figures(run)
+        yield from sparse_figures(run)
         yield from trade_off(run)
 
     def tables(self, run: RunData) -> Iterator[Table]:
         yield from recall_tables(run)
+        yield from sparse_tables(run)
 
     def numbers(self, run: RunData) -> Iterator[dict[str, Any]]:
         for recall in asked(run):

@@ -8,15 +8,16 @@ from typing import Any
 import pandas as pd
 
 from .. import formats
-from ..charts import COUNT, Figure, Style, finish, lengths_axis, logarithmic_axis, panels, titled, tooltips
+from ..charts import Figure
 from ..finding import Finding, Score, by_mode, common_length, failed, figure_of, of, without_number
 from ..formats import mode_name
 from ..inference import LEAST_ROUNDS, Comparison, Ranking, fastest
-from ..lines import COMPILED, KEYS, Lines, Row, measured, size, tidy
+from ..lines import COMPILED, FAILED, KEYS, Lines, Row, failed_rows, measured, size, tidy
+from ..scaling_figures import speed_figures, speed_growth_tables
 from ..section import Section
 from ..statistics import Interval, pool_speed, rows_of
 from ..summary import ran
-from ..table import Table, compiled_note, each, in_brackets, numbered, wide
+from ..table import Table, compiled_note, each, in_brackets, wide
 from ..tables import RunData
 
 COLUMNS = [*KEYS, "mode", "length", "tokens_per_second", "low", "high", "seconds", "seconds_low", "seconds_high"]
@@ -30,15 +31,15 @@ class Speed(Section):
     alike = frozenset({"rounds", "budget_seconds"})
 
     def frames(self, lines: Lines) -> dict[str, pd.DataFrame]:
-        return {"speed": tidy(sorted(_rows(lines), key=lambda row: row["length"]), COLUMNS)}
+        rows = sorted(_rows(lines), key=lambda row: row["length"])
+        return {"speed": tidy(rows, COLUMNS), "speed_failures": tidy(failed_rows(lines, "speed"), FAILED)}
 
     def findings(self, run: RunData) -> Iterator[Finding]:
         for (variant, mode), rows in by_mode(run["speed"]):
             yield _fastest(run, variant, mode, rows)
 
     def figures(self, run: RunData) -> Iterator[Figure]:
-        for number, (variant, rows) in enumerate(run["speed"].groupby("variant", sort=False)):
-            yield _by_length(run, str(variant), rows, numbered("speed", number))
+        yield from speed_figures(run)
 
     def tables(self, run: RunData) -> Iterator[Table]:
         for suffix, (variant, mode), rows in each(run["speed"], "variant", "mode"):
@@ -48,6 +49,7 @@ class Speed(Section):
             title = f"Speed, {mode_name(mode)}: {what}{in_brackets(variant)}"
             note = f"Median [first, third quartile] of at least {pooled['rounds'].min()} rounds."
             yield Table(f"speed{suffix}", title, columns, cells, note + compiled_note(rows))
+        yield from speed_growth_tables(run)
 
     def numbers(self, run: RunData) -> Iterator[dict[str, Any]]:
         backends = ran(run["speed"])
@@ -122,26 +124,6 @@ def _faster(ranking: Ranking, shown: dict[str, str]) -> str:
 def _times(seconds: Comparison) -> str:
     """How many times as fast, from a ratio of seconds."""
     return formats.times(Interval(1 / seconds.difference, 1 / seconds.high, 1 / seconds.low))
-
-
-def _by_length(run: RunData, variant: str, rows: pd.DataFrame, name: str) -> Figure:
-    pooled = pool_speed(rows, ["layout", "mode", "length"])
-    pooled["panel"] = [mode_name(m).capitalize() for m in pooled["mode"]]
-    rates = [Interval(r.tokens_per_second, r.low, r.high) for r in rows_of(pooled)]
-    pooled["shown"] = [formats.rate_interval(i) for i in rates]
-    pooled["time"] = [formats.seconds(s) for s in pooled["seconds"]]
-    x = lengths_axis(pooled["length"].tolist(), "Length (tokens)")
-    y = logarithmic_axis("tokens_per_second", COUNT, "Tokens per second")
-    tips = tooltips(
-        ("shown", "speed [quartiles]"), ("time", "time of a round"), ("rounds", "rounds"), ("length", "length")
-    )
-    names = list(dict.fromkeys(pooled["panel"]))
-    curves = Style(run.layouts).curves(pooled, x, y, tips)
-    chart = panels(curves, pooled, names, columns=2, width=358, height=220, free=True)
-    title = titled("Speed by length", variant)
-    caption = "Median over the rounds, bands from the first to the third quartile; both axes logarithmic."
-    text = f"Small multiples: {formats.listing(names)}; numbers in the tables."
-    return Figure(name, title, caption, text, finish(chart, title, "tokens per second, median and quartiles"))
 
 
 def _rate(r: Any) -> str:

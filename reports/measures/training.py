@@ -11,19 +11,19 @@ import pandas as pd
 from .. import formats
 from ..charts import (
     COUNT,
-    HEIGHT,
     MUTED,
     WIDTH,
     Figure,
     Style,
     finish,
-    panels,
+    in_words,
     round_values,
     titled,
     tooltips,
 )
 from ..finding import Finding, Score, of
 from ..inference import Solved, solved
+from ..learning_figures import learning_figures
 from ..lines import COMPILED, KEYS, Lines, tidy
 from ..section import Section
 from ..statistics import rows_of
@@ -56,8 +56,7 @@ class Training(Section):
     def figures(self, run: RunData) -> Iterator[Figure]:
         for number, (variant, found) in enumerate(_by_variant(run).items()):
             yield from _tokens_to_solve(run, number, variant, found)
-        if len(run["curves"]):
-            yield _loss_curves(run)
+        yield from learning_figures(run)
 
     def tables(self, run: RunData) -> Iterator[Table]:
         for number, (variant, found) in enumerate(_by_variant(run).items()):
@@ -184,27 +183,8 @@ def _solve_figure(
     caption += "whose training ended without it."
     text = "; ".join(f"{r.layout}, seed {r.seed}: {r.shown}" for r in rows_of(rows)) + "."
     subtitle = f"bar: {bar}; one mark for each seed, further left is sooner"
-    return Figure(numbered("solve", number), title, caption, text, finish(chart, title, subtitle))
-
-
-def _loss_curves(run: RunData) -> Figure:
-    style = Style(run.layouts, legend="lines")
-    curves = run["curves"].dropna(subset=["loss"])
-    curves = curves.assign(panel=[titled(m.capitalize(), v) for m, v in zip(curves["measure"], curves["variant"])])
-    names = list(dict.fromkeys(curves["panel"]))
-    base = alt.Chart().encode(
-        x=alt.X("step:Q", title="Training step"), y=alt.Y("loss:Q", title="Loss (nats)", axis=alt.Axis(labelFlush=True))
-    )
-    tips = [*tooltips(("seed", "seed"), ("step", "step")), alt.Tooltip("loss:Q", format=".3f")]
-    line = base.mark_line(strokeWidth=1.5).encode(
-        color=style.colour(), strokeDash=style.dash(), opacity=style.emphasis, detail="seed:N", tooltip=tips
-    )
-    size = (WIDTH + 116, HEIGHT - 60) if len(names) == 1 else (358, 220)
-    chart = panels([line.add_params(style.select)], curves, names, columns=2, width=size[0], height=size[1], free=True)
-    title = "Training curves"
-    caption = "Loss of the training batches in nats per scored token, one curve for each seed."
-    subtitle = "loss of the training batches, one curve for each seed"
-    return Figure("training", title, caption, caption, finish(chart, title, subtitle))
+    data = in_words(rows, {"layout": "layout", "seed": "seed", "read": "tokens read", "outcome": "outcome"})
+    return Figure(numbered("solve", number), title, caption, text, finish(chart, title, subtitle), data)
 
 
 def _solve_table(name: str, variant: str, found: list[Trained]) -> Table:

@@ -8,9 +8,11 @@ from typing import Any
 import pandas as pd
 
 from .. import formats
+from ..charts import Figure
 from ..lines import KEYS, Lines, Row, choice_text, measured, tidy
 from ..section import Section
 from ..statistics import rows_of
+from ..sweep_figures import sweep_figures
 from ..table import Table, in_brackets, numbered
 from ..tables import RunData
 from ..taught import NOT_TAUGHT
@@ -28,6 +30,9 @@ class Tuning(Section):
     def frames(self, lines: Lines) -> dict[str, pd.DataFrame]:
         tuning = tidy(_rows(lines), COLUMNS)
         return {"tuning": tuning.astype({"accuracy": float})}
+
+    def figures(self, run: RunData) -> Iterator[Figure]:
+        yield from sweep_figures(run)
 
     def tables(self, run: RunData) -> Iterator[Table]:
         yield from _tuning_tables(run)

@@ -4,7 +4,11 @@ import json
 
 import pytest
 import torch
-from mixerzoo.benchmarks.measures import MEASURES, Memory, MixerSpeed, Overhead, Speed
+from mixerzoo.benchmarks.measures import measure_class
+from mixerzoo.benchmarks.measures.memory import Memory
+from mixerzoo.benchmarks.measures.mixer_speed import MixerSpeed
+from mixerzoo.benchmarks.measures.overhead import Overhead
+from mixerzoo.benchmarks.measures.speed import Speed
 from mixerzoo.benchmarks.plan import Planner, everything
 from mixerzoo.benchmarks.suite import SuiteError, parse_suite
 from mixerzoo.benchmarks.training import TrainingSettings
@@ -82,7 +86,7 @@ def test_what_carries_a_state_is_not_said_to_be_compiled(measure):
     with pytest.raises(
         ValueError, match=r"compile: default is for the modes forward and train, not for .*decode; take"
     ):
-        MEASURES[measure](compile="default")
+        measure_class(measure)(compile="default")
     with pytest.raises(SuiteError, match="not for prefill, decode"):
         parse_suite(f"compile: default\n{TEXT}".replace("modes: [forward, train], ", ""), "s")
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from mixerzoo.benchmarks.measures import DecodeSpeed, Speed
+from mixerzoo.benchmarks.measures.decode_speed import DecodeSpeed
+from mixerzoo.benchmarks.measures.speed import Speed
 from mixerzoo.benchmarks.measures.workload import Workload
 from mixerzoo.models import ModelConfig
 from pydantic import ValidationError

@@ -4,7 +4,8 @@ import time
 
 import pytest
 import torch
-from mixerzoo.benchmarks.measures import LibraryOverhead, library_overhead
+from mixerzoo.benchmarks.measures import library_overhead
+from mixerzoo.benchmarks.measures.library_overhead import LibraryOverhead
 from mixerzoo.mixers.ops.dispatch import Backend, Call, Op
 from mixerzoo.mixers.ops.libraries import call_library, library_calls
 from mixerzoo.mixers.ops.problems import Problem

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mixerzoo.benchmarks.measures import Memory, Speed, meter
+from mixerzoo.benchmarks.measures import meter
+from mixerzoo.benchmarks.measures.memory import Memory
 from mixerzoo.benchmarks.measures.meter import measure_memory, quartiles, time_rounds
+from mixerzoo.benchmarks.measures.speed import Speed
 from mixerzoo.mixers import Mixer, MixerCard, MixerState, option, registry
 from mixerzoo.mixers.stepping import CannotStep, Stepper
 from mixerzoo.models import ModelConfig

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mixerzoo.benchmarks.measures import MixerSpeed
+from mixerzoo.benchmarks.measures.mixer_speed import MixerSpeed
 from mixerzoo.models import ModelConfig
 from pydantic import ValidationError
 

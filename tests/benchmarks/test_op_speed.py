@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mixerzoo.benchmarks.device import choose_device
-from mixerzoo.benchmarks.measures import OpSpeed, Overhead, meter
+from mixerzoo.benchmarks.measures import meter
 from mixerzoo.benchmarks.measures.bars import Bar, ratios
 from mixerzoo.benchmarks.measures.contest import Contender, peaks_in_turn, time_in_turn
+from mixerzoo.benchmarks.measures.op_speed import OpSpeed
 from mixerzoo.benchmarks.measures.op_work import FwpkmWork
+from mixerzoo.benchmarks.measures.overhead import Overhead
 from mixerzoo.benchmarks.plan import Planner
 from mixerzoo.benchmarks.suite import load_suite, parse_suite
 from mixerzoo.models import LanguageModel, ModelConfig

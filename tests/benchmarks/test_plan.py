@@ -57,6 +57,11 @@ def test_the_grid_is_layouts_times_measures_times_sizes_times_seeds():
     assert lin.parameters["training"]["learning_rate"] == 0.004 and "measure" not in lin.parameters
 
 
+def test_what_takes_time_is_never_taken_over_from_another_run():
+    first = plan(GOOD)
+    assert {c.reusable for c in of(first, "speed")} == {False} and {c.reusable for c in of(first, "training")} == {True}
+
+
 def test_ids_depend_on_meaning_not_on_names_order_or_other_layouts():
     def ids(text, device="cpu"):
         return {c.id for c in Planner(parse_suite(text, "s"), device)({}).cases}

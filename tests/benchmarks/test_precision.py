@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from mixerzoo.benchmarks import suite as suite_module
-from mixerzoo.benchmarks.measures import MEASURES
+from mixerzoo.benchmarks.measures import measure_class
 from mixerzoo.benchmarks.plan import Planner, everything
 from mixerzoo.benchmarks.precision import allows_tf32, autocast, resolve
 from mixerzoo.benchmarks.runs import Run
@@ -119,7 +119,7 @@ def measured(monkeypatch):
     """What a case sees of TF32, in place of a measure."""
     seen = []
 
-    class Looks(MEASURES["speed"]):
+    class Looks(measure_class("speed")):
         def run(self, config, **where):
             seen.append((switches(), where["device"]))
             return {}
@@ -158,7 +158,7 @@ def test_attention_is_timed_in_the_precision_of_the_mixer(monkeypatch, tmp_path)
         return whole(q, k, v, **options)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
-    measure = MEASURES["mixer_speed"](modes=("forward",), lengths=(16,), d_head=8, rounds=1, precision="bfloat16")
+    measure = measure_class("mixer_speed")(modes=("forward",), lengths=(16,), d_head=8, rounds=1, precision="bfloat16")
     where = {"seed": 0, "device": torch.device("cpu"), "folder": tmp_path, "progress": lambda fraction, text: None}
     measure.run(ModelConfig("identity", d_model=16, n_layers=1), **where)
     assert seen == {(torch.bfloat16,) * 3}

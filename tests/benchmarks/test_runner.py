@@ -227,7 +227,7 @@ def test_a_run_whose_time_is_up_goes_on_at_the_next_start(bench):
 
 
 def test_trained_models_of_another_run_are_taken_over(bench):
-    trained = Case("old name", "line", {}, "training", {"log": str(bench.log)}, 1, "cpu", False)
+    trained = Case("old name", "line", {}, "training", {"log": str(bench.log)}, 1, "cpu", False, reusable=True)
     bench.execute([trained, bench.case(2)])
     (bench.run.checkpoint_folder(trained.id)).mkdir(parents=True)
     (bench.run.checkpoint_folder(trained.id) / "model").write_text("weights")

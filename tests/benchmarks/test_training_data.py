@@ -1,10 +1,12 @@
 """The hash of the data: the same for all that read the same in the same order, and for nobody else."""
 
 import hashlib
+import json
 
 import pytest
 import torch
 from mixerzoo.benchmarks.measures import Training, Tuning
+from mixerzoo.benchmarks.runs import same_data
 from mixerzoo.benchmarks.tasks import MqarTask
 from mixerzoo.benchmarks.training import TrainingSettings, train
 from mixerzoo.benchmarks.training.data_hash import DataHash
@@ -45,6 +47,10 @@ def test_a_training_that_stopped_earlier_is_a_prefix_of_one_that_went_on():
     assert [n for n, _ in whole["prefixes"]] == [1, 2, 4, 8, 16, 32]
     common = [prefix for prefix in whole["prefixes"] if prefix[0] <= short["batches"]]
     assert short["prefixes"] == common and short["sha256"] != whole["sha256"]
+    for data in (short, whole, json.loads(json.dumps(whole))):
+        assert same_data(data, whole) is same_data(whole, data) is True
+        assert same_data(data, data_of(seed=1)) is same_data(data_of(seed=1), data) is False
+        assert same_data(data, None) is same_data(None, data) is None
 
 
 @pytest.mark.parametrize("change", ["order", "target", "shape", "documents"])

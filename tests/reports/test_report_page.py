@@ -60,8 +60,9 @@ def test_a_report_is_a_page_markdown_csv_and_charts(made_up_report: Path) -> Non
     folder = made_up_report.parent
     assert made_up_report.is_absolute() and (folder / "report.md").is_file()
     drawn = {f.stem for f in (folder / "figures").glob("*.svg")}
-    recall = {"recall", "recall-state", "recall-length", "recall-load", "recall-passes", "recall-depth"}
-    assert drawn == recall | {"solve", "speed", "memory", "state", "trade-off", "perplexity", "training"}
+    recall = {"recall", "recall-state", "recall-length", "recall-load", "recall-passes", "recall-depth", "recall-map"}
+    taught = {"solve", "training", "training-2", "learning", "sweep", "gates", "slots"}
+    assert drawn == recall | taught | {"speed", "latency", "memory", "state", "trade-off", "perplexity"}
     assert {f.stem for f in (folder / "figures").glob("*.png")} == drawn
     assert (folder / "figures" / "recall.png").read_bytes().startswith(b"\x89PNG")
     tables = {file.stem for file in (folder / "tables").iterdir()}
@@ -72,7 +73,7 @@ def test_a_report_is_a_page_markdown_csv_and_charts(made_up_report: Path) -> Non
 
 def test_scripts_on_the_page_are_ours_alone(page: Page) -> None:
     data = [attrs for tag, attrs in page.tags if tag == "script" and attrs.get("type") == "application/json"]
-    assert len(page.scripts) == len(data) + 2 and len(data) == 13
+    assert len(page.scripts) == len(data) + 2 and len(data) == 20
     assert not [attrs for tag, attrs in page.tags if tag == "script" and "src" in attrs]
     assert not [tag for tag, attrs in page.tags if "onerror" in attrs or tag in ("b", "i")]
     assert '</script><script>alert("label")</script> *bold*' in page.text
@@ -80,7 +81,7 @@ def test_scripts_on_the_page_are_ours_alone(page: Page) -> None:
 
 
 def test_chart_data_in_the_page_is_whole(page: Page) -> None:
-    for script, count in zip(page.scripts, (7, 7, 5)):  # tokens to solve, loss, then recall of those who were taught
+    for script, count in zip(page.scripts, (7, 7, 7, 5, 5)):  # tokens to solve, losses, then what the taught reached
         rows = [row for rows in json.loads(script)["datasets"].values() for row in rows if "layout" in row]
         layouts = {row["layout"] for row in rows}
         assert len(layouts) == count and any(name.startswith("</script>") for name in layouts)
@@ -94,7 +95,7 @@ def test_nothing_on_the_page_is_fetched(page: Page) -> None:
 
 def test_the_page_is_accessible(page: Page) -> None:
     images = [attrs for tag, attrs in page.tags if tag == "img"]
-    assert len(images) == 13 and all(len(attrs["alt"] or "") > 20 for attrs in images)
+    assert len(images) == 20 and all(len(attrs["alt"] or "") > 20 for attrs in images)
     tables = [attrs for tag, attrs in page.tags if tag == "table"]
     assert len(tables) == len([tag for tag, _ in page.tags if tag == "caption"])
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")

@@ -1,4 +1,7 @@
-"""Reading long texts in pieces: seconds for 16,384 and 65,536 tokens, four times as many where the state is bounded."""
+"""Reading long texts in pieces: seconds for 16,384 and 65,536 tokens, four times as many where the state is bounded.
+
+Whole models, and many minutes: no part of `make micro`. Run it with `pytest benchmarks/micro/long_texts.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from mixerzoo.mixers import list_mixers, mixer_card
 from mixerzoo.models import LanguageModel, preset_config
 
-from .conftest import DEVICE
+from .conftest import DEVICE, finished
 
 LENGTHS = (16_384, 65_536)
 WINDOW = "sliding_window_attention"
@@ -23,9 +26,10 @@ def layout(name: str) -> str:
 
 @pytest.mark.parametrize("name", list_mixers())
 @pytest.mark.parametrize("length", LENGTHS)
-def test_read(name: str, length: int, timed: Any) -> None:
+def test_read(name: str, length: int, benchmark: Any) -> None:
     if DEVICE.type == "cpu" and length > LENGTHS[0] and mixer_card(name).state_growth == "linear":
         pytest.skip("attention over everything takes minutes here")
     model = LanguageModel(preset_config("nano", layout(name))).eval().to(DEVICE)
     tokens = torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-    timed(lambda: model.read(tokens))
+    benchmark.group = f"{length:,} tokens"
+    benchmark.pedantic(finished, (lambda: model.read(tokens),), warmup_rounds=1, rounds=3)
