@@ -1,4 +1,4 @@
-"""`mixerzoo report`: the command, found by the command line through the entry point group `mixerzoo.commands`."""
+"""The commands of this package, found by the command line through the entry point group `mixerzoo.commands`."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ def publish(
         list[Path] | None, typer.Argument(metavar="RUN...", help="Folders of runs; none to make the pages anew.")
     ] = None,
     home: Annotated[str | None, typer.Option(help="The address that the site is published at, for its feed.")] = None,
+    micro: Annotated[Path | None, typer.Option(metavar="FILE", help="The history that `make micro` keeps.")] = None,
 ) -> None:
     """Build or extend a static site of runs: index, leaderboards, history, Atom feed. All of the runs, or none."""
     from .publish import publish as publish_runs  # here, because drawing libraries take a second to load
 
-    done = publish_runs(runs or [], to, home)
+    done = publish_runs(runs or [], to, home, micro)
     for name in done.added:
         typer.echo(f"added {name}")
     for name in done.unchanged:

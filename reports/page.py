@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import vl_convert
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from . import formats
 from .about_tables import about_tables
-from .charts import VEGALITE, Figure
+from .charts import Figure, drawing_code
 from .summary import summary
 from .table import Table
 from .tables import RunData, read_run
@@ -60,7 +59,7 @@ def write_report(folder: str | Path, named: str | Path | None = None) -> Path:
     content["commands"] = _commands(replace(run, folder=Path(named or folder)), content["commit"])
     environment = _environment()
     page = run.folder / "report.html"
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGALITE) if drawn else ""
+    bundle = drawing_code() if drawn else ""
     html = environment.get_template("report.html.j2").render(**content, bundle=Markup(_in_script(bundle)))
     page.write_text(html, encoding="utf-8")
     markdown = environment.get_template("report.md.j2").render(**content)

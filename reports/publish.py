@@ -30,11 +30,14 @@ class Published:
     unchanged: list[str]
 
 
-def publish(folders: Sequence[str | Path], to: str | Path, home: str | None = None) -> Published:
+def publish(
+    folders: Sequence[str | Path], to: str | Path, home: str | None = None, micro: str | Path | None = None
+) -> Published:
     """Add runs to the site in the folder `to`, made if need be, and make its pages anew; without runs, only that.
 
-    home: the address the site is published at, for its feed; kept until another is given. What else lies in the
-    folder is left alone. Raises `RunError` that names every run that cannot be read; then nothing is changed.
+    home: the address the site is published at, for its feed; micro: the history that `make micro` keeps, for a page of
+    its own. Both stay as they are until others are given. What else lies in the folder is left alone. Raises `RunError`
+    that names every run that cannot be read; then nothing is changed.
     """
     site, address = Path(to), _address(home)
     with locked(site) as staging:
@@ -48,7 +51,7 @@ def publish(folders: Sequence[str | Path], to: str | Path, home: str | None = No
             feed=old.feed or feed_id(runs),
             runs=[entry_of(run, made_by) for run in runs],
         )
-        made = pages(runs, new)
+        made = pages(runs, new, _micro(site, old, micro))
         made[MANIFEST] = new.model_copy(update={"pages": sorted(made)}).text
         _refuse_strangers(site, old, made)
         for name, text in made.items():
@@ -116,6 +119,13 @@ def _read(name: str, digest: str | None, site: Path, staging: Path) -> SiteRun:
     if digest not in (None, run.digest):
         raise RunError(f"{there}: results.jsonl is not the one that was published; put that one back")
     return run
+
+
+def _micro(site: Path, old: Manifest, given: str | Path | None) -> Path | None:
+    """The history of the micro benchmarks that the site shows, if any."""
+    if given is not None:
+        return Path(given)
+    return site / "micro.jsonl" if "micro.jsonl" in old.pages else None
 
 
 def _refuse_strangers(site: Path, old: Manifest, made: dict[str, str]) -> None:

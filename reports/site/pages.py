@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import formats
-from ..charts import VEGALITE
+from ..charts import drawing_code
+from ..micro import micro_figures, micro_tables, read_history
 from .boards import Board, boards, sort_value
 from .feed import atom
 from .history import history_table, pasts
@@ -39,14 +40,14 @@ class SuiteRuns:
         return boards(self.runs)
 
 
-def pages(runs: list[SiteRun], manifest: Manifest) -> dict[str, str]:
-    """Every page of the site but the runs' own reports."""
+def pages(runs: list[SiteRun], manifest: Manifest, micro: Path | None) -> dict[str, str]:
+    """Every page of the site but the runs' own reports. micro: the history of the micro benchmarks, if it has one."""
     ordered = sorted(runs, key=lambda run: run.order, reverse=True)
     suites = _suites(ordered)
     environment = _environment()
 
     def page(template: str, root: str, **content: Any) -> str:
-        shared = {"root": root, "suites": suites, "runs": ordered, "home": manifest.home}
+        shared = {"root": root, "suites": suites, "runs": ordered, "micro": micro is not None}
         return environment.get_template(f"site/{template}.html.j2").render(**shared, **content)
 
     made = {f"suites/{suite.page}.html": page("suite", "../", suite=suite) for suite in suites}
@@ -54,7 +55,12 @@ def pages(runs: list[SiteRun], manifest: Manifest) -> dict[str, str]:
         content = {"suite": suite, "pasts": pasts(suite.own)}
         made[f"history/{suite.page}.html"] = page("history", "../", **content)
         made[f"history/{suite.page}.csv"] = history_table(suite.own).to_csv(index=False, lineterminator="\n")
-    made["assets/charts.js"] = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGALITE)
+    if micro is not None:
+        history = read_history(micro)
+        drawn = {"figures": micro_figures(history), "tables": micro_tables(history)}
+        made["micro.jsonl"] = micro.read_text(encoding="utf-8")
+        made["micro.html"] = page("micro", "", **drawn)
+    made["assets/charts.js"] = drawing_code()
     made["feed.atom"] = atom(ordered, manifest.feed, manifest.home)
     made["index.html"] = page("index", "")
     return made
