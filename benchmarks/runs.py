@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .schema import SCHEMA_VERSION, SchemaError, migrate, migrate_environment
 
 Status = Literal["ok", "out_of_memory", "timeout", "crashed", "not_finite", "invalid"]
+"""How a case ended."""
 STATUSES: tuple[Status, ...] = get_args(Status)
+"""All that a case may end with."""
 
 
 class RunError(ValueError):
@@ -282,12 +284,12 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `path` so that a reader, or a run after a kill, sees the old text or the new one, never a part."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write text, as UTF-8, or bytes, so that a reader, or a run after a kill, sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

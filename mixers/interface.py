@@ -30,7 +30,7 @@ class MixerCard:
     """What a table, a report or a search needs to know of a mixer.
 
     name: how `create_mixer` finds it. family: softmax, linear, delta, state space, memory, controls, or your own.
-    summary: one line. paper, arxiv, year: where it comes from.
+    summary: one line. paper, arxiv, year: where it comes from, `First et al., Title` or `First & Second, Title`.
     state_growth: `constant` (same bytes at any position), `bounded` (grows up to `Mixer.max_state_nbytes`),
         `logarithmic` (a state for every power of two, at most as many as the position has binary digits) or `linear`
         (the same number of bytes per token).

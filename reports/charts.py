@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -75,7 +76,7 @@ class Figure:
 
     @property
     def png(self) -> bytes:
-        return vl_convert.vegalite_to_png(self.spec, vl_version=VEGALITE, scale=2)
+        return vl_convert.svg_to_png(self.svg, scale=2)  # the bytes that the specification gives, drawn once
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -212,6 +213,11 @@ def tooltips(*fields: tuple[str, str]) -> list[alt.Tooltip]:
 def in_words(frame: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """The columns of `frame` that `names` has, under the headings that it gives them, for the CSV of a figure."""
     return frame[list(names)].rename(columns=names)
+
+
+def words(column: Iterable[Any]) -> pd.Series:
+    """A column of words for a chart, nothing where there is none: JSON has no nan."""
+    return pd.Series([text if isinstance(text, str) else None for text in column], dtype=object)
 
 
 def at_the_end(frame: pd.DataFrame, x: str, said: str, unit: str = "tokens") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 from .statistics import Interval
 
@@ -107,3 +108,40 @@ def markdown(value: object) -> str:
     # what would open or close something; `_` only at the edge of a word, `]` only where a link could follow
     marks = r"[\\`*|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|^[-+#=]|:(?=//)|^\d+(?=[.)](\s|$))"
     return re.sub(marks, lambda m: f"{m[0]}\\" if m[0].isdigit() else f"\\{m[0]}", text)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    '"': r"\textquotedbl{}",
+    "–": "--",
+    "…": r"\dots{}",
+    "{": r"\textbraceleft{}",  # BibTeX counts braces, escaped ones too
+    "}": r"\textbraceright{}",
+    **{mark: f"\\{mark}" for mark in "&%$#_"},
+    **{mark: f"{{{mark}}}" for mark in "[]*"},  # would be read as arguments of a line's end
+}
+
+
+def latex(value: object) -> str:
+    """Text from a run as one line of LaTeX that sets as itself, in a table cell too. Characters beyond ASCII stay."""
+    text = "".join(character for character in " ".join(str(value).split()) if character.isprintable())
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def plain(value: Any) -> Any:
+    """JSON of a nested value: null for a number that is not finite, lists for tuples, numbers of numpy as Python's."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int | bool) else str(value)

@@ -240,6 +240,21 @@ def compare_seeds(a: Mapping[int, float], b: Mapping[int, float], lower_is_bette
     return Comparison(found.value, found.low, found.high, verdict, p, len(common), "new seeds")
 
 
+def compare_successes(a: Mapping[int, bool], b: Mapping[int, bool]) -> Comparison:
+    """Difference a - b of the shares of seeds that succeeded, on the seeds that both have: exact sign test.
+
+    No interval; with fewer than six seeds the test cannot tell, whatever they are.
+    """
+    common = sorted(a.keys() & b.keys())
+    only_a, only_b = sum(a[s] and not b[s] for s in common), sum(b[s] and not a[s] for s in common)
+    if len(common) < LEAST_SEEDS:
+        gap = (only_a - only_b) / len(common) if common else math.nan
+        return Comparison(gap, math.nan, math.nan, "cannot tell", math.nan, len(common), "nothing")
+    p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    gap = (only_a - only_b) / len(common)
+    return Comparison(gap, math.nan, math.nan, _verdict(gap, p), p, len(common), "new seeds")
+
+
 def solved(tokens_to_solve: Sequence[int | None], budget: int) -> Solved:
     """Tokens to solve, where None did not solve within `budget` tokens.
 

@@ -8,9 +8,11 @@ from typing import Any
 import pandas as pd
 
 from . import formats
+from .change import Change, Refused, backends_note, matched, mean, of_seeds
 from .inference import Estimate, seed_mean
 from .lines import KEYS, Lines, Row, measured, size, tidy
 from .section import Section
+from .statistics import rows_of
 from .table import Table, each, in_brackets
 from .tables import RunData
 
@@ -19,6 +21,8 @@ COLUMNS = [*KEYS, "mode", "length", "quantity", "value", "backends", "case"]
 
 class PlainSection(Section):
     """Tables of layouts by quantities. Nothing is known of which end is the better one, so it answers no question."""
+
+    holds_for = "one machine"  # for all that is known
 
     def __init__(self, measure: str) -> None:
         self.measure = measure
@@ -52,6 +56,30 @@ class PlainSection(Section):
             how = {"count": len(own), "seeds": own["seed"].nunique(), "backends": backends}
             yield {**dict(zip(keys, values)), "value": found.value, **interval, **how}
 
+    def compare(self, before: RunData, after: RunData) -> Iterator[Change | Refused]:
+        keys = ["layout", "variant", "mode", "length", "quantity"]
+        for key, own, other in matched(before[self.measure], after[self.measure], keys):
+            values = [{int(r.seed): r.value for r in rows_of(rows)} for rows in (own, other)]
+            if values[0].keys() & values[1].keys():
+                yield _changed(self.measure, key, values, backends_note(own, other))
+
+
+def _changed(measure: str, key: tuple, values: list[dict[int, float]], note: str) -> Change:
+    layout, variant, mode, length, quantity = key
+    sizes = [str(mode)] if mode is not None else []
+    where = ", ".join([*sizes, *([] if length is None else [f"{length:,.0f} tokens"])])
+    return Change(
+        measure=measure,
+        layout=layout,
+        what=f"{quantity}{in_brackets(where)}{in_brackets(variant)}",
+        unit="of it",
+        before=f"{mean(*values):.4g}",
+        after=f"{mean(*reversed(values)):.4g}",
+        better=None,
+        note=note,
+        **of_seeds(*values),
+    )
+
 
 def _rows(lines: Lines, measure: str) -> Iterator[Row]:
     for line, metrics, known in measured(lines, measure):
@@ -71,5 +99,5 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 def _shown(found: Estimate) -> str:
     if formats.missing(found.low):
-        return f"{found.value:.4g}"
-    return f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"
+        return formats.si(found.value)
+    return f"{formats.si(found.value)} [{formats.si(found.low)}, {formats.si(found.high)}]"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -15,6 +15,7 @@ from . import measures
 from .lines import Lines
 
 if TYPE_CHECKING:
+    from .change import Change, Refused
     from .charts import Figure
     from .finding import Finding
     from .table import Table
@@ -34,13 +35,15 @@ class Section:
     as an entry point of the group `mixerzoo.sections`. A measure without one gets a `PlainSection`.
 
     title: its heading. order: its place on the page, lower first. alike: settings of the measure that do not tell two
-    experiments apart, since they are shown as sizes or cannot change the result.
+    experiments apart, since they are shown as sizes or cannot change the result. holds_for: which runs may be compared:
+    of any machines, of equal devices, or of one machine with equal threads.
     """
 
     measure: str
     title: str
     order: int = 80
     alike: frozenset[str] = frozenset()
+    holds_for: Literal["any machine", "one device", "one machine"] = "any machine"
 
     def frames(self, lines: Lines) -> dict[str, pd.DataFrame]:
         """Its tidy tables by name, from all lines of a run, failed ones too; each has its columns if it is empty."""
@@ -60,6 +63,10 @@ class Section:
 
     def numbers(self, run: RunData) -> Iterator[dict[str, Any]]:
         """Its rows of `summary.csv`: a pooled number each, see `summary.SUMMARY`."""
+        yield from ()
+
+    def compare(self, before: RunData, after: RunData) -> Iterator[Change | Refused]:
+        """How its numbers changed between two runs in which what is comparable has equal layouts and variants."""
         yield from ()
 
 

@@ -39,6 +39,14 @@ class RunData:
     def __getitem__(self, name: str) -> pd.DataFrame:
         return self.frames[name]
 
+    @property
+    def foreign_tool(self) -> str:
+        """The tool that measured an imported run, of which nothing is claimed; "" for a run of our own."""
+        if "foreign" not in self.environment:
+            return ""
+        said = self.environment["foreign"]
+        return str((said.get("tool") if isinstance(said, dict) else None) or "another tool")
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables by name, as they are written to CSV: without the answers one by one and the single rounds."""
         kept = {name: frame for name, frame in self.frames.items() if "hits" not in frame}
@@ -66,8 +74,12 @@ def tabulate(
     environment: dict[str, Any],
     lines: list[ResultLine],
     plan: dict[str, Any] | None = None,
+    variants: dict[str, str] | None = None,
 ) -> RunData:
-    """Turn result lines into tables, layouts in the order of the suite."""
+    """Turn result lines into tables, layouts in the order of the suite.
+
+    variants: names of the experiments by case; default those that tell these lines apart.
+    """
     planned = (plan or {}).get("cases", [])
     said = {str(case["case"]): str(case.get("what") or "") for case in planned}
     named = [*map(str, suite.get("layouts") or {}), *(str(c["layout"]) for c in planned), *(li.layout for li in lines)]
@@ -75,7 +87,8 @@ def tabulate(
     order = {label: i for i, label in enumerate(layouts)}
     lines = sorted(lines, key=lambda line: (order[line.layout], line.seed))
     shown = sections(line.measure for line in lines)
-    variants = experiments(lines, {section.measure: section.alike for section in shown})
+    if variants is None:
+        variants = experiments(lines, {section.measure: section.alike for section in shown})
     described = [(line, variants[line.case]) for line in lines]
     frames = {name: frame for section in shown for name, frame in section.frames(described).items()}
     frames["models"] = tidy(about.model_rows(lines, layouts), about.MODELS)

@@ -26,7 +26,7 @@ class GatedDeltaNet2(DeltaMixer):
         name="gated_deltanet_2",
         family="delta",
         summary="Delta-rule memory with a decay, an erase gate and a write gate per channel",
-        paper="Gated DeltaNet-2: Decoupling Erase and Write in Linear Attention",
+        paper="Hatamizadeh et al., Gated DeltaNet-2: Decoupling Erase and Write in Linear Attention",
         arxiv="2605.22791",
         year=2026,
         state_growth="constant",

@@ -24,7 +24,7 @@ class KimiDeltaAttention(DeltaMixer):
         name="kimi_delta_attention",
         family="delta",
         summary="Delta-rule memory in which every channel of a key decays by a gate of its own",
-        paper="Kimi Team, Kimi Linear: An Expressive, Efficient Attention Architecture",
+        paper="Kimi Team et al., Kimi Linear: An Expressive, Efficient Attention Architecture",
         arxiv="2510.26692",
         year=2025,
         state_growth="constant",

@@ -42,7 +42,7 @@ class PreconditionedDeltaNet(DeltaMixer):
         name="preconditioned_deltanet",
         family="delta",
         summary="Gated delta rule whose writing keys are scaled by a running estimate of curvature",
-        paper="Preconditioned DeltaNet: Curvature-aware Sequence Modeling for Linear Recurrences",
+        paper="Tumma et al., Preconditioned DeltaNet: Curvature-aware Sequence Modeling for Linear Recurrences",
         arxiv="2604.21100",
         year=2026,
         state_growth="constant",

@@ -44,7 +44,7 @@ class MultiHeadLatentAttention(Mixer):
         name="multi_head_latent_attention",
         family="softmax",
         summary="Softmax attention that keeps one compressed latent and one rotary key per token for all heads",
-        paper="DeepSeek-AI, DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language Model",
+        paper="DeepSeek-AI et al., DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language Model",
         arxiv="2405.04434",
         year=2024,
         state_growth="linear",

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from .. import formats
+from ..change import NEAR, Change, Refused, backends_note, matched, of_bytes
 from ..charts import Figure
 from ..finding import Finding, Score, by_mode, common_length, failed, figure_of, of, without_number
 from ..formats import mode_name
@@ -18,7 +19,6 @@ from ..statistics import rows_of
 from ..table import Table, each, in_brackets, wide
 from ..tables import RunData
 
-NEAR = 0.01  # peak memory within 1 % counts as equal: allocators round
 QUANTITIES = ["peak_bytes", "model_bytes", "optimizer_bytes", "state_bytes", "activation_bytes_per_token"]
 COLUMNS = [*KEYS, "mode", "length", *QUANTITIES, "method", "backends", "case"]
 STATES = ["layout", "length", "state_bytes"]
@@ -28,6 +28,7 @@ class Memory(Section):
     measure = "memory"
     title = "Memory and state"
     order = 40
+    holds_for = "one device"
 
     def frames(self, lines: Lines) -> dict[str, pd.DataFrame]:
         peaks = sorted(_peak_rows(lines), key=lambda row: row["length"])
@@ -68,6 +69,14 @@ class Memory(Section):
                 unit = "B/token" if quantity.endswith("per_token") else "B"
                 number = {"quantity": quantity, "value": getattr(r, quantity), "unit": unit}
                 yield {**where, **number, "count": 1, "seeds": 1, "backends": r.backends}
+
+    def compare(self, before: RunData, after: RunData) -> Iterator[Change | Refused]:
+        for key, own, other in matched(before["memory"], after["memory"], ["layout", "variant", "mode", "length"]):
+            yield from _changed(key, own, other)
+        for (layout, length), own, other in matched(before["states"], after["states"], ["layout", "length"]):
+            values = [float(rows["state_bytes"].iloc[0]) for rows in (own, other)]
+            where = {"measure": "state", "layout": layout}
+            yield of_bytes(where, f"after {formats.whole(length)} tokens", "state_bytes", *values)
 
 
 SECTION = Memory()
@@ -148,3 +157,13 @@ def _least(
         better="less",
         scores=(*scores, *without),
     )
+
+
+def _changed(key: tuple, own: pd.DataFrame, other: pd.DataFrame) -> Iterator[Change]:
+    layout, variant, mode, length = key
+    where = {"measure": "memory", "layout": layout, "note": backends_note(own, other)}
+    what = f"{mode_name(mode)} of {formats.whole(length)} tokens{in_brackets(variant)}"
+    for quantity in QUANTITIES:
+        values = [float(rows[quantity].astype(float).median()) for rows in (own, other)]
+        if not any(map(formats.missing, values)):
+            yield of_bytes(where, what, quantity, *values)

@@ -8,7 +8,8 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from .. import formats
+from .. import change, formats
+from ..change import Change, Refused, backends_note, matched
 from ..charts import HEIGHT, WIDTH, Figure, Style, at_the_end, finish, in_words, lengths_axis, titled, tooltips
 from ..finding import Finding, Score, failed, figure_of, of
 from ..inference import ALPHA, LEAST_SEEDS, Comparison, compare_seeds, holm
@@ -62,6 +63,10 @@ class Perplexity(Section):
             }
             how = {"unit": "bits/byte", "count": r.tokens, "seeds": r.seeds, "backends": backends(r)}
             yield {"layout": r.layout, "variant": r.variant, **number, **how, "quantity": "bits_per_byte"}
+
+    def compare(self, before: RunData, after: RunData) -> Iterator[Change | Refused]:
+        for key, own, other in matched(before["perplexity"], after["perplexity"], ["layout", "variant"]):
+            yield _changed(key, own, other)
 
 
 SECTION = Perplexity()
@@ -168,3 +173,23 @@ def _by_position(run: RunData, variant: str, rows: pd.DataFrame, name: str) -> F
 def _seeds(row: Any) -> str:
     """`3: 2.001 to 2.013`."""
     return "one" if row.seeds == 1 else f"{row.seeds}: {row.seed_low:.3f} to {row.seed_high:.3f}"
+
+
+def _changed(key: tuple, own: pd.DataFrame, other: pd.DataFrame) -> Change | Refused:
+    layout, variant = key
+    read = [set(zip(rows["start"], rows["end"], rows["tokens"])) for rows in (own, other)]
+    if read[0] != read[1]:
+        return Refused("perplexity", layout, "not as many tokens at the same places")
+    bits = [_by_seed(rows) for rows in (own, other)]
+    if not bits[0].keys() & bits[1].keys():
+        return Refused("perplexity", layout, "no seed in common")
+    return Change(
+        measure="perplexity",
+        layout=layout,
+        what=f"of the text{in_brackets(variant)}",
+        unit="bits per byte",
+        before=f"{change.mean(*bits):.3f}",
+        after=f"{change.mean(*reversed(bits)):.3f}",
+        note=backends_note(own, other),
+        **change.of_seeds(*bits),
+    )

@@ -9,11 +9,13 @@ from typing import Any
 import pandas as pd
 
 from .. import formats
+from ..change import Change, Refused
 from ..charts import Figure
 from ..finding import Finding
 from ..heatmaps import heat_figures
 from ..lines import KEYS, Lines, Row, identity, measured, size, tidy
 from ..recall import asked
+from ..recall_changes import recall_changes
 from ..recall_figures import recall_figures
 from ..recall_findings import recall_findings
 from ..recall_tables import recall_tables
@@ -69,6 +71,9 @@ class Recall(Section):
                 if not formats.missing(r.state_bytes):
                     state = {"quantity": "state_bytes", "value": r.state_bytes, "unit": "B", "count": 1}
                     yield {**where, **how, **state}
+
+    def compare(self, before: RunData, after: RunData) -> Iterator[Change | Refused]:
+        yield from recall_changes(before, after)
 
 
 SECTION = Recall()

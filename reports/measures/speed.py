@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .. import formats
+from ..change import Change, Refused, backends_note, matched, of_rounds
 from ..charts import Figure
 from ..finding import Finding, Score, by_mode, common_length, failed, figure_of, of, without_number
 from ..formats import mode_name
@@ -29,6 +31,7 @@ class Speed(Section):
     title = "Speed"
     order = 30
     alike = frozenset({"rounds", "budget_seconds"})
+    holds_for = "one machine"
 
     def frames(self, lines: Lines) -> dict[str, pd.DataFrame]:
         rows = sorted(_rows(lines), key=lambda row: row["length"])
@@ -60,6 +63,10 @@ class Speed(Section):
             seconds = {"value": r.seconds, "low": r.seconds_low, "high": r.seconds_high, "unit": "s"}
             yield {**where, **how, **rate, "quantity": "tokens_per_second"}
             yield {**where, **how, **seconds, "quantity": "seconds"}
+
+    def compare(self, before: RunData, after: RunData) -> Iterator[Change | Refused]:
+        for key, own, other in matched(before["speed"], after["speed"], ["layout", "variant", "mode", "length"]):
+            yield _changed(key, own, other)
 
 
 SECTION = Speed()
@@ -132,3 +139,19 @@ def _rate(r: Any) -> str:
 
 def _decoding(r: Any) -> str:
     return f"{_rate(r)}, {formats.seconds(r.seconds)}"
+
+
+def _changed(key: tuple, own: pd.DataFrame, other: pd.DataFrame) -> Change:
+    layout, variant, mode, length = key
+    rounds = [[s for r in rows_of(rows) for s in (r.samples or [r.seconds])] for rows in (own, other)]
+    shown = [formats.seconds(float(np.median(seconds))) for seconds in rounds]
+    return Change(
+        measure="speed",
+        layout=layout,
+        what=f"{mode_name(mode)} of {formats.whole(length)} tokens{in_brackets(variant)}",
+        unit="seconds",
+        before=shown[0],
+        after=shown[1],
+        note=backends_note(own, other),
+        **of_rounds(*rounds),
+    )

@@ -8,7 +8,8 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from .. import formats
+from .. import change, formats
+from ..change import Change, Refused
 from ..charts import (
     COUNT,
     MUTED,
@@ -22,7 +23,7 @@ from ..charts import (
     tooltips,
 )
 from ..finding import Finding, Score, of
-from ..inference import Solved, solved
+from ..inference import Solved, compare_successes, solved
 from ..learning_figures import learning_figures
 from ..lines import COMPILED, KEYS, Lines, tidy
 from ..section import Section
@@ -78,6 +79,12 @@ class Training(Section):
                 "count": result.solved,
             }
             yield {**where, "quantity": "seeds_taught", "value": status.passed, "unit": "seeds", "count": status.seeds}
+
+    def compare(self, before: RunData, after: RunData) -> Iterator[Change | Refused]:
+        own, theirs = ({(s.layout, s.variant): rows for s, rows in tokens_to_solve(run)} for run in (before, after))
+        for (layout, variant), rows in own.items():
+            if (layout, variant) in theirs:
+                yield from _changed(layout, variant, rows, theirs[layout, variant])
 
 
 SECTION = Training()
@@ -252,3 +259,31 @@ def _span(values: list[int]) -> str:
     """`48 to 256`; a dash if there is none."""
     ends = [formats.whole(v) for v in (values[0], values[-1])] if values else [formats.NOTHING]
     return ends[0] if ends[0] == ends[-1] else " to ".join(ends)
+
+
+def _changed(layout: str, variant: str, old: pd.DataFrame, new: pd.DataFrame) -> Iterator[Change]:
+    where: dict[str, Any] = {"measure": "training", "layout": layout}
+    passed = [{int(r.seed): bool(r.passed) for r in rows_of(rows)} for rows in (old, new)]
+    shown = [f"{sum(seeds.values())} of {len(seeds)}" for seeds in passed]
+    found = change.of_difference(compare_successes(passed[1], passed[0]))
+    yield Change(**where, what=f"seeds taught{in_brackets(variant)}", before=shown[0], after=shown[1], **found)
+    solved = [
+        {int(r.seed): float(r.tokens_to_solve) for r in rows_of(rows.dropna(subset=["tokens_to_solve"]))}
+        for rows in (old, new)
+    ]
+    if not solved[0].keys() & solved[1].keys():
+        return
+    fields = change.of_seeds(*solved)
+    shared = passed[0].keys() & passed[1].keys()
+    left = sorted(seed for seed in shared if not all(seed in times for times in solved))
+    if left:  # those that took longest are the ones without a number, so the rest proves nothing
+        fields |= {"p_value": float("nan")}
+    yield Change(
+        **where,
+        what=f"tokens to solve{in_brackets(variant)}",
+        unit="tokens",
+        before=formats.si(change.mean(*solved)),
+        after=formats.si(change.mean(*reversed(solved))),
+        note=f"seeds {formats.listing([str(s) for s in left])} did not solve it in both" if left else "",
+        **fields,
+    )

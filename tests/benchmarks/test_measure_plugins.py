@@ -49,6 +49,12 @@ def test_a_plugin_measure_runs_in_a_suite_beside_ours(tmp_path: Path, measure_pl
         assert result.metrics == {"weights": weights, "counted": True, "how": "one by one"}
         assert re.search(rf" {result.layout} .* {weights:,} ", table)
     assert "speed, forward: tokens/s (median) by length" in done.stdout
+    reported = mixerzoo(measure_plugin, "report", tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert reported.returncode == 0, reported.stderr
+    assert re.search(r'<h2 id="weight_count">\s*Weight count', page) and '<th scope="col">weights</th>' in page
+    summary = (tmp_path / "run" / "summary.csv").read_text()
+    assert all(f",{result.metrics['weights']:.1f}," in summary for result in counted)
 
 
 def test_a_mistaken_name_is_answered_with_that_of_a_plugin(tmp_path: Path, measure_plugin: dict[str, str]) -> None:

@@ -101,6 +101,7 @@ def test_what_is_no_session_changes_nothing(tmp_path: Path) -> None:
         ({"schema_version": 99}, r"history\.jsonl:1 has schema version 99.*update"),
         ({"median": -1}, "no record of a micro benchmark: median"),
         ({"surprise": 1}, "surprise"),
+        ({"op": "../../scan"}, "op: String should match pattern"),
     ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -211,6 +211,23 @@ def test_ratios_of_medians_cover_the_truth(rounds: int, skewed: bool) -> None:
     assert 0.93 <= np.mean(inside) <= 0.98
 
 
+@pytest.mark.parametrize(("rounds", "skewed"), [(5, False), (15, False), (15, True)])
+def test_rounds_in_turn_are_compared_between_runs_whose_machine_drifts(rounds: int, skewed: bool) -> None:
+    rng = np.random.default_rng(14)
+
+    def by_control(ratio: float) -> list[float]:
+        """Rounds by those beside them, of a run with a drift of its own."""
+        drift = 0.2 * rng.standard_normal() + 0.1 * rng.standard_normal(rounds)
+        noise = rng.exponential(0.05, (2, rounds)) if skewed else 0.05 * rng.standard_normal((2, rounds))
+        ours, beside = np.exp(drift + noise)
+        return (ratio * ours / beside).tolist()
+
+    changed = [ratio_of_medians(by_control(1.5), by_control(1.0), paired=False) for _ in range(400)]
+    equal = [ratio_of_medians(by_control(1.0), by_control(1.0), paired=False) for _ in range(400)]
+    assert np.mean([found.low <= 1.5 <= found.high for found in changed]) >= 0.95
+    assert np.mean([found.verdict != "cannot tell" for found in equal]) <= 0.05
+
+
 def test_equal_speeds_have_no_fastest() -> None:
     rng = np.random.default_rng(12)
     claims, apart = 0, 0

@@ -26,8 +26,10 @@ from mixerzoo.reports.site.history import history_table, pasts
 from mixerzoo.reports.site.names import page_name, safe_name
 from mixerzoo.reports.site.run import RAW, read_site_run
 
+from . import test_report_chromium
 from .conftest import HOSTILE, made_up_lines, planned, write_run
 
+browser = test_report_chromium.browser  # a fixture
 PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
 HOSTILE_FOLDER = "<b>..%2F&amp; \u202egpj.run"
 
@@ -560,7 +562,7 @@ def test_the_command_publishes_and_names_what_is_damaged(
 
 @pytest.mark.chromium
 @pytest.mark.parametrize("width", [400, 1300])
-@pytest.mark.parametrize("page", ["index.html", "suites/decode-speed.html", "history/decode-speed.html"])
+@pytest.mark.parametrize("page", ["index.html", "suites/decode-speed.html", "history/fwpkm-speed.html"])
 def test_pages_are_drawn_without_an_error_and_fit(browser: Any, site: Path, page: str, width: int) -> None:
     from selenium.webdriver.support.wait import WebDriverWait
 
