@@ -119,6 +119,8 @@ def _drawn(rows: pd.DataFrame) -> pd.DataFrame:
 def _chart(rows: pd.DataFrame, layouts: list[str], unit: str) -> Any:
     present = [name for name in layouts if name in set(rows["layout"])]
     style = Style(layouts, shown=present)
+    if style.legend is not None:
+        style.legend.symbolLimit = 0  # name them all
     whens = list(dict.fromkeys(rows["when"]))
     axis = alt.Axis(labelExpr="split(datum.label, '\\n')", labelAngle=0, labelLimit=160, grid=True)
     x = alt.X("when:N", sort=whens, axis=axis, title=None)
