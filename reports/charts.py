@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,12 @@ SECONDS = "replace(format(datum.value, '.3~s'), regexp('([mµn])?$'), ' $1s')"
 MUTED = "#5f6368"
 
 Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
+
+
+@cache
+def drawing_code() -> str:
+    """JavaScript with all that draws charts in a browser, as `vegaEmbed`; takes two seconds the first time."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGALITE)
 
 
 @dataclass(frozen=True)
