@@ -68,12 +68,19 @@ $(VENV)/installed-site: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[site]'
 	touch $@
 
-# The page tests need Debian's Chromium; where apt cannot give it they skip and say so.
-browser:
+# The page tests need Debian's Chromium, and axe-core to find faults of accessibility; what cannot be had they skip and
+# say so.
+AXE_CORE := 4.14.1
+browser: build/axe-$(AXE_CORE)/package/axe.min.js
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
 	  || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] \
 	       && apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } \
 	  || echo "chromium and chromium-driver are not installed: the page tests will be skipped"
+
+build/axe-$(AXE_CORE)/package/axe.min.js:
+	@mkdir -p $(dir $(@D))
+	@cd $(dir $(@D)) && npm pack --silent axe-core@$(AXE_CORE) >/dev/null && tar xzf axe-core-$(AXE_CORE).tgz \
+	  || echo "axe-core could not be fetched with npm: the test of accessibility will be skipped"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs

@@ -160,7 +160,7 @@ def _panels(frame: pd.DataFrame, style: Style, x: alt.X, y: alt.Y, series: list[
     bars = [base.mark_rule(strokeWidth=1.5).encode(y=alongside(y, "low"), y2="high:Q")] if "low" in frame else []
     line = base.mark_line(strokeWidth=1.4).encode(y=y)
     point = base.mark_point(filled=True, size=55).encode(y=y, shape=shape, tooltip=tips)
-    chart = alt.layer(*bars, line, point.add_params(style.select), data=frame)
+    chart = alt.layer(*bars, line, point, data=frame)
     names = list(dict.fromkeys(frame["panel"]))
     facet = alt.Facet("panel:N", sort=names, title=None, header=alt.Header(labelLimit=_PANEL[0]))
     chart = chart.properties(width=_PANEL[0], height=_PANEL[1]).facet(
