@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_PIN := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test zoo numbers micro lint format install install-test browser clean
+.PHONY: demo test zoo numbers site micro lint format install install-test browser clean
 
 demo: install
 	$(BIN)/mixerzoo run quick --out runs/quick
@@ -21,6 +21,14 @@ zoo: install-test
 # The numbers of published runs in README.md and docs/; a test fails where a page and its run have parted.
 numbers: install
 	$(BIN)/python docs/build_numbers.py
+
+# The documentation and the published runs as one static site, build/site/index.html, with its links checked.
+site: $(VENV)/installed-site
+	rm -rf build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	rm -rf build/site/reports
+	$(BIN)/mixerzoo publish reports/published/* --to build/site/reports
+	$(BIN)/python docs/check_site.py build/site
 
 # Micro benchmarks of every op and backend, appended to benchmarks/micro/history.jsonl after a clean end, which the site
 # plots across commits; `make micro MICRO="-k attention"` runs and appends some of them.
@@ -53,7 +61,11 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install -q -c constraints.txt -e '.[test,lint]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,lint,site]'
+	touch $@
+
+$(VENV)/installed-site: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[site]'
 	touch $@
 
 # The page tests need Debian's Chromium; where apt cannot give it they skip and say so.

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_doctor, cli_import, cli_inspect, cli_layouts, cli_mixers, cli_train
+from . import cli_doctor, cli_import, cli_inspect, cli_layouts, cli_mixers, cli_status, cli_train
 
 if TYPE_CHECKING:
     from .plan import Planner
@@ -48,6 +48,7 @@ def build_app() -> typer.Typer:
     app.command("layouts")(cli_layouts.layouts_command)
     app.command("suites")(suites_command)
     app.command("run")(run_command)
+    app.command("status")(cli_status.status_command)
     app.command("train")(cli_train.train_command)
     app.command("inspect")(cli_inspect.inspect_command)
     app.command("import")(cli_import.import_command)
@@ -126,16 +127,24 @@ def run_command(
     ] = "full",
     estimate: Annotated[bool, typer.Option(help="Say before the start how long it takes, and how much memory.")] = True,
     doctor: Annotated[bool, typer.Option(help="On CUDA, prove backends first that were not: see the doctor.")] = True,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Rebuild the run's page as cases finish, never beside one that is timed.")
+    ] = False,
 ) -> None:
-    """Run a suite; running it again with the same --out runs only what is missing."""
+    """Run a suite; running it again with the same --out runs only what is missing.
+
+    `mixerzoo status RUN` in a second terminal says how it goes.
+    """
     from .device import choose_device
     from .estimate import estimate_run
+    from .live import Several
     from .plan import Planner
-    from .progress import reporter_for
+    from .progress import StatusFile, reporter_for
     from .runner import Limits, TimeIsUp, check_folder, execute
     from .runs import Run
     from .scale import toy
     from .suite import load_suite
+    from .watch import PageWatch
 
     for source, error in cli_mixers.load_plugins().items():
         _complain(f"the plug-in {source} could not be loaded: {error}", style="yellow")
@@ -160,7 +169,10 @@ def run_command(
     examined = cli_doctor.before_run(loaded.select(only), place, doctor, console)
     seconds = None if minutes is None else max(0.0, 60 * minutes - (time.monotonic() - begun))
     limits = Limits(jobs or settings.jobs, settings.time_limit_seconds, settings.memory_limit_bytes, seconds)
-    reporter = reporter_for(console)
+    options = {"--only": only, "--device": device, "--jobs": jobs, "--reuse": reuse, "--scale": scale}
+    again = _again(suite, run, options, watch)
+    page = PageWatch(run, console) if watch else None
+    reporter = Several(StatusFile(run, again), reporter_for(console), *([page] if page else []))
     try:
         results = execute(
             planner,
@@ -174,12 +186,25 @@ def run_command(
             doctor=examined,
         )
     except (KeyboardInterrupt, TimeIsUp) as stop:
-        again = shlex.join(["mixerzoo", "run", suite, "--out", str(run.folder)])
         why, code = (str(stop), STOPPED) if isinstance(stop, TimeIsUp) else ("interrupted", INTERRUPTED)
-        _complain(f"{why}; finished cases are kept, go on with: {again}", style="yellow")
+        if page and code == STOPPED:
+            page.rebuild()
+        _complain(f"{why}; finished cases are kept, go on with: {shlex.join(again)}", style="yellow")
         raise typer.Exit(code) from None
+    if page:
+        page.rebuild()
     failed = _print_results(console, results, run)
     raise typer.Exit(1 if failed else 0)
+
+
+def _again(suite: str, run: Run, options: dict[str, Any], watch: bool) -> list[str]:
+    """The command that goes on with `run`: with all options that decide what is run, and how."""
+    words = ["mixerzoo", "run", suite, "--out", str(run.folder)]
+    for name, given in options.items():
+        default = {"--device": "auto", "--scale": "full"}.get(name)
+        values = given if isinstance(given, list) else [given]
+        words += [word for value in values if value not in (None, default) for word in (name, str(value))]
+    return [*words, *(["--watch"] if watch else [])]
 
 
 def _case_table(planner: Planner, run: Run) -> Table:

@@ -19,7 +19,8 @@ from rich.table import Table
 from . import cli_mixers
 
 if TYPE_CHECKING:
-    from .training import Progress as Report
+    from .doing import Doing
+    from .doing import Progress as Report
 
 LINE_SECONDS = 60.0  # between two lines about the progress where there is no terminal
 
@@ -75,7 +76,7 @@ def report_to(console: Console) -> Iterator[Report]:
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.description}"), console=console, refresh_per_second=2) as bar:
         task = bar.add_task("", total=1.0)
-        yield lambda fraction, text: bar.update(task, completed=fraction, description=escape(text))
+        yield lambda fraction, text: bar.update(task, completed=fraction, description=escape(str(text)))
 
 
 class _Lines:
@@ -84,11 +85,11 @@ class _Lines:
     def __init__(self, console: Console) -> None:
         self._console, self._spoke = console, float("-inf")
 
-    def tell(self, fraction: float, text: str) -> None:
+    def tell(self, fraction: float, text: str | Doing) -> None:
         now = time.monotonic()
         if fraction >= 1 or now - self._spoke >= LINE_SECONDS:
             self._spoke = now
-            self._console.print(f"{fraction:4.0%} {escape(text)}", highlight=False, soft_wrap=True)
+            self._console.print(f"{fraction:4.0%} {escape(str(text))}", highlight=False, soft_wrap=True)
 
 
 def record_table(record: dict[str, Any]) -> Table:

@@ -68,7 +68,7 @@ class MicroRecord(Quartiles):
     torch: str
     group: str
     name: str
-    op: str
+    op: Annotated[str, Field(pattern=r"^\w+$")]  # names files
     variant: str
     backend: str
     direction: str

@@ -1,26 +1,36 @@
-"""Telling how a run goes: bars on a terminal, one plain line per event elsewhere."""
+"""Telling how a run goes: a table on a terminal, one plain line a case elsewhere, `status.json` for other processes."""
 
 from __future__ import annotations
 
-import statistics
-import time
+import contextlib
+import os
+from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.filesize import decimal
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from .case import Case
-from .runner import Reporter
-from .runs import ResultLine
+from .environment import utc_time
+from .live import LiveRun, Pace, Reporter
+from .runs import ResultLine, Run, write_atomically
+from .status import STATUS_FILE, CaseAtWork, RunStatus
 
 STYLES = {"ok": "green", "not_finite": "yellow", "timeout": "yellow", "out_of_memory": "yellow"}
 
 
 def reporter_for(console: Console) -> Reporter:
-    """Bars if `console` is a terminal, else plain lines."""
-    return BarReporter(console) if console.is_terminal else LineReporter(console)
+    """A live table if `console` is a terminal, else plain lines."""
+    return TableReporter(console) if console.is_terminal else LineReporter(console)
+
+
+def shown(text: str) -> str:
+    """Text from a run as rich markup: it stays text, and moves no cursor."""
+    return escape("".join(character if character.isprintable() else "�" for character in text))
 
 
 def status_text(status: str) -> str:
@@ -31,136 +41,146 @@ def status_text(status: str) -> str:
 
 def finished_line(case: Case, result: ResultLine) -> str:
     """One line of rich markup about a finished case."""
-    error = f": {escape(result.error.splitlines()[0])}" if result.error else ""
-    return f"{status_text(result.status)} {escape(case.title)} ({result.seconds:.1f} s){error}"
+    error = f": {shown(first_line(result.error))}" if result.error else ""
+    return f"{status_text(result.status)} {shown(case.title)} ({result.seconds:.1f} s){error}"
 
 
-class TimeLeft:
-    """How long the rest of a run may take: cases of one measure are alike, those of different ones are not."""
+def first_line(error: str) -> str:
+    """Of what went wrong."""
+    return next(iter(error.splitlines()), "")
 
-    def __init__(self) -> None:
-        self._pending: dict[str, Case] = {}
-        self._seconds: dict[str, list[float]] = {}
-        self._begun = time.monotonic()
 
-    def planned(self, pending: Sequence[Case]) -> None:
-        self._pending = {case.id: case for case in pending}
+def time_left(seconds: float | None, at_least: bool) -> str:
+    """`about 3 min left`; empty if less than a minute or not known."""
+    if seconds is None or seconds < 60:
+        return ""
+    return f"{'at least' if at_least else 'about'} {seconds / 60:.0f} min left"
+
+
+def clock(seconds: float | None) -> str:
+    """`2:05`, `1:00:07`; empty for None."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def totals(status: RunStatus) -> str:
+    """`12 done, 1 failed, 7 to do, about 3 min left`, as rich markup."""
+    ok = status.done.get("ok", 0)
+    parts = [f"[bold]{ok}[/] done"]
+    if failed := sum(status.done.values()) - ok:
+        parts.append(f"[red]{failed} failed[/]")
+    parts.append(f"[bold]{status.to_do}[/] to do{' (more may follow)' if status.more_may_follow else ''}")
+    return ", ".join([*parts, *filter(None, [time_left(status.seconds_left, status.at_least)])])
+
+
+def work_table(status: RunStatus, rows: int | None = None) -> RenderableType:
+    """A row for each case at work (at most `rows`), and the totals under it."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim", expand=True)
+    table.add_column("case", ratio=4, min_width=14, overflow="fold")
+    table.add_column("doing", ratio=3, min_width=14, overflow="fold")
+    table.add_column("done", justify="right", no_wrap=True)
+    table.add_column("value", no_wrap=True, min_width=15)
+    for name in ("time", "left", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for case in status.at_work[:rows]:
+        table.add_row(*_work_row(case))
+    below = len(status.at_work) - len(status.at_work[:rows])
+    more = [Text(f"and {below} more at work", style="dim")] if below else []
+    return Group(*([table] if status.at_work else []), *more, Text.from_markup(totals(status)))
+
+
+def _work_row(case: CaseAtWork) -> list[str]:
+    memory = decimal(case.resident_bytes) if case.resident_bytes else ""
+    if case.cuda_bytes is not None:
+        memory += f"\nCUDA\n{decimal(case.cuda_bytes)}"
+    fraction = f"{case.fraction:.0%}" if case.fraction else ""
+    numbers = shown(case.doing.numbers).replace(", ", "\n")
+    times = clock(case.seconds), clock(case.seconds_left)
+    return [shown(case.title), shown(case.stage), fraction, numbers, *times, memory]
+
+
+class TableReporter(Reporter):
+    """A table of the cases at work, drawn anew in its place; finished cases scroll by above."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        # drawn by the runner itself and not by a thread: it knows when drawing disturbs what is timed
+        self._display = Live(console=console, auto_refresh=False, transient=True)
+
+    def begin(self, live: LiveRun) -> None:
+        self._live, self._pace = live, Pace(live)
+        done = sum(live.done.values())
+        already = f", {done} done already" if done else ""
+        self._console.print(f"{live.cases} cases{already}", highlight=False)
+        self._display.start()
+
+    def look(self) -> None:
+        if self._pace.due():
+            # a case takes up to three lines where the terminal is narrow
+            lines = 1 if self._console.width >= 120 else 3
+            rows = max(1, (self._console.height - 4) // lines)
+            self._display.update(work_table(self._live.status(), rows), refresh=True)
 
     def finished(self, case: Case, result: ResultLine) -> None:
-        del self._pending[case.id]
-        self._seconds.setdefault(case.measure, []).append(result.seconds)
+        self._console.print(finished_line(case, result), highlight=False)
 
-    def __str__(self) -> str:
-        """`, about 3 min left`; empty if less than a minute, `at least` if some measure has no finished case yet."""
-        ran = sum(sum(seconds) for seconds in self._seconds.values())
-        side_by_side = max(1.0, ran / max(1e-9, time.monotonic() - self._begun))
-        known = [case for case in self._pending.values() if case.measure in self._seconds]
-        means = {measure: statistics.fmean(seconds) for measure, seconds in self._seconds.items()}
-        left = sum(means[case.measure] / (1.0 if case.exclusive else side_by_side) for case in known)
-        about = "about" if len(known) == len(self._pending) else "at least"
-        return f", {about} {left / 60:.0f} min left" if left >= 60 else ""
+    def end(self) -> None:
+        self._display.stop()
 
 
-class LineReporter:
-    """A line when a case starts and when it ends, and in between one a minute."""
+class LineReporter(Reporter):
+    """A line when a case ends, and one a minute of each that takes longer, so that a log shows that it goes on."""
 
     interval_seconds = 60.0
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._spoke: dict[str, float] = {}
-        self._total = self._done = 0
-        self._left = TimeLeft()
+        self._told: Counter[str] = Counter()
 
-    def planned(self, pending: Sequence[Case], done: int) -> None:
-        first, self._total, self._done = self._total == 0, len(pending) + done, done
-        self._left.planned(pending)
-        if first:
-            already = f", {done} done already" if done else ""
-            self._print(f"{self._total} cases{already}")
+    def begin(self, live: LiveRun) -> None:
+        self._live, self._pace = live, Pace(live, 1.0)
+        done = sum(live.done.values())
+        self._print(f"{live.cases} cases{f', {done} done already' if done else ''}")
 
-    def started(self, case: Case) -> None:
-        self._spoke[case.id] = time.monotonic()
-        self._print(f"start {escape(case.title)}")
-
-    def progress(self, case: Case, fraction: float, message: str) -> None:
-        now = time.monotonic()
-        if now - self._spoke[case.id] >= self.interval_seconds:
-            self._spoke[case.id] = now
-            self._print(f"  {fraction:4.0%} {escape(case.title)}: {escape(message)}")
+    def look(self) -> None:
+        for case in self._live.status().at_work if self._pace.due() else ():
+            if case.seconds >= (self._told[case.case] + 1) * self.interval_seconds:
+                self._told[case.case] = int(case.seconds // self.interval_seconds)
+                self._print(f"  {case.fraction:4.0%} {shown(case.title)}: {shown(str(case.doing))}")
 
     def finished(self, case: Case, result: ResultLine) -> None:
-        self._done += 1
-        self._left.finished(case, result)
-        self._print(f"[{self._done}/{self._total}{self._left}] ".replace("[", r"\[", 1) + finished_line(case, result))
-
-    def end(self) -> None:
-        self._spoke.clear()
+        status = self._live.status()
+        left = time_left(status.seconds_left, status.at_least)
+        so_far = f"{sum(status.done.values())}/{self._live.cases}{f', {left}' if left else ''}"
+        self._print(rf"\[{so_far}] " + finished_line(case, result))
 
     def _print(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False)
 
 
-class _CaseTimeLeft(TimeRemainingColumn):
-    """Time left of a case. The bar over all of them has it in its message: its cases are not alike."""
+class StatusFile(Reporter):
+    """Keeps `status.json` in the folder of `run`. again: the command that goes on with the run."""
 
-    def render(self, task: Task) -> Text:
-        return Text() if task.fields.get("all_cases") else super().render(task)
+    def __init__(self, run: Run, again: Sequence[str]) -> None:
+        self._path, self._again = run.folder / STATUS_FILE, {"again": list(again), "directory": os.getcwd()}
+        self._live: LiveRun | None = None
 
+    def begin(self, live: LiveRun) -> None:
+        self._live, self._pace = live, Pace(live, 1.0)
+        self._write()
 
-class BarReporter:
-    """One bar over all cases, one under it for every case at work; finished cases scroll by above."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            _CaseTimeLeft(),
-            TextColumn("{task.fields[message]}"),
-            console=console,
-            refresh_per_second=2,  # drawing takes time from what is measured
-            speed_estimate_period=600,
-        )
-        self._left = TimeLeft()
-        self._fractions: dict[str, float] = {}
-        self._bars: dict[str, TaskID] = {}
-        self._done = 0
-        self._all: TaskID | None = None
-
-    def planned(self, pending: Sequence[Case], done: int) -> None:
-        self._done = done
-        self._left.planned(pending)
-        cases = len(pending) + done
-        if self._all is None:
-            self._progress.start()
-            self._all = self._progress.add_task("[bold]all cases", total=cases, message="", all_cases=True)
-        self._progress.update(self._all, total=cases)
-        self._update_all()
-
-    def started(self, case: Case) -> None:
-        self._fractions[case.id] = 0.0
-        self._bars[case.id] = self._progress.add_task(escape(case.title), total=1.0, message="")
-
-    def progress(self, case: Case, fraction: float, message: str) -> None:
-        self._fractions[case.id] = fraction
-        self._progress.update(self._bars[case.id], completed=fraction, message=escape(message))
-        self._update_all()
-
-    def finished(self, case: Case, result: ResultLine) -> None:
-        self._done += 1
-        self._left.finished(case, result)
-        del self._fractions[case.id]
-        self._progress.remove_task(self._bars.pop(case.id))
-        self._progress.console.print(finished_line(case, result), highlight=False)
-        self._update_all()
+    def look(self) -> None:
+        if self._pace.due():
+            self._write()
 
     def end(self) -> None:
-        self._progress.stop()
+        self._write(ended=utc_time())
 
-    def _update_all(self) -> None:
-        assert self._all is not None, "planned comes first"
-        total = self._progress.tasks[0].total or 0
-        completed = self._done + sum(self._fractions.values())
-        self._progress.update(self._all, completed=completed, message=f"{self._done}/{total:.0f}{self._left}")
+    def _write(self, ended: str | None = None) -> None:
+        if self._live is not None:
+            status = self._live.status().model_copy(update={**self._again, "ended": ended})
+            with contextlib.suppress(OSError):  # what tells of a run must not stop it
+                write_atomically(self._path, status.model_dump_json(indent=1) + "\n")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import psutil
 
@@ -25,6 +25,7 @@ from .cards import describe_mixers
 from .case import Case, Plan
 from .device import kind_of
 from .environment import collect_environment, differences, end_of_start, usable_cores, utc_time
+from .live import LiveRun, Reporter
 from .runs import SCHEMA_VERSION, ResultLine, Run, RunError, RunLock, Status
 from .worker import Inherited, RunCase, run_case, serve
 
@@ -37,16 +38,6 @@ _STDERR_BYTES = 4000
 
 
 Planner = Callable[[Mapping[str, ResultLine]], Plan]
-
-
-class Reporter(Protocol):
-    """Who is told how a run goes. planned: called at the start, and whenever a result adds cases."""
-
-    def planned(self, pending: Sequence[Case], done: int) -> None: ...
-    def started(self, case: Case) -> None: ...
-    def progress(self, case: Case, fraction: float, message: str) -> None: ...
-    def finished(self, case: Case, result: ResultLine) -> None: ...
-    def end(self) -> None: ...
 
 
 class TimeIsUp(Exception):
@@ -95,12 +86,14 @@ def execute(
     with run.locked() as store:
         check_folder(run, suite, device)
         run.write_suite(suite)
-        queue = _Queue(planner, run, store, reporter, retry_failed, reuse)
+        live = LiveRun()
+        queue = _Queue(planner, run, store, live, retry_failed, reuse)
         jobs = limits.choose_jobs(device, len(queue.waiting))
         start = _write_environment(run, device, jobs, suite, doctor) if queue.waiting else None
         try:
             queue.begin()
-            pool = _Pool(run, store, limits, reporter, run_case, preloaded, queue)
+            reporter.begin(live)
+            pool = _Pool(run, store, limits, reporter, run_case, preloaded, queue, live)
             threads = max(1, usable_cores() // jobs)
             pool.work(jobs, threads, exclusive=False)
             pool.work(1, usable_cores(), exclusive=True)
@@ -121,11 +114,11 @@ class _Queue:
         planner: Planner,
         run: Run,
         store: RunLock,
-        reporter: Reporter,
+        live: LiveRun,
         retry_failed: bool,
         reuse: Sequence[Run],
     ) -> None:
-        self.planner, self.run, self.store, self.reporter = planner, run, store, reporter
+        self.planner, self.run, self.store, self.live = planner, run, store, live
         self.results = {r.case: r for r in run.results() if r.status == "ok" or not retry_failed}
         self.started: set[str] = set()
         self.plan = planner(self.results)
@@ -134,7 +127,8 @@ class _Queue:
 
     def begin(self) -> None:
         self._adopt()
-        self._tell()
+        self._write_plan()
+        self.live.update(self.plan, self.results)
 
     @property
     def waiting(self) -> list[Case]:
@@ -153,7 +147,8 @@ class _Queue:
         self.plan = self.planner(self.results)
         self._adopt()
         if len(self.plan.cases) != before:
-            self._tell()
+            self._write_plan()
+        self.live.update(self.plan, self.results)
 
     def _adopt(self) -> None:
         """Take over what other runs hold of the plan, and of what follows from it."""
@@ -177,10 +172,8 @@ class _Queue:
             reused[folder.name] = {"source": there.get("source"), "started": there.get("started")}
         self.run.write_environment(environment)
 
-    def _tell(self) -> None:
+    def _write_plan(self) -> None:
         self.run.write_plan(self.plan.to_json())
-        pending = [case for case in self.plan.cases if case.id not in self.results]
-        self.reporter.planned(pending, len(self.plan.cases) - len(pending))
 
 
 def check_folder(run: Run, suite: dict[str, Any], device: str) -> None:
@@ -260,9 +253,10 @@ class _Pool:
         run_case: RunCase,
         preloaded: Sequence[str],
         queue: _Queue,
+        live: LiveRun,
     ) -> None:
         self.run, self.store, self.limits, self.reporter, self.run_case = run, store, limits, reporter, run_case
-        self.queue = queue
+        self.queue, self.live = queue, live
         self.deadline = time.monotonic() + (limits.run_seconds or math.inf)
         # a fork server rather than a plain fork: the runner has threads, and forking those is not safe
         linux = sys.platform == "linux"
@@ -291,11 +285,14 @@ class _Pool:
                         self._finish(worker)
                     else:
                         self._enforce_limits(worker)
+                self.live.look()
+                self.reporter.look()
         finally:
             for worker in workers:
                 _end(worker)
 
     def _start(self, case: Case, threads: int) -> _Worker:
+        self.reporter.before(case)
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with its worker
         ours, theirs = self.context.Pipe()
         job = {
@@ -312,7 +309,7 @@ class _Pool:
         process = self.context.Process(target=serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
-        self.reporter.started(case)
+        self.live.start(case, process.pid or 0)
         return _Worker(case, process, ours, stderr, threads)
 
     def _receive(self, worker: _Worker) -> None:
@@ -323,7 +320,7 @@ class _Pool:
                 if "outcome" in message:
                     worker.outcome = message["outcome"]
                 else:
-                    self.reporter.progress(worker.case, message["progress"], message["message"])
+                    self.live.hear(worker.case, **message)
 
     def _enforce_limits(self, worker: _Worker) -> None:
         if worker.killed is not None:
@@ -361,8 +358,9 @@ class _Pool:
             **outcome,
         )
         self.store.append(result)
-        self.reporter.finished(case, result)
+        self.live.finish(case, seconds)
         self.queue.finished(result)
+        self.reporter.finished(case, result)
 
 
 def _unreported_end(worker: _Worker) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .schema import SCHEMA_VERSION, SchemaError, migrate, migrate_environment
 
 Status = Literal["ok", "out_of_memory", "timeout", "crashed", "not_finite", "invalid"]
+"""How a case ended."""
 STATUSES: tuple[Status, ...] = get_args(Status)
+"""All that a case may end with."""
 
 
 class RunError(ValueError):

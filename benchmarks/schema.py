@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 SCHEMA_VERSION = 2
+"""Of the lines of `results.jsonl`."""
 
 Record = dict[str, Any]
 _IN_TURN = ("op_speed", "overhead", "mixer_speed", "library_overhead", "decode_speed")

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from .doing import Doing
 from .errors import NotFiniteError
 
 _PR_SET_PDEATHSIG = 1
@@ -36,12 +37,26 @@ class Channel:
         self._last = -math.inf
         self.backends: dict[str, set[str]] = {}
 
-    def progress(self, fraction: float, message: str) -> None:
+    def progress(self, fraction: float, said: str | Doing) -> None:
         """Tell how far the case is, `fraction` in 0..1, and what it is doing; too frequent calls are dropped."""
         now = time.monotonic()
         if now - self._last >= _MESSAGE_INTERVAL:
             self._last = now
-            self._connection.send({"progress": fraction, "message": message})
+            doing = Doing.of(said)
+            # plain numbers: a plug-in's may be tensors, which a runner without torch could not read
+            values = {str(name): float(value) for name, value in doing.values.items()}
+            share = min(1.0, max(0.0, float(fraction)))
+            self._connection.send(
+                {"fraction": share, "doing": Doing(str(doing.stage), values), "cuda_bytes": _cuda_bytes()}
+            )
+
+
+def _cuda_bytes() -> int | None:
+    """What this process's tensors hold on its GPU; None if it uses none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return torch.cuda.memory_allocated()
 
 
 class Inherited:

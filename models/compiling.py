@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 
 CompileMode = Literal["default", "max-autotune"]
+"""What `torch.compile` may spend on a model; `max-autotune` times many kernels first."""
 BACKEND = "inductor"
 
 _CALL = TypeVar("_CALL", bound=Callable[..., Any])

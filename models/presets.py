@@ -75,6 +75,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         },
     },
 }
+"""Sizes by name; options of `ModelConfig`, all but the layout."""
 
 
 def preset_config(name: str, layout: str, **changes: Any) -> ModelConfig:

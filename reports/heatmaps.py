@@ -111,9 +111,9 @@ def _extremes(frame: pd.DataFrame, recall: Recall, top: Any) -> str:
     said = []
     for layout, own in there.groupby("layout", sort=False):
         at = own[(own["length"] == top.length) & (own["load"] == top.load)]["shown"]
-        least = own.loc[own["accuracy"].astype(float).idxmin()]
+        least = next(rows_of(own.sort_values("accuracy", key=lambda shares: shares.astype(float), kind="stable")))
         here = at.iloc[0] if len(at) else recall.missing_text(str(layout), top.length)
-        where = f"{formats.percent(least['accuracy'])} at {least['row']} in {least['tokens']} tokens"
+        where = f"{formats.percent(least.accuracy)} at {least.row} in {least.tokens} tokens"
         said.append(f"{layout} {here}, least {where}")
     return "; ".join(said)
 
@@ -208,15 +208,17 @@ def _heat(
     there, rest = alt.datum.status == _ANSWERED, alt.datum.status != _ANSWERED
     colour = alt.Color("accuracy:Q", scale=scale, legend=legend)
     light = alt.condition(f"datum.accuracy < {_DARK}", alt.value("white"), alt.value("black"))
-    gap = {"stroke": "white", "strokeWidth": 1}
+    gap: dict[str, Any] = {"stroke": "white", "strokeWidth": 1}
     layers = [
         base.transform_filter(there)
         .mark_rect(**gap)
         .encode(color=colour, opacity=style.emphasis, tooltip=tips)
         .add_params(style.select),
         base.transform_filter(rest).mark_rect(color="#e4e4e4", **gap).encode(opacity=style.emphasis, tooltip=tips),
-        base.transform_filter(there).mark_text(fontSize=11).encode(text="text:N", color=light),
-        base.transform_filter(rest).mark_text(fontSize=12, color=MUTED).encode(text="text:N", tooltip=tips),
+        base.transform_filter(there).mark_text(fontSize=11).encode(text="text:N", color=light, opacity=style.emphasis),
+        base.transform_filter(rest)
+        .mark_text(fontSize=12, color=MUTED)
+        .encode(text="text:N", opacity=style.emphasis, tooltip=tips),
     ]
     if outline is not None:
         box = alt.Chart(pd.DataFrame([outline])).mark_rect(filled=False, stroke="#D55E00", strokeWidth=2.5)

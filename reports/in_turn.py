@@ -17,6 +17,8 @@ from .formats import mode_name
 from .in_turn_changes import in_turn_changes
 from .lines import COMPILED, KEYS, Lines, Row, measured, tidy
 from .op_cost import cost_figures
+from .scaling import growth_table
+from .scaling_figures import speed_growths
 from .section import Section
 from .statistics import rows_of
 from .table import Table, compiled_note, in_brackets, numbered, tokens
@@ -27,6 +29,7 @@ TIMES += ["units", "rounds", "samples", "peak_bytes", "method", "floor_bytes", "
 TIMES += ["ran", "first_call_seconds", *COMPILED, "case"]
 RATIOS = [*KEYS, "measure", "kind", "mode", "tokens", "lengths", "batch", "backend", "over", "value", "low", "high"]
 RATIOS += ["bar", "met", "case"]
+MOST_CURVES = 14  # that can be told apart
 
 
 class InTurn(Section):
@@ -57,15 +60,19 @@ class InTurn(Section):
     def figures(self, run: RunData) -> Iterator[Figure]:
         times = run[self.measure]
         yield from cost_figures(run, times, f"{self.measure}-cost")
-        several = times.groupby(["case", "backend", "mode"])["tokens"].transform("nunique") > 1
-        for number, (variant, rows) in enumerate(times[several].groupby("variant", sort=False)):
-            yield _by_length(str(variant), rows, numbered(f"{self.measure}-lengths", number))
+        for number, (variant, rows) in enumerate(_of_several_lengths(times).groupby("variant", sort=False)):
+            if len(rows[["layout", "backend"]].drop_duplicates()) <= MOST_CURVES:
+                yield _by_length(str(variant), rows, numbered(f"{self.measure}-lengths", number))
 
     def tables(self, run: RunData) -> Iterator[Table]:
         if len(run[f"{self.measure}_ratios"]):
             yield _ratio_table(run[f"{self.measure}_ratios"], self.measure)
         if len(run[self.measure]):
             yield _time_table(run[self.measure], self.measure)
+        for number, (variant, rows) in enumerate(_of_several_lengths(run[self.measure]).groupby("variant", sort=False)):
+            named = rows.assign(layout=_contenders(rows), length=rows["tokens"])
+            what = "the time of a call, in decoding of a token,"
+            yield from growth_table(numbered(f"{self.measure}-growth", number), what, speed_growths(named), variant)
 
     def numbers(self, run: RunData) -> Iterator[dict[str, Any]]:
         for r in rows_of(run[self.measure]):
@@ -107,6 +114,15 @@ def _ratios(lines: Lines, measure: str) -> Iterator[Row]:
         shared = {"batch": line.parameters.get("batch", 1), "lengths": line.parameters.get("lengths")}
         for ratio in metrics["ratios"]:
             yield {**known, **shared, **ratio}
+
+
+def _of_several_lengths(times: pd.DataFrame) -> pd.DataFrame:
+    """What one case has timed at several lengths."""
+    return times[times.groupby(["case", "backend", "mode"])["tokens"].transform("nunique") > 1]
+
+
+def _contenders(rows: pd.DataFrame) -> list[str]:
+    return [f"{r.layout}, {r.backend}" for r in rows_of(rows)]
 
 
 def _held_to_bar(topic: str, rows: pd.DataFrame, evidence: str) -> Finding:
@@ -157,7 +173,7 @@ def _by_length(variant: str, rows: pd.DataFrame, name: str) -> Figure:
         for name, column in (("cost", "seconds"), ("low", "seconds_low"), ("high", "seconds_high"))
     }
     frame = rows.assign(
-        layout=[f"{r.layout}, {r.backend}" for r in rows_of(rows)],
+        layout=_contenders(rows),
         panel=[mode_name(m).capitalize() for m in rows["mode"]],
         shown=[formats.seconds(s / units) for s, units in zip(rows["seconds"], rows["units"])],
         length=rows["tokens"],

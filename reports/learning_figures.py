@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from . import formats
-from .charts import COUNT, MUTED, PERCENT, Figure, Style, finish, in_words, titled, tooltips
+from .charts import COUNT, MUTED, PERCENT, Figure, Style, finish, in_words, titled, tooltips, words
 from .statistics import rows_of
 from .table import numbered
 from .tables import RunData
@@ -52,8 +52,11 @@ def _losses(run: RunData) -> Iterator[Figure]:
         caption += "A filled mark: there the bar was first reached on held-out data; a hollow one: the training ended "
         caption += "without it."
         last = own.sort_values("step").groupby(["layout", "seed"], sort=False).last()["loss"]
-        ends = {name: [f"{loss:.3f}" for loss in own] for name, own in last.groupby("layout", sort=False)}
-        text = "Last loss of each seed: " + "; ".join(f"{name} {', '.join(e)}" for name, e in ends.items()) + "."
+        ends = [
+            f"{name!s} {', '.join(f'{loss:.3f}' for loss in seeds)}"
+            for name, seeds in last.groupby("layout", sort=False)
+        ]
+        text = f"Last loss of each seed: {'; '.join(ends)}."
         data = in_words(own, {**_SEED, "step": "step", "tokens": "tokens read", "loss": "loss"})
         subtitle = "loss of the training batches in nats, a curve for each seed; ● bar reached, ○ ended without it"
         chart = finish(chart, title, subtitle)
@@ -73,8 +76,8 @@ def _ends(curve: pd.DataFrame) -> Iterator[dict[str, Any]]:
     if not solved and first["passed"] != False:  # noqa: E712
         return
     nearest = (curve["tokens"] - (first["tokens_to_solve"] if solved else curve["tokens"].max())).abs().idxmin()
+    known = {key: curve.loc[nearest, key] for key in ("layout", "seed", "tokens", "loss")}
     place = {"tokens": first["tokens_to_solve"]} if solved else {}
-    known = curve.loc[nearest, ["layout", "seed", "tokens", "loss"]].to_dict()
     yield {**known, **place, "kind": "mark", "outcome": _SOLVED if solved else _OPEN}
 
 
@@ -165,7 +168,7 @@ def _panels(
     """
     kept = ["layout", "seed", "tokens", value, "kind", "outcome", "note"]
     frame = frame.reindex(columns=kept).round({"tokens": 0, value: 4})
-    frame = frame.astype({"seed": float}).assign(outcome=_texts(frame["outcome"]), note=_texts(frame["note"]))
+    frame = frame.astype({"seed": float}).assign(outcome=words(frame["outcome"]), note=words(frame["note"]))
     layouts = [name for name in run.layouts if name in set(frame["layout"])]
     axis = alt.Axis(labelExpr=COUNT, tickCount=4, labelFlush=True)
     x = alt.X("tokens:Q", title="Tokens read", axis=axis, scale=alt.Scale(nice=False, zero=True))
@@ -189,8 +192,3 @@ def _panels(
     facet = alt.Facet("layout:N", sort=layouts, title=None, header=header)
     chart = chart.facet(facet, columns=min(COLUMNS, len(layouts)), spacing=14)
     return chart.resolve_axis(x="independent")
-
-
-def _texts(column: pd.Series) -> list[str | None]:
-    """JSON has no nan among words."""
-    return [text if isinstance(text, str) else None for text in column]

@@ -83,7 +83,7 @@ def recall(
 def recall_seeds(run: RunData, layout: str, load: int, length: int) -> str:
     """Per cent recalled by each taught seed: `99.6, 99.7 and 99.9`, rising."""
     where = {"load": load, "length": length, "passes": 1, "memory": "fresh"}
-    own = _matching(run.answers, layout, where)
+    own = _matching(run["answers"], layout, where)
     shares = sorted(estimate({seed: hits}).accuracy for seed, hits in zip(own["seed"], own["hits"]))
     return formats.listing([f"{100 * share:.1f}" for share in shares])
 
@@ -112,12 +112,12 @@ def solve(run: RunData, layout: str) -> str:
 
 def budget(run: RunData) -> str:
     """`2.86 M`: the most tokens that a model was taught with."""
-    return formats.si(run.training["tokens"].max())
+    return formats.si(run["training"]["tokens"].max())
 
 
 def trained(run: RunData, column: str) -> str:
     """The greatest `lengths` or `loads` of the training."""
-    return formats.whole(max(value for values in run.training[column] for value in values))
+    return formats.whole(max(value for values in run["training"][column] for value in values))
 
 
 def asked(run: RunData, column: str) -> str:
@@ -132,7 +132,7 @@ def recall_table(run: RunData, *columns: str) -> str:
     """
     shown = [t.layout for t in teaching(run) if "taught" in columns or not t.untaught]
     heads = [re.sub(r"\d+", lambda m: formats.whole(int(m[0])), column) for column in columns]
-    lines = [["", *heads], ["---"] * (1 + len(columns))]
+    lines = [["", *heads], ["---", *["---:"] * len(columns)]]
     lines += [[formats.markdown(layout), *(_cell(run, layout, column) for column in columns)] for layout in shown]
     return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -171,15 +171,24 @@ def times(run: RunData, layout: str, other: str, quantity: str, **where: Any) ->
     return formats.whole(ours / theirs)
 
 
-def _barred(run: RunData, kind: str, tokens: int, met: bool | None) -> pd.DataFrame:
-    """The ratios that are held to a bar, all or those that meet it or do not."""
-    found = _matching(run.op_ratios, "*", {"kind": kind, "tokens": tokens})
+def _ratios(run: RunData) -> pd.DataFrame:
+    """Of all measures that run several things in turn."""
+    found = [frame for name, frame in run.frames.items() if name.endswith("_ratios") and len(frame)]
+    if not found:
+        raise NumberError("the run has no ratios")
+    return pd.concat(found)
+
+
+def _barred(run: RunData, kind: str | None, tokens: int | None, met: bool | None) -> pd.DataFrame:
+    """The ratios that are held to a bar, all or those that meet it or do not; None: of every kind or length."""
+    where = {"kind": kind, "tokens": tokens}
+    found = _matching(_ratios(run), "*", {column: value for column, value in where.items() if value is not None})
     return found[found["bar"].notna() & ((found["met"] == met) if met is not None else True)]
 
 
-def bars(run: RunData, kind: str, tokens: int, met: bool | None = None) -> str:
-    """How many layouts are held to a bar; how many of them meet it, or do not."""
-    return formats.whole(_barred(run, kind, tokens, met)["layout"].nunique())
+def bars(run: RunData, kind: str | None = None, tokens: int | None = None, met: bool | None = None) -> str:
+    """How many bars there are; how many of them are met, or are not."""
+    return formats.whole(len(_barred(run, kind, tokens, met)))
 
 
 def bars_without(run: RunData, kind: str, tokens: int, other: int) -> str:
@@ -195,13 +204,13 @@ def ratios(run: RunData, kind: str, tokens: int, met: bool | None = None) -> str
 
 def outcome(run: RunData, layout: str, **where: Any) -> str:
     """`met` or `not met`: a bar."""
-    (met,) = _matching(run.op_ratios, layout, where)["met"]
+    (met,) = _matching(_ratios(run), layout, where)["met"]
     return "met" if met else "not met"
 
 
 def bar(run: RunData, layout: str, **where: Any) -> str:
     """The bar that a ratio is held to."""
-    (value,) = _matching(run.op_ratios, layout, where)["bar"]
+    (value,) = _matching(_ratios(run), layout, where)["bar"]
     return f"{value:g}"
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import base64
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import vl_convert
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..benchmarks.runs import write_atomically
 from . import formats
 from .about_tables import about_tables
-from .charts import VEGALITE, Figure
+from .charts import Figure, drawing_code
 from .summary import summary
 from .table import Table
 from .tables import RunData, read_run
@@ -39,11 +39,11 @@ class Part:
     nothing: str
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path, named: str | Path | None = None) -> Path:
     """Write `report.html`, `report.md`, `summary.csv`, `figures/*` and `tables/*.csv` into a run folder.
 
-    What was not measured has no table. Returns the page's absolute path. Raises `RunError` if the folder holds no run
-    that can be read.
+    named: what the commands on the page call the folder, default as it is given. What was not measured has no table.
+    Returns the page's absolute path. Raises `RunError` if the folder holds no run that can be read.
     """
     run = read_run(folder)
     shown = parts(run)
@@ -57,13 +57,14 @@ def write_report(folder: str | Path) -> Path:
         if len(table) or name in _SAY_NONE:
             table.to_csv(run.folder / "tables" / f"{name}.csv", index=False)
     content = _content(run, shown)
+    content["commands"] = _commands(replace(run, folder=Path(named or folder)), content["commit"])
     environment = _environment()
     page = run.folder / "report.html"
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGALITE) if drawn else ""
+    bundle = drawing_code() if drawn else ""
     html = environment.get_template("report.html.j2").render(**content, bundle=Markup(_in_script(bundle)))
-    page.write_text(html, encoding="utf-8")
+    write_atomically(page, html)  # a browser may load it at any moment
     markdown = environment.get_template("report.md.j2").render(**content)
-    (run.folder / "report.md").write_text(markdown, encoding="utf-8")
+    write_atomically(run.folder / "report.md", markdown)
     return page.resolve()
 
 
@@ -102,7 +103,7 @@ def _content(run: RunData, shown: list[Part]) -> dict[str, Any]:
         "finished": len(run.lines),
         "commit": source.get("commit"),
         "dirty": bool(source.get("dirty")),
-        "commands": _commands(run, source.get("commit")),
+        "silence": _silence(run),
         "machine": [*_precisions(run), *_machine(run.environment)],
         "packages": [(k, v or "not installed") for k, v in (run.environment.get("packages") or {}).items()],
         "suite_yaml": yaml.safe_dump(run.suite, sort_keys=False, allow_unicode=True, width=100),
@@ -145,9 +146,18 @@ def _texts(run: RunData) -> list[str]:
     return [f"Text for {formats.listing(measures)}: {described}." for described, measures in found.items()]
 
 
+def _silence(run: RunData) -> str:
+    """What is said instead of a verdict where there is none."""
+    if run.foreign_tool:
+        return f"Measured by {run.foreign_tool}, not by mixerzoo: shown as its file has it, and compared with nothing."
+    return "No case has a result yet, so there is nothing to compare."
+
+
 def _commands(run: RunData, commit: str | None) -> list[str]:
     """What to type to repeat the run, in a checkout of mixerzoo."""
     folder = shlex.quote(str(run.folder))
+    if run.foreign_tool:
+        return ["# with the tool that measured it; only this page:", f".venv/bin/mixerzoo report {folder}"]
     again = shlex.quote(f"{run.folder}-again")
     device = run.environment.get("device")
     option = f" --device {shlex.quote(str(device))}" if device else ""

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import altair as alt
 import pandas as pd
 
-from .charts import Style, lengths_axis, tooltips
+from .charts import Style, lengths_axis, tooltips, words
 from .formats import mode_name
 from .growth import Growth
 from .labels import spread
 from .statistics import rows_of
-from .table import Table
+from .table import Table, in_brackets
 
 _GAP = 13  # pixels from one exponent to the next
 _INSET = 14  # pixels between the curves and the edges, where failures stand
@@ -35,7 +35,7 @@ def places(failures: pd.DataFrame, variant: str) -> pd.DataFrame:
     """
     own = failures[failures["variant"] == variant]
     rows = [
-        (layout, panel_of(mode), int(length), ", ".join(dict.fromkeys(s.replace("_", " ") for s in cases["status"])))
+        (layout, panel_of(mode), length, ", ".join(dict.fromkeys(s.replace("_", " ") for s in cases["status"])))
         for (layout, mode, length), cases in own.groupby(["layout", "mode", "length"], sort=False, dropna=False)
     ]
     failed = pd.DataFrame(rows, columns=["layout", "panel", "length", "cause"])
@@ -66,8 +66,7 @@ def scaling_chart(
     failed = failed if failed is not None else pd.DataFrame(columns=["layout", "panel", "length", "cause", "rank"])
     names = list(dict.fromkeys([*frame["panel"], *failed["panel"]]))
     width, height = wide if len(names) == 1 else _SIZE
-    x = lengths_axis([*frame["length"], *failed["length"]], "Length (tokens)")
-    x.axis.labelOverlap = True
+    x = lengths_axis([*frame["length"], *failed["length"]], "Length (tokens)", width=width - 40)
     layers = [layer.transform_filter("isValid(datum.low)") for layer in style.curves(frame, x, y, tips)]
     for layer in layers:
         layer.data = alt.Undefined  # the facet hands its own data down
@@ -79,9 +78,8 @@ def scaling_chart(
         text = text.encode(x=alt.value(width), y=_beside(y), text="exponent:N", color=style.colour())
         layers.append(text.encode(opacity=style.emphasis))
     whole = pd.concat([part for part in (frame, failed, ends) if len(part)], ignore_index=True)
-    words = ["cause", "exponent", *(c for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c]))]
-    for column in dict.fromkeys(word for word in words if word in whole):
-        whole[column] = [value if isinstance(value, str) else None for value in whole[column]]  # JSON has no nan
+    for column in [name for name in whole if not pd.api.types.is_numeric_dtype(whole[name])]:
+        whole[column] = words(whole[column])
     chart = alt.layer(*layers, data=whole).properties(width=width, height=height)
     spacing = {"row": 16, "column": 52 if len(ends) else 18}
     chart = chart.facet(alt.Facet("panel:N", sort=names, title=None), columns=2, spacing=spacing)
@@ -102,13 +100,13 @@ def _exponents(frame: pd.DataFrame, y: alt.Y, growths: Growths, height: int) -> 
     """What stands at the right of each panel, moved apart where it would overlap; nothing where there is no room."""
     value, rows = str(y.shorthand).removesuffix(":Q"), []
     for panel, own in frame.groupby("panel", sort=False):
-        last = own.sort_values("length").groupby("layout", sort=False).last()
-        known = {str(name): growths[str(panel), str(name)] for name in last.index if (str(panel), name) in growths}
+        last = own.sort_values("length").groupby("layout", sort=False)[value].last().astype(float).to_dict()
+        known = {str(name): growths[str(panel), str(name)] for name in last if (str(panel), name) in growths}
         if len(known) * _GAP > height:
             continue
         low, high = math.log(own["low"].min()), math.log(own["high"].max())
         room, scale = height - 2 * _INSET, (high - low) or 1.0
-        wanted = [_INSET + (high - math.log(last.loc[name, value])) / scale * room for name in known]
+        wanted = [_INSET + (high - math.log(last[name])) / scale * room for name in known]
         pixels = spread(wanted, gap=_GAP, low=0, high=height)
         for name, pixel in zip(known, pixels):
             # back into the units of the axis, since every panel has its own
@@ -127,13 +125,13 @@ def _beside(y: alt.Y) -> alt.Y:
     return other
 
 
-def growth_table(name: str, what: str, growths: Growths) -> Iterator[Table]:
+def growth_table(name: str, what: str, growths: Growths, variant: object = "") -> Iterator[Table]:
     """Layouts down, panels across: how `what` grows, and over which lengths that was fitted."""
     panels = list(dict.fromkeys(panel for panel, _ in growths))
     layouts = list(dict.fromkeys(layout for _, layout in growths))
     cells = {key: _fitted(growth) for key, growth in growths.items()}
     rows = [[layout, *(cells.get((panel, layout), "–") for panel in panels)] for layout in layouts]
-    title = f"How {what} grows with the length"
+    title = f"How {what} grows with the length{in_brackets(variant)}"
     if rows:
         yield Table(name, title, ["Layout", *panels], rows, GROWTH_NOTE)
 

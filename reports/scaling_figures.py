@@ -85,7 +85,10 @@ def _latency_figure(
 def speed_growths(rows: pd.DataFrame) -> Growths:
     """How the seconds of each mode and layout grow; rows of the table `speed`."""
     samples = {
-        key: {int(n): [s for r in rows_of(at) for s in (r.samples or [r.seconds])] for n, at in own.groupby("length")}
+        key: {
+            at["length"].iloc[0]: [s for r in rows_of(at) for s in (r.samples or [r.seconds])]
+            for _, at in own.groupby("length")
+        }
         for key, own in rows.groupby(["mode", "layout"], sort=False)
     }
     found = {(panel_of(mode), str(layout)): growth(rounds) for (mode, layout), rounds in samples.items()}
@@ -94,8 +97,8 @@ def speed_growths(rows: pd.DataFrame) -> Growths:
 
 def speed_growth_tables(run: RunData) -> Iterator[Table]:
     for number, (variant, rows) in enumerate(run["speed"].groupby("variant", sort=False)):
-        what = titled("the time of a call", str(variant))
-        yield from growth_table(numbered("speed-growth", number), what, speed_growths(rows))
+        what = "the time of a call, in decoding of a token,"
+        yield from growth_table(numbered("speed-growth", number), what, speed_growths(rows), variant)
 
 
 # --- Memory ---
@@ -127,9 +130,8 @@ def memory_figures(run: RunData) -> Iterator[Figure]:
 def memory_growth_tables(run: RunData) -> Iterator[Table]:
     """Of the peaks, and of the state."""
     for number, (variant, rows) in enumerate(run["memory"].groupby("variant", sort=False)):
-        what = titled("peak memory", str(variant))
         growths = byte_growths(_peaks(rows), "peak_bytes")
-        yield from growth_table(numbered("memory-growth", number), what, growths)
+        yield from growth_table(numbered("memory-growth", number), "peak memory", growths, variant)
     yield from growth_table("state-growth", "the state", byte_growths(_states(run), "state_bytes"))
 
 
@@ -162,7 +164,10 @@ def state_figure(run: RunData) -> Iterator[Figure]:
     tips = tooltips(("shown", "state"), ("length", "tokens read"), ("growth", "grows as"))
     chart = scaling_chart(Style(run.layouts), frame, y, tips, growths=growths)
     title = "What a sequence has to keep"
-    caption = "Bytes of the state of one sequence after so many tokens; both axes logarithmic."
+    caption = (
+        "Bytes of the state of one sequence after so many tokens; both axes logarithmic. Where recall was asked, that "
+    )
+    caption += "of the first load at each length: a memory that fills with what it is told depends on it."
     caption += _left_out(int((run["states"]["state_bytes"] == 0).sum())) + _exponent_note(growths)
     data = _written(frame, None, {"state_bytes": "state bytes", **({"growth": "grows as"} if growths else {})})
     subtitle = ["state bytes of one sequence, lower is better", *([_EXPONENTS] if growths else [])]

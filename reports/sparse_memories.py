@@ -91,9 +91,9 @@ def _axis(own: pd.DataFrame, recall: Recall) -> tuple[alt.X, pd.DataFrame, str]:
     own = own[own[other] == fixed]
     if by_length:
         where = load_text(fixed, recall.task) if fixed else ""
-        return lengths_axis(own["length"].tolist(), "Length (tokens)"), own, where
+        return lengths_axis(own["length"].tolist(), "Length (tokens)", width=_PANEL[0] - 40), own, where
     title = "Load (needles)" if of_needles(recall.task) else "Load"
-    return lengths_axis(own["load"].tolist(), title, field="load"), own, f"{int(fixed):,} tokens"
+    return lengths_axis(own["load"].tolist(), title, field="load", width=_PANEL[0] - 40), own, f"{int(fixed):,} tokens"
 
 
 def _gate_figure(
@@ -153,10 +153,9 @@ def _slot_figure(run: RunData, own: pd.DataFrame, x: alt.X, where: str, recall: 
 
 def _panels(frame: pd.DataFrame, style: Style, x: alt.X, y: alt.Y, series: list[str], tips: list[alt.Tooltip]) -> Any:
     """A panel for each memory, a line for each series; bars `low..high` where the frame has them."""
-    domain = {"domain": series}
     legend = alt.Legend(orient="bottom", title=None, labelLimit=320, symbolStrokeWidth=0, symbolOpacity=1, columns=3)
-    colour = alt.Color("series:N", scale=alt.Scale(**domain, range=_COLOURS[: len(series)]), legend=legend)
-    shape = alt.Shape("series:N", scale=alt.Scale(**domain, range=_SHAPES[: len(series)]), legend=legend)
+    colour = alt.Color("series:N", scale=alt.Scale(domain=series, range=_COLOURS[: len(series)]), legend=legend)
+    shape = alt.Shape("series:N", scale=alt.Scale(domain=series, range=_SHAPES[: len(series)]), legend=legend)
     base = alt.Chart().encode(x=x, color=colour, opacity=style.emphasis)
     bars = [base.mark_rule(strokeWidth=1.5).encode(y=alongside(y, "low"), y2="high:Q")] if "low" in frame else []
     line = base.mark_line(strokeWidth=1.4).encode(y=y)

@@ -24,7 +24,7 @@ def sweep_figures(run: RunData) -> Iterator[Figure]:
         rated = frame["rate"].notna().all() and frame["rate"].nunique() > 1
         if frame["choice"].nunique() < 2:
             continue
-        yield _sweep(run, frame, rated, numbered("sweep", number), str(measure), str(variant))
+        yield _sweep(run, frame, bool(rated), numbered("sweep", number), str(measure), str(variant))
 
 
 def _tried(own: pd.DataFrame, choices: dict[str, dict[str, Any]]) -> pd.DataFrame:

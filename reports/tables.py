@@ -39,6 +39,14 @@ class RunData:
     def __getitem__(self, name: str) -> pd.DataFrame:
         return self.frames[name]
 
+    @property
+    def foreign_tool(self) -> str:
+        """The tool that measured an imported run, of which nothing is claimed; "" for a run of our own."""
+        if "foreign" not in self.environment:
+            return ""
+        said = self.environment["foreign"]
+        return str((said.get("tool") if isinstance(said, dict) else None) or "another tool")
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables by name, as they are written to CSV: without the answers one by one and the single rounds."""
         kept = {name: frame for name, frame in self.frames.items() if "hits" not in frame}

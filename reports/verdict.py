@@ -10,7 +10,7 @@ from .taught import bars
 
 def findings(run: RunData) -> list[Finding]:
     """The verdict, in the order of the sections; what was not measured is left out, and all that another tool did."""
-    if "foreign" in run.environment:
+    if run.foreign_tool:
         return []
     return [finding for section in run.sections for finding in section.findings(run)]
 

@@ -37,7 +37,8 @@ print(json.dumps([files, errors]))
 
 
 def is_source(path: Path) -> bool:
-    return path.is_file() and "__pycache__" not in path.parts and not set(SIDE_PACKAGES) & set(path.parts)
+    parts = set(path.relative_to(ROOT).parts)  # a checkout may lie in a folder of any name
+    return path.is_file() and "__pycache__" not in parts and not set(SIDE_PACKAGES) & parts
 
 
 def source_files() -> list[Path]:

@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from typing_extensions import Self
 
 from ...models import ModelConfig
+from ..doing import Progress
 from ..precision import Precision, resolve
 from ..runs import ResultLine
 from ..tasks import Task
-from ..training import Compile, Progress
+from ..training import Compile
 from .entry import Entry
 from .registry import register
 
@@ -95,7 +96,7 @@ def check_vocabulary(config: ModelConfig, task: Task) -> None:
 
 def part_of(progress: Progress, start: float, end: float) -> Progress:
     """Progress of a piece of work that is the stretch `start..end` of the whole."""
-    return lambda fraction, text: progress(start + fraction * (end - start), text)
+    return lambda fraction, doing: progress(start + fraction * (end - start), doing)
 
 
 def split_grid(measure: Any) -> list[Any]:

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 
 from ...mixers.ops.dispatch import record_backends
+from ..doing import Doing, Progress
 from ..runs import ResultLine
-from ..training import Progress
 from .base import Measure
 from .entry import Entry
 from .meter import MIN_ROUND_SECONDS, WARMUP_ROUNDS, Timing, measure_memory, quartiles, round_clock
@@ -88,7 +88,8 @@ def time_in_turn(
                 if contender.slow and number >= slow_rounds:
                     continue
                 done = number + i / len(contenders)
-                progress(done / rounds, f"round {number + 1}: {contender.title}")
+                last = {"ms": 1000 * timings[i].samples[-1]} if number else {}
+                progress(done / rounds, Doing(f"round {number + 1}: {contender.title}", last))
                 if i in timings:
                     timings[i].samples.append(_seconds(contender, clock, repeats[i]))
                 else:

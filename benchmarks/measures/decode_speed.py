@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from ...models import ModelConfig
-from ..training import Precision, Progress
+from ..doing import Progress
+from ..training import Precision
 from .bars import Bar, decoder_ratios
 from .base import Size, part_of
 from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn

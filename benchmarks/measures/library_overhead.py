@@ -18,8 +18,8 @@ from ...mixers.ops.dispatch import Backend, CannotRunError, Op
 from ...mixers.ops.libraries import LibraryCall, library_calls
 from ...mixers.ops.problems import Inputs, Problem
 from ...models import ModelConfig, parse_layout
+from ..doing import Progress
 from ..precision import Precision, resolve
-from ..training import Progress
 from .bars import Bar, library_ratios
 from .base import Size, part_of
 from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn

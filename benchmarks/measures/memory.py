@@ -20,8 +20,9 @@ from ...models import (
     count_parameters,
     resolve_d_ff,
 )
+from ..doing import Progress
 from ..runs import ResultLine
-from ..training import Compile, Precision, Progress
+from ..training import Compile, Precision
 from .base import Measure, Size, single, split_grid
 from .entry import Entry
 from .meter import measure_memory

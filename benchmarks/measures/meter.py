@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from ..doing import Doing, Progress
+
 MEMORY_EVENT = "[memory]"  # the profiler's name for an allocation or a release
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -79,13 +81,14 @@ def time_rounds(
     rounds: int,
     budget_seconds: float,
     prepare: Callable[[], Any] | None = None,
-    progress: Callable[[float, str], None] = lambda fraction, text: None,
+    tokens: int = 0,
+    progress: Progress = lambda fraction, doing: None,
 ) -> Timing:
     """Seconds of `work(prepare())`, `prepare` not counted: one number a round, once rounds have come to agree.
 
     At least two rounds warm up after the first call, which is compared with none, since it may compile. Then at least
     `rounds` rounds, and more (at most 100) while they fit in `budget_seconds`. CUDA work is timed by device events, CPU
-    work by `time.perf_counter`.
+    work by `time.perf_counter`. tokens: of a call, told to `progress` as a rate.
     """
     clock = round_clock(device)
 
@@ -102,7 +105,7 @@ def time_rounds(
         and abs(warmup[-1] - warmup[-2]) >= STABLE * warmup[-2]
         and time.perf_counter() - start < budget_seconds
     ):
-        progress(0.0, f"warm-up, round {len(warmup) + 1}")
+        progress(0.0, _round("warm-up, round", warmup, tokens))
         warmup.append(run(1))
     # what is prepared serves one call only
     calls = 1 if prepare is not None else max(1, math.ceil(MIN_ROUND_SECONDS / max(warmup[-1], 1e-7)))
@@ -113,11 +116,17 @@ def time_rounds(
     try:
         start = time.perf_counter()
         while len(samples) < rounds or (len(samples) < MAX_ROUNDS and time.perf_counter() - start < budget_seconds):
-            progress(min(1.0, len(samples) / rounds), f"round {len(samples) + 1}")
+            progress(min(1.0, len(samples) / rounds), _round("round", samples, tokens))
             samples.append(run(calls))
     finally:
         gc.enable()
     return Timing(first, samples)
+
+
+def _round(stage: str, samples: list[float], tokens: int) -> Doing:
+    """The round that comes next, and how fast the one before was."""
+    values = {"tokens/s": tokens / max(samples[-1], 1e-9)} if samples and tokens else {}
+    return Doing(f"{stage} {len(samples) + 1}", values)
 
 
 def _repeat(work: Callable[[Any], object], prepared: Any, calls: int) -> object:

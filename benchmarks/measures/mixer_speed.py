@@ -13,8 +13,9 @@ from typing_extensions import Self
 
 from ...mixers import Mixer, create_mixer
 from ...models import ModelConfig, compile_totals, compiled, compiled_since, parse_layout
+from ..doing import Progress
 from ..precision import Precision, autocast, resolve
-from ..training import Compile, Progress
+from ..training import Compile
 from .bars import Bar, attention_ratios
 from .base import Size, check_compiles, part_of
 from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn

@@ -11,8 +11,8 @@ from typing_extensions import Self
 
 from ...mixers.ops.dispatch import Op
 from ...models import ModelConfig, parse_layout
+from ..doing import Progress
 from ..precision import Precision, resolve
-from ..training import Progress
 from .bars import FEWEST_LENGTHS, Bar, ratios
 from .base import Size, part_of
 from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from ...models import ModelConfig, compile_totals, compiled_since, parse_layout
-from ..training import Compile, Precision, Progress
+from ..doing import Progress
+from ..training import Compile, Precision
 from .bars import Bar, overheads
 from .base import Size, part_of
 from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from ...models import LanguageModel, ModelState
+from ..doing import Doing, Progress
 from ..errors import NotFiniteError
 from ..runs import ResultLine
 from ..tasks import Batch, TextTask
-from ..training import Progress, autocast
+from ..training import autocast
 from .entry import Entry
 from .trained import Trained
 
@@ -78,7 +79,8 @@ class Perplexity(Trained):
                 nats = position_nats(model, batch, device, self.chunk_size)
             totals += nats.double().sum(0)
             done += len(batch.tokens)
-            progress(done / self.examples, f"reading documents: {done}/{self.examples}")
+            read = Doing(f"reading documents: {done}/{self.examples}", {"loss": float(totals.mean()) / done})
+            progress(done / self.examples, read)
         if not totals.isfinite().all():
             raise NotFiniteError(f"the loss is not finite from position {int((~totals.isfinite()).nonzero()[0])} on")
         return totals

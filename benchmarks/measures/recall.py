@@ -13,10 +13,11 @@ from typing_extensions import Self
 
 from ...mixers.memory.fwpkm_inspection import watch_fwpkm
 from ...models import LanguageModel, ModelState
+from ..doing import Doing, Progress
 from ..errors import NotFiniteError
 from ..runs import ResultLine
 from ..tasks import IGNORE, Batch, NeedleTask, RecallTask, Task
-from ..training import Progress, autocast
+from ..training import autocast
 from .base import Size, part_of
 from .entry import Entry, one_decimal
 from .sparse_memories import SparseMemories
@@ -149,8 +150,15 @@ class _Asked:
                 kept = model.restart(state)
             self._count(sequences, right)
             done = len(self.hits[recall.passes[0]]) / recall.examples
-            progress(done, f"{self.length} tokens: {sum(self.correct.values())}/{sum(self.total.values())}")
+            progress(
+                done, Doing(self._stage(), {"accuracy": sum(self.correct.values()) / max(1, sum(self.total.values()))})
+            )
         return held
+
+    def _stage(self) -> str:
+        load = "" if self.task.load is None else f", load {self.task.load}"
+        memory = "" if self.memory == "fresh" else f", {self.memory} memory"
+        return f"asking {self.length:,} tokens{load}{memory}"
 
     @contextmanager
     def _watching(self, model: LanguageModel, batch: Batch) -> Iterator[None]:

@@ -11,8 +11,9 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from ...models import ModelConfig, compile_totals, compiled_since
+from ..doing import Progress
 from ..runs import ResultLine
-from ..training import Compile, Precision, Progress
+from ..training import Compile, Precision
 from .base import Measure, Size, check_compiles, single, split_grid
 from .entry import Entry
 from .meter import quartiles, time_rounds
@@ -66,10 +67,11 @@ class Speed(Measure):
         options: dict[str, Any] = {"rounds": self.rounds, "budget_seconds": self.budget_seconds, "progress": progress}
         if mode == "decode":
             prepare, decode = work.decoding(self.new_tokens)
-            timing = time_rounds(decode, device, prepare=prepare, **options).per(self.new_tokens)
+            read = self.batch * self.new_tokens
+            timing = time_rounds(decode, device, prepare=prepare, tokens=read, **options).per(self.new_tokens)
         else:
             call = {"forward": work.forward, "train": work.train_step, "prefill": work.prefill}[mode]
-            timing = time_rounds(lambda _: call(), device, **options)
+            timing = time_rounds(lambda _: call(), device, tokens=self.batch * length, **options)
         tokens = self.batch * (1 if mode == "decode" else length)
         return {
             "seconds": quartiles(timing.samples),

@@ -21,9 +21,10 @@ from typing_extensions import Self
 
 from ...mixers import check_option, mixer_options
 from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
+from ..doing import Doing, Progress
 from ..runs import ResultLine
 from ..tasks import IGNORE, AnyTask, NeedleTask, Task
-from ..training import Progress, TrainingSettings, autocast, scored_logits, train_or_load
+from ..training import TrainingSettings, autocast, scored_logits, train_or_load
 from .base import Measure, check_vocabulary, part_of
 from .entry import Entry
 
@@ -216,7 +217,15 @@ class Tuning(_Trains):
         the lengths and loads that the training ends with), `accuracy` (theirs), `training` (see `train`) and the
         `data` of it."""
         part = part_of(progress, 0.0, 0.9)
-        model, record = self.train(config, seed=seed, device=device, folder=folder, progress=part)
+        work = f"tuning rung {self.rung}"
+        model, record = self.train(
+            config,
+            seed=seed,
+            device=device,
+            folder=folder,
+            progress=lambda fraction, doing: part(fraction, Doing.of(doing).within(work)),
+        )
+        progress(0.9, Doing("validation").within(work))
         points = self.training.last_points(self.task)
         readings = [
             (weight, *validate(model, task, length, self.examples, seed, device, self.training))

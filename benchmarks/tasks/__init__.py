@@ -50,8 +50,10 @@ _Recall = (
     | StateTrackingTask
     | ZoologyMqarTask
 )
-RecallTask = Annotated[_Recall, Field(discriminator="task")]  # those with answers that are right or wrong
+RecallTask = Annotated[_Recall, Field(discriminator="task")]
+"""The tasks with answers that are right or wrong, as a suite names them."""
 AnyTask = Annotated[_Recall | TextTask, Field(discriminator="task")]
+"""Every task, as a suite names them."""
 
 __all__ = [
     "IGNORE",

@@ -13,9 +13,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from typing_extensions import Self
 
-IGNORE = -100  # the target of a position that is not scored; what cross_entropy ignores by default
+IGNORE = -100
+"""The target of a position that is not scored; what `cross_entropy` ignores by default."""
 
 Split = Literal["train", "validation", "eval"]
+"""What a batch is for; no example of one is one of another."""
 _STREAMS: dict[Split, int] = {"train": 1, "eval": 2, "validation": 3}
 
 

@@ -24,3 +24,4 @@ RULER: dict[str, Task] = {
     "qa_1": RulerQaTask(),
     "qa_2": RulerQaTask(),
 }
+"""The thirteen tasks by their names there."""

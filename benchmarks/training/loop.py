@@ -9,7 +9,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ...mixers import NotFiniteInputError
 from ...models import LanguageModel, ModelConfig, compile_totals, compiled, compiled_since
+from ..doing import Doing, Progress
 from ..errors import NotFiniteError
 from ..precision import autocast
 from ..tasks import IGNORE, Batch, Task
@@ -31,8 +32,6 @@ from .finite import first_not_finite
 from .loggers import Log
 from .optimizers import make_optimizers, set_rate
 from .settings import Bar, TrainingSettings
-
-Progress = Callable[[float, str], None]  # share of the work done, 0..1, and one line for people
 
 CURVE_POINTS = 100
 RECORD_FILE = "training.json"
@@ -150,7 +149,7 @@ class _Training:
         with _activations(self.model, checkpoint=self.settings.checkpoint_activations), self._logging():
             while self.standing.step < self.settings.steps and not self._stopped():
                 self._advance(before)
-                self.progress(self.standing.step / self.settings.steps, self._text())
+                self.progress(self.standing.step / self.settings.steps, self._doing())
                 self._save_if_due()
             if self.standing.losses:
                 self._mark_curve()
@@ -317,11 +316,12 @@ class _Training:
         if self.resume is not None and not over and standing.step % self.settings.keep_every == 0:
             self.resume.save(self.model, self.optimizers, standing, self.ranks)
 
-    def _text(self) -> str:
+    def _doing(self) -> Doing:
         standing = self.standing
-        loss = f", loss {standing.curve[-1][1]:.3f}" if standing.curve else ""
-        right = f", right {standing.evaluations[-1][2]:.1%}" if standing.evaluations else ""
-        return f"training: step {standing.step}/{self.settings.steps}{loss}{right}"
+        values = {"loss": standing.curve[-1][1]} if standing.curve else {}
+        if standing.evaluations:
+            values["accuracy"] = standing.evaluations[-1][2]
+        return Doing(f"training: step {standing.step}/{self.settings.steps}", values)
 
     def _record(self, bar: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
         standing = self.standing

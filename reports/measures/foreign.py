@@ -74,8 +74,7 @@ def _quantities(run: RunData) -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 def _said(run: RunData, rows: pd.DataFrame) -> str:
     """Whose numbers these are, what stands in brackets, and which end is the better one."""
-    tool = (run.environment.get("foreign") or {}).get("tool") or "another tool"
-    said = f"Measured by {tool} and imported: part of no comparison and no claim here."
+    said = f"Measured by {run.foreign_tool or 'another tool'} and imported: part of no comparison and no claim here."
     intervals = [str(interval) for interval in dict.fromkeys(rows["interval"].dropna())]
     said += f" In brackets: {formats.listing(intervals)}." if intervals else ""
     better = dict.fromkeys(rows["better"].dropna())

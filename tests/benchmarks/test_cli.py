@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.metadata
-import io
 import json
 import re
 import signal
@@ -13,12 +12,11 @@ import time
 import pytest
 from mixerzoo.benchmarks import cli
 from mixerzoo.benchmarks.case import Case
-from mixerzoo.benchmarks.progress import BarReporter, TimeLeft, reporter_for
 from mixerzoo.benchmarks.runs import ResultLine, Run
+from mixerzoo.benchmarks.status import read_status
 from mixerzoo.benchmarks.summary import failure_table, summary_tables
 from mixerzoo.mixers import list_mixers, mixer_card, mixer_options, registry
 from mixerzoo.models import LAYOUTS
-from rich.console import Console
 
 
 @pytest.fixture
@@ -237,10 +235,9 @@ def test_interrupt_exits_with_130_and_says_how_to_resume(suite, tmp_path):
     arguments = ["run", str(suite), "--out", str(tmp_path / "run"), "--only", "perplexity"]
     command = [sys.executable, "-m", "mixerzoo.benchmarks.cli", *arguments]
     runner = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert runner.stdout is not None
-    while not runner.stdout.readline().startswith("start"):
+    while (status := read_status(Run(tmp_path / "run"))) is None or not status.at_work:
         assert runner.poll() is None
-    time.sleep(0.1)
+        time.sleep(0.05)
     runner.send_signal(signal.SIGINT)
     _, err = runner.communicate(timeout=60)
     assert runner.returncode == 130 and f"--out {tmp_path / 'run'}" in err and "Traceback" not in err
@@ -276,44 +273,6 @@ def result(measure, metrics, layout="lin", seed=0, status="ok", **parameters) ->
         case=case.id, layout=layout, measure=measure, parameters=parameters, seed=seed, status=status, seconds=1,
         metrics=metrics, error=None if status == "ok" else "ValueError: [bold]no[/]\nmore",
     )  # fmt: skip
-
-
-def test_progress_is_bars_on_a_terminal_and_lines_elsewhere():
-    case = Case("lin[0]", "line", {}, "recall", {"lengths": [64]}, 0, "cpu", False)
-    other = Case("soft", "line", {}, "recall", {"lengths": [64]}, 1, "cpu", False)
-    third = Case("soft", "line", {}, "speed", {}, 0, "cpu", True)
-    for terminal in (True, False):
-        console = Console(file=io.StringIO(), force_terminal=terminal, color_system=None, width=150)
-        reporter = reporter_for(console)
-        reporter.planned([case, other, third], 1)
-        reporter.started(case)
-        reporter.started(other)
-        reporter.progress(case, 0.5, "step 1 of 2 [x]")
-        if terminal:
-            assert isinstance(reporter, BarReporter)
-            tasks = {task.description: (task.completed, task.total) for task in reporter._progress.tasks}
-            labels = ["lin[0] recall 64 seed 0", "soft recall 64 seed 1"]
-            assert tasks == {"[bold]all cases": (1.5, 4), labels[0]: (0.5, 1.0), labels[1]: (0, 1.0)}
-        reporter.finished(case, result("recall", None, layout="lin[0]", status="invalid"))
-        reporter.end()
-        text = console.file.getvalue()
-        assert "invalid lin[0] recall 64 seed 0 (1.0 s): ValueError: [bold]no[/]" in text
-        assert ("all cases" in text) == terminal and ("[2/4" in text) != terminal
-
-
-def test_time_left_counts_each_measure_by_its_own():
-    cases = [Case("l", "line", {}, "recall", {}, seed, "cpu", False) for seed in range(3)]
-    quick = [Case("l", "line", {}, "speed", {}, seed, "cpu", True) for seed in range(100)]
-    left = TimeLeft()
-    left.planned([*cases, *quick])
-    left._begun -= 200.0
-    left.finished(cases[0], result("recall", None).model_copy(update={"seconds": 200.0}))
-    assert str(left) == ", at least 7 min left"  # two more, and nothing is known of speed
-    left.finished(quick[0], result("speed", None))
-    assert str(left) == ", about 8 min left"
-    for case in cases[1:]:
-        left.finished(case, result("recall", None))
-    assert str(left) == ", about 2 min left"
 
 
 def test_summary_tables_put_layouts_by_sizes():

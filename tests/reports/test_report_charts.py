@@ -31,12 +31,13 @@ def downloaded(figure: Figure) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(figure.csv())))
 
 
-def by_name(run: RunData) -> dict[str, Figure]:
-    return {figure.name: figure for part in parts(run) for figure in part.figures}
+class Drawn(dict[str, Figure]):
+    """The figures of a run by name, and its tables."""
 
-
-def tables_of(run: RunData) -> dict[str, Table]:
-    return {table.name: table for part in parts(run) for table in part.tables}
+    def __init__(self, run: RunData) -> None:
+        shown = parts(run)
+        super().__init__({figure.name: figure for part in shown for figure in part.figures})
+        self.tables: dict[str, Table] = {table.name: table for part in shown for table in part.tables}
 
 
 @pytest.fixture(scope="module")
@@ -45,28 +46,28 @@ def run(made_up_run: Path) -> RunData:
 
 
 @pytest.fixture(scope="module")
-def drawn(run: RunData) -> dict[str, Figure]:
-    return by_name(run)
+def drawn(run: RunData) -> Drawn:
+    return Drawn(run)
 
 
 # --- All charts ---
 
 
-def test_every_chart_compiles_without_a_warning(drawn: dict[str, Figure], capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_chart_compiles_without_a_warning(drawn: Drawn, capfd: pytest.CaptureFixture[str]) -> None:
     for figure in drawn.values():
         vl_convert.vegalite_to_vega(figure.spec, vl_version=VEGALITE, show_warnings=True)
     said = capfd.readouterr()
     assert (said.out, said.err) == ("", "")
 
 
-def test_every_chart_is_drawn_and_described(drawn: dict[str, Figure]) -> None:
+def test_every_chart_is_drawn_and_described(drawn: Drawn) -> None:
     for figure in drawn.values():
         assert figure.svg.startswith("<svg") and "NaN" not in figure.svg and "Infinity" not in figure.svg, figure.name
         assert "undefined" not in figure.svg and "null" not in figure.svg, figure.name
         assert figure.caption.endswith(".") and figure.alt.endswith("."), figure.name
 
 
-def test_every_chart_has_its_data_as_csv_in_words(drawn: dict[str, Figure]) -> None:
+def test_every_chart_has_its_data_as_csv_in_words(drawn: Drawn) -> None:
     internal = {"panel", "shown", "kind", "low_", "rank", "beside", "label", "label_y", "place", "case", "variant"}
     for figure in drawn.values():
         assert figure.data is not None and len(downloaded(figure)) > 1, figure.name
@@ -75,7 +76,7 @@ def test_every_chart_has_its_data_as_csv_in_words(drawn: dict[str, Figure]) -> N
         assert not [name for name in columns if "_" in name], figure.name
 
 
-def test_layouts_stand_in_the_order_of_the_run(run: RunData, drawn: dict[str, Figure]) -> None:
+def test_layouts_stand_in_the_order_of_the_run(run: RunData, drawn: Drawn) -> None:
     for name in ("recall-map", "recall-depth", "training", "learning", "sweep"):
         order = drawn[name].spec["facet"]["sort"]
         assert order == [layout for layout in run.layouts if layout in order], name
@@ -84,9 +85,7 @@ def test_layouts_stand_in_the_order_of_the_run(run: RunData, drawn: dict[str, Fi
 # --- Heat maps ---
 
 
-def test_the_heat_map_has_a_cell_for_every_length_and_load_of_every_taught_layout(
-    run: RunData, drawn: dict[str, Figure]
-) -> None:
+def test_the_heat_map_has_a_cell_for_every_length_and_load_of_every_taught_layout(run: RunData, drawn: Drawn) -> None:
     cells = [row for row in data_of(drawn["recall-map"]) if "status" in row]
     places = [(row["layout"], row["length"], row["load"]) for row in cells]
     assert sorted(places) == sorted((name, n, load) for name in TAUGHT for n in LENGTHS for load in LOADS)
@@ -102,7 +101,7 @@ def test_the_heat_map_has_a_cell_for_every_length_and_load_of_every_taught_layou
             assert row["accuracy"] == found.accuracy and row["text"] == f"{100 * found.accuracy:.0f}"
 
 
-def test_the_colours_of_the_heat_map_are_fixed_and_perceptually_uniform(drawn: dict[str, Figure]) -> None:
+def test_the_colours_of_the_heat_map_are_fixed_and_perceptually_uniform(drawn: Drawn) -> None:
     for name in ("recall-map", "recall-depth"):
         (colour,) = [c for c in _channels(drawn[name].spec, "color") if c.get("field") == "accuracy"]
         assert colour["scale"] == {"clamp": True, "domain": [0, 1], "scheme": "viridis"}
@@ -115,7 +114,7 @@ def _channels(spec: Any, name: str) -> list[dict[str, Any]]:
     return [found for value in spec for found in _channels(value, name)] if isinstance(spec, list) else []
 
 
-def test_what_was_trained_is_outlined(drawn: dict[str, Figure]) -> None:
+def test_what_was_trained_is_outlined(drawn: Drawn) -> None:
     (outline,) = [row for row in data_of(drawn["recall-map"]) if "x2" in row]
     assert outline == {"x": "256", "x2": "256", "y": "16", "y2": "4"}
     assert "trained: 64 to 256 tokens, 4 to 16 needles" in drawn["recall-map"].caption
@@ -129,7 +128,7 @@ def test_cells_that_nobody_asked_for_say_so(tmp_path: Path) -> None:
         return line.model_copy(update={"metrics": {**(line.metrics or {}), **kept}})
 
     lines = [sparse(li) for li in made_up_lines() if li.layout == "ttt_linear" and li.measure in ("training", "recall")]
-    figure = by_name(read_run(write_run(tmp_path / "run", lines)))["recall-map"]
+    figure = Drawn(read_run(write_run(tmp_path / "run", lines)))["recall-map"]
     cells = {(row["length"], row["load"]): row for row in data_of(figure) if "status" in row}
     assert cells[256, 64]["status"] == "answered"
     assert cells[512, 64]["status"] == "not asked" and cells[512, 64]["text"] == "·"
@@ -137,7 +136,7 @@ def test_cells_that_nobody_asked_for_say_so(tmp_path: Path) -> None:
     assert written["512", "64"]["status"] == "not asked" and written["512", "64"]["accuracy"] == ""
 
 
-def test_depths_are_a_heat_map_of_the_greatest_load(drawn: dict[str, Figure]) -> None:
+def test_depths_are_a_heat_map_of_the_greatest_load(drawn: Drawn) -> None:
     cells = [row for row in data_of(drawn["recall-depth"]) if "status" in row]
     assert {row["where"] for row in cells} == {"0 to 25 %", "25 to 50 %", "50 to 75 %", "75 to 100 %"}
     assert {row["status"] for row in cells if row["layout"] == "softmax" and row["length"] == 8192} == {"failed"}
@@ -149,14 +148,14 @@ def test_depths_are_a_heat_map_of_the_greatest_load(drawn: dict[str, Figure]) ->
 def test_one_length_or_one_load_has_no_map(tmp_path: Path) -> None:
     lines = [li for li in made_up_lines() if li.layout == "ttt_linear" and li.measure in ("training", "recall")]
     kept = [li for li in lines if li.parameters.get("lengths", [256]) == [256]]
-    names = set(by_name(read_run(write_run(tmp_path / "run", kept))))
+    names = set(Drawn(read_run(write_run(tmp_path / "run", kept))))
     assert "recall-map" not in names and "gates" not in names and "recall-depth" in names
 
 
 # --- Learning ---
 
 
-def test_losses_of_all_and_accuracies_of_the_taught_alone(drawn: dict[str, Figure]) -> None:
+def test_losses_of_all_and_accuracies_of_the_taught_alone(drawn: Drawn) -> None:
     losses = {(row["layout"], int(row["seed"])) for row in downloaded(drawn["training"])}
     assert losses == {(layout, seed) for layout in [*UNTAUGHT, *TAUGHT] for seed in (0, 1, 2)}
     learning = downloaded(drawn["learning"])
@@ -166,7 +165,7 @@ def test_losses_of_all_and_accuracies_of_the_taught_alone(drawn: dict[str, Figur
     assert "not taught with every seed: swa (0 of 3 seeds), linear (0 of 3 seeds)" in str(drawn["learning"].spec)
 
 
-def test_the_point_of_solving_is_marked_and_the_untaught_end_open(drawn: dict[str, Figure]) -> None:
+def test_the_point_of_solving_is_marked_and_the_untaught_end_open(drawn: Drawn) -> None:
     marks = [row for row in data_of(drawn["training"]) if row.get("kind") == "mark"]
     outcome = {(row["layout"], int(row["seed"])): (row["outcome"], row["tokens"]) for row in marks}
     assert len(marks) == 21
@@ -180,12 +179,12 @@ def test_the_point_of_solving_is_marked_and_the_untaught_end_open(drawn: dict[st
     assert bars == [{"accuracy": 0.95}]
 
 
-def test_a_training_without_a_bar_has_no_mark(drawn: dict[str, Figure]) -> None:
+def test_a_training_without_a_bar_has_no_mark(drawn: Drawn) -> None:
     text = drawn["training-2"]
     assert "perplexity" in text.title and not [row for row in data_of(text) if row.get("kind") in ("mark", "note")]
 
 
-def test_the_sweep_rings_what_was_chosen(drawn: dict[str, Figure]) -> None:
+def test_the_sweep_rings_what_was_chosen(drawn: Drawn) -> None:
     tried = data_of(drawn["sweep"])
     assert len(tried) == 7 * 5
     ringed = [row for row in tried if row["ring"]]
@@ -202,7 +201,7 @@ def test_options_that_are_no_rates_are_categories(make_run: MakeRun) -> None:
             line.metrics["choice"]["fwpkm.top_k"] = int(4000 * rate)
         return line.measure == "tuning"
 
-    figure = by_name(read_run(make_run(other)))["sweep"]
+    figure = Drawn(read_run(make_run(other)))["sweep"]
     (x, *_) = _channels(figure.spec, "x")
     assert x["field"] == "choice" and x["type"] == "nominal"
     assert {row["choice"] for row in data_of(figure)} == {f"fwpkm.top_k = {k}" for k in (4, 8, 16)}
@@ -211,7 +210,7 @@ def test_options_that_are_no_rates_are_categories(make_run: MakeRun) -> None:
 # --- Sparse memories ---
 
 
-def test_gates_and_slots_of_the_layouts_that_have_them(run: RunData, drawn: dict[str, Figure]) -> None:
+def test_gates_and_slots_of_the_layouts_that_have_them(drawn: Drawn) -> None:
     gates = data_of(drawn["gates"])
     assert {(row["layout"], row["series"]) for row in gates} == {
         ("swa + fwpkm", "all tokens"),
@@ -231,7 +230,7 @@ def test_gates_and_slots_of_the_layouts_that_have_them(run: RunData, drawn: dict
             "effective slots, by entropy": used / 2 / 1024,
         }
     )
-    table = tables_of(run)["sparse-memories"]
+    table = drawn.tables["sparse-memories"]
     assert len(table.rows) == 2 * len(LENGTHS) * len(LOADS)
     assert table.rows[0][:6] == ["swa + fwpkm", "layers.1.memory", "256", "4", "0.600 (0.00 to 1.00)", "–"]
 
@@ -240,15 +239,14 @@ def test_runs_from_before_memories_were_noted_have_no_such_chart(tmp_path: Path)
     lines = [li for li in made_up_lines() if li.layout == HOSTILE and li.measure in ("training", "recall")]
     for line in lines:
         (line.metrics or {}).pop("memories", None)
-    run = read_run(write_run(tmp_path / "run", lines))
-    assert not {"gates", "slots"} & set(by_name(run))
-    assert "sparse-memories" not in tables_of(run)
+    found = Drawn(read_run(write_run(tmp_path / "run", lines)))
+    assert not {"gates", "slots"} & set(found) and "sparse-memories" not in found.tables
 
 
 # --- Speed and memory ---
 
 
-def test_failures_stand_at_the_edge_where_they_happened(drawn: dict[str, Figure]) -> None:
+def test_failures_stand_at_the_edge_where_they_happened(drawn: Drawn) -> None:
     for name in ("speed", "latency"):
         crosses = [row for row in data_of(drawn[name]) if row.get("cause")]
         assert [(row["layout"], row["panel"], row["length"], row["cause"], row["rank"]) for row in crosses] == [
@@ -267,15 +265,15 @@ def test_failures_at_one_place_do_not_cover_each_other(make_run: MakeRun) -> Non
         if li.measure in ("speed", "memory")
     ]
     run = read_run(write_run(make_run(lambda line: False).parent / "other", lines))
-    crosses = [row for row in data_of(by_name(run)["speed"]) if row.get("cause")]
+    crosses = [row for row in data_of(Drawn(run)["speed"]) if row.get("cause")]
     assert len(crosses) == 7 * 4
     assert sorted(row["rank"] for row in crosses if row["panel"] == "Decoding") == list(range(7))
 
 
-def test_exponents_stand_beside_the_curves_and_in_a_table(run: RunData, drawn: dict[str, Figure]) -> None:
+def test_exponents_stand_beside_the_curves_and_in_a_table(drawn: Drawn) -> None:
     said = {(row["panel"], row["layout"]): row["exponent"] for row in data_of(drawn["latency"]) if row.get("exponent")}
     assert said["Forward pass", "linear"] in ("n^0.99", "n^1.00", "n^1.01") and len(said) == 7 * 4
-    tables = tables_of(run)
+    tables = drawn.tables
     cells = {row[0]: row[1:] for row in tables["speed-growth"].rows}
     assert cells["linear"][0].startswith(f"length^{said['Forward pass', 'linear'][2:]} [")
     assert cells["softmax"][1].endswith(", 1,024 to 4,096") and cells["linear"][1].endswith(", 2,048 to 8,192")
@@ -288,16 +286,16 @@ def test_two_lengths_have_no_exponent(make_run: MakeRun) -> None:
     keep: Callable[[ResultLine], bool] = lambda li: (  # noqa: E731
         li.measure in ("speed", "memory") and li.parameters["lengths"][0] in (256, 512)
     )
-    run = read_run(make_run(keep))
-    assert not [name for name in tables_of(run) if name.endswith("-growth")]
-    assert not [row for row in data_of(by_name(run)["latency"]) if row.get("exponent")]
+    found = Drawn(read_run(make_run(keep)))
+    assert not [name for name in found.tables if name.endswith("-growth")]
+    assert not [row for row in data_of(found["latency"]) if row.get("exponent")]
 
 
 def test_one_length_is_drawn_without_curves_to_nowhere(make_run: MakeRun) -> None:
     keep: Callable[[ResultLine], bool] = lambda li: (  # noqa: E731
         li.measure in ("speed", "memory") and li.parameters["lengths"] == [256]
     )
-    found = by_name(read_run(make_run(keep)))
+    found = Drawn(read_run(make_run(keep)))
     assert {"speed", "memory", "state"} <= set(found)
     for figure in found.values():
         lengths = {row["length"] for row in data_of(figure) if "length" in row}
@@ -316,5 +314,28 @@ def test_fourteen_layouts_are_all_drawn(tmp_path: Path) -> None:
         and line.parameters.get("lengths", [256]) in ([256], [512], [8192])
     ]
     run = read_run(write_run(tmp_path / "run", lines, layouts=dict.fromkeys(names, "ttt_linear")))
-    for figure in by_name(run).values():
+    for figure in Drawn(run).values():
         assert {row["layout"] for row in downloaded(figure)} == set(names), figure.name
+
+
+# --- What ran in turn ---
+
+PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
+
+
+def test_what_a_token_costs_has_a_row_for_every_layout() -> None:
+    run = read_run(PUBLISHED / "zoo-speed")
+    found = Drawn(run)
+    assert set(found) == {"mixer_speed-cost", "mixer_speed-cost-2"}  # fifty curves cannot be told apart
+    for figure in found.values():
+        assert {row["layout"] for row in downloaded(figure)} == set(run.layouts)
+    row = next(row for row in downloaded(found["mixer_speed-cost"]) if row["layout"] == "fwpkm")
+    times = run["mixer_speed"]
+    own = times[(times["layout"] == "fwpkm") & (times["mode"] == "forward")].iloc[0]
+    assert float(row["seconds a token"]) == pytest.approx(own["seconds"] / own["units"])
+
+
+def test_the_time_of_an_op_has_an_exponent_where_three_lengths_were_timed() -> None:
+    table = Drawn(read_run(PUBLISHED / "fwpkm-speed")).tables["op_speed-growth"]
+    assert table.columns == ["Layout", "Forward pass", "Training step", "Decoding"]
+    assert table.rows[0][0] == "FwPKM 512, compact" and table.rows[0][1].endswith(", 16,384 to 131,072")

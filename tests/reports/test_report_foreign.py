@@ -99,6 +99,8 @@ def test_the_report_of_a_table_without_a_machine(tmp_path: Path) -> None:
     write_report(folder)
     markdown = (folder / "report.md").read_text()
     assert "Measured by triton.testing.Benchmark" in markdown
+    assert "not by mixerzoo: shown as its file has it, and compared with nothing." in markdown
+    assert "mixerzoo run" not in markdown
     assert "the file has no finite number for Execution Time" in markdown  # among the failures
     with (folder / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -30,6 +30,7 @@ OP = Op(
 __all__ = ["OP", "RidgeState", "Solver", "ridge_regression"]
 
 Solver = Literal["conjugate_gradient", "chebyshev"]
+"""How the linear systems are solved."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,7 @@ OP = Op(
 __all__ = ["OP", "Activation", "short_convolution"]
 
 Activation = Literal["silu"] | None
+"""What the convolution is followed by."""
 
 
 def short_convolution(

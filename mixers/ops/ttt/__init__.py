@@ -11,7 +11,9 @@ from ...state import StateValue
 from ..dispatch import Backend, Call, Op, needs_triton
 from ..inner_model import Layers, shapes
 
-MOST_TOKENS, MOST_FEATURES = 16, 64
+MOST_TOKENS = 16
+"""Of a mini-batch that the Triton kernels take."""
+MOST_FEATURES = 64
 """The largest mini-batch, and head, that the kernels take."""
 
 
