@@ -22,7 +22,6 @@ zoo: install-test
 numbers: install
 	$(BIN)/python docs/build_numbers.py
 
-<<<<<<< HEAD
 # The documentation and the published runs as one static site, build/site/index.html, with its links checked.
 site: $(VENV)/installed-site
 	rm -rf build/site
@@ -31,8 +30,6 @@ site: $(VENV)/installed-site
 	$(BIN)/mixerzoo publish reports/published/* --to build/site/reports
 	$(BIN)/python docs/check_site.py build/site
 
-=======
->>>>>>> main
 # Micro benchmarks of every op and backend, appended to benchmarks/micro/history.jsonl after a clean end, which the site
 # plots across commits; `make micro MICRO="-k attention"` runs and appends some of them.
 micro: install-test

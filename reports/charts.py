@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +62,12 @@ def on_page(light: str, dark: str) -> alt.ExprRef:
 INK, MUTED, LINES = on_page("#202124", "#e6e8eb"), on_page("#5f6368", "#a3acb6"), on_page("#9aa0a6", "#6b7580")
 
 Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
+
+
+@cache
+def drawing_code() -> str:
+    """JavaScript with all that draws charts in a browser, as `vegaEmbed`; takes two seconds the first time."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGALITE)
 
 
 def json_in_script(value: Any) -> str:
@@ -254,11 +260,19 @@ def alongside(channel: Any, field: str) -> Any:
 
 
 def lengths_axis(
-    lengths: list[int], title: str = "Length of the context (tokens)", field: str = "length", least: int | None = None
+    lengths: list[int],
+    title: str = "Length of the context (tokens)",
+    field: str = "length",
+    least: int | None = None,
+    width: int = WIDTH,
 ) -> alt.X:
-    """A logarithmic axis of lengths or loads, with a tick at each; least: where it starts, if left of the first."""
+    """A logarithmic axis of lengths or loads, with a tick at each.
+
+    least: where it starts, if left of the first. width: of the plot in pixels; labels too long for it stand aslant.
+    """
     values = sorted({int(n) for n in lengths})
-    axis = alt.Axis(values=values, format=",d", labelAngle=-40 if len(values) > 8 else 0, grid=True)
+    crowded = len(values) > 8 or sum(7 * len(f"{n:,}") for n in values) > width
+    axis = alt.Axis(values=values, format=",d", labelAngle=-40 if crowded else 0, grid=True)
     domain: list[float] = [values[0], values[-1]] if len(values) > 1 else [values[0] / 2, values[0] * 2]
     domain[0] = min(domain[0], least or domain[0])
     return alt.X(f"{field}:Q", scale=alt.Scale(type="log", base=2, domain=domain, nice=False), axis=axis, title=title)
@@ -302,15 +316,17 @@ def words(column: Iterable[Any]) -> pd.Series:
 
 
 def at_the_end(frame: pd.DataFrame, x: str, said: str, unit: str = "tokens") -> str:
-    """The text alternative of panels: of each (column `panel`), what the layouts reach at the greatest `x`.
+    """The text alternative of panels: of each (column `panel`), what the layouts reach at the greatest `x` they have.
 
     said: the column with their numbers as text.
     """
     parts = []
     for panel, own in frame.groupby("panel", sort=False):
-        last = own[own[x] == own[x].max()]
-        numbers = "; ".join(f"{layout} {text}" for layout, text in zip(last["layout"], last[said]))
-        parts.append(f"{panel}, {last[x].iloc[0]:,} {unit}: {numbers}.".removeprefix(", "))
+        last = own.sort_values(x, kind="stable").drop_duplicates("layout", keep="last").sort_index()
+        end = last[x].max()
+        where = ["" if n == end else f" at {n:,}" for n in last[x]]
+        numbers = [f"{layout} {text}{at}" for layout, text, at in zip(last["layout"], last[said], where)]
+        parts.append(f"{panel}, {end:,} {unit}: {'; '.join(numbers)}.".removeprefix(", "))
     return " ".join(parts)
 
 

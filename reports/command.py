@@ -31,7 +31,7 @@ def report(
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_A RUN_B [...]", help="Run folders; each is compared with the first.")
+        list[Path], typer.Argument(metavar="RUN_A RUN_B", help="Run folders; each is compared with the first.")
     ],
     fail: Annotated[
         str | None,
@@ -129,3 +129,22 @@ def export(
         sys.stdout.flush()
     else:
         write_atomically(out, content)
+
+
+def publish(
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The folder of the site; made if need be.")],
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN...", help="Folders of runs; none to make the pages anew.")
+    ] = None,
+    home: Annotated[str | None, typer.Option(help="The address that the site is published at, for its feed.")] = None,
+    micro: Annotated[Path | None, typer.Option(metavar="FILE", help="The history that `make micro` keeps.")] = None,
+) -> None:
+    """Build or extend a static site of runs: index, leaderboards, history, Atom feed. All of the runs, or none."""
+    from .publish import publish as publish_runs  # here, because drawing libraries take a second to load
+
+    done = publish_runs(runs or [], to, home, micro)
+    for name in done.added:
+        typer.echo(f"added {name}")
+    for name in done.unchanged:
+        typer.echo(f"{name} is there already")
+    typer.echo(f"The site is at {done.index}")

@@ -214,8 +214,10 @@ def _heat(
         base.transform_filter(rest)
         .mark_rect(color=on_page("#e4e4e4", "#31383f"), **gap)
         .encode(opacity=style.emphasis, tooltip=tips),
-        base.transform_filter(there).mark_text(fontSize=11).encode(text="text:N", color=light),
-        base.transform_filter(rest).mark_text(fontSize=12, color=MUTED).encode(text="text:N", tooltip=tips),
+        base.transform_filter(there).mark_text(fontSize=11).encode(text="text:N", color=light, opacity=style.emphasis),
+        base.transform_filter(rest)
+        .mark_text(fontSize=12, color=MUTED)
+        .encode(text="text:N", opacity=style.emphasis, tooltip=tips),
     ]
     if outline is not None:
         box = alt.Chart(pd.DataFrame([outline])).mark_rect(filled=False, stroke="#D55E00", strokeWidth=2.5)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import vl_convert
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -19,7 +18,7 @@ from ..benchmarks.runs import results_digest, write_atomically
 from . import formats
 from .about_tables import about_tables
 from .answers import answers
-from .charts import VEGALITE, Figure, json_in_script, looks
+from .charts import Figure, drawing_code, json_in_script, looks
 from .fairness import fairness
 from .lines import size
 from .scoreboard import families, scoreboard
@@ -45,11 +44,11 @@ class Part:
     nothing: str
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path, named: str | Path | None = None) -> Path:
     """Write `report.html`, `report.md`, `summary.csv`, `figures/*` and `tables/*.csv` into a run folder.
 
-    What was not measured has no table. Returns the page's absolute path. Raises `RunError` if the folder holds no run
-    that can be read.
+    named: what the commands on the page call the folder, default as it is given. What was not measured has no table.
+    Returns the page's absolute path. Raises `RunError` if the folder holds no run that can be read.
     """
     run = read_run(folder)
     shown = parts(run)
@@ -63,9 +62,10 @@ def write_report(folder: str | Path) -> Path:
         if len(table) or name in _SAY_NONE:
             table.to_csv(run.folder / "tables" / f"{name}.csv", index=False)
     content = _content(run, shown)
+    content["commands"] = _commands(replace(run, folder=Path(named or folder)), content["commit"])
     environment = _environment()
     page = run.folder / "report.html"
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGALITE) if drawn else ""
+    bundle = drawing_code() if drawn else ""
     html = environment.get_template("report.html.j2").render(**content, bundle=Markup(_in_script(bundle)))
     write_atomically(page, html)  # a browser may load it at any moment
     markdown = environment.get_template("report.md.j2").render(**content)
@@ -119,7 +119,6 @@ def _content(run: RunData, shown: list[Part]) -> dict[str, Any]:
         "finished": len(run.lines),
         "commit": source.get("commit"),
         "dirty": bool(source.get("dirty")),
-        "commands": _commands(run, source.get("commit")),
         "silence": _silence(run),
         "machine": [*_precisions(run), *_machine(run.environment)],
         "packages": [(k, v or "not installed") for k, v in (run.environment.get("packages") or {}).items()],

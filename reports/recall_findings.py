@@ -51,16 +51,13 @@ def _finding(recall: Recall, name: str, cell: Cell, evidence: str) -> Finding:
 
 
 def _scores(recall: Recall, cell: Cell, shown: dict[str, str], ranking: Ranking) -> Iterator[Score]:
-    """What each layout recalled; one that is below for these models, of too few seeds to say so of it, is not best."""
-    compared = ranking.comparisons
-    below = [name for name in ranking.tied if compared[name].seeds < LEAST_SEEDS and compared[name].separable]
-    best = {ranking.leader, *ranking.tied} - {*below} if compared else set()
+    compared = [name for name, c in ranking.comparisons.items() if c.seeds >= LEAST_SEEDS]
+    best = (ranking.leader, *(name for name in ranking.tied if name in compared)) if compared else ()
     estimates = {r.layout: r for r in rows_of(recall.at(cell))}
     for layout in recall.taught:
         if layout in estimates:
             r = estimates[layout]
-            text = f"{shown[layout]}, too few seeds" if layout in below else shown[layout]
-            yield Score(layout, text, r.accuracy, r.low, r.high, layout in best)
+            yield Score(layout, shown[layout], r.accuracy, r.low, r.high, layout in best)
         else:
             yield Score(layout, recall.missing_text(layout, cell.length))
 

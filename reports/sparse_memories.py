@@ -91,9 +91,9 @@ def _axis(own: pd.DataFrame, recall: Recall) -> tuple[alt.X, pd.DataFrame, str]:
     own = own[own[other] == fixed]
     if by_length:
         where = load_text(fixed, recall.task) if fixed else ""
-        return lengths_axis(own["length"].tolist(), "Length (tokens)"), own, where
+        return lengths_axis(own["length"].tolist(), "Length (tokens)", width=_PANEL[0] - 40), own, where
     title = "Load (needles)" if of_needles(recall.task) else "Load"
-    return lengths_axis(own["load"].tolist(), title, field="load"), own, f"{int(fixed):,} tokens"
+    return lengths_axis(own["load"].tolist(), title, field="load", width=_PANEL[0] - 40), own, f"{int(fixed):,} tokens"
 
 
 def _gate_figure(
