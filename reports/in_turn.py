@@ -173,6 +173,7 @@ def _by_length(variant: str, rows: pd.DataFrame, name: str) -> Figure:
         for name, column in (("cost", "seconds"), ("low", "seconds_low"), ("high", "seconds_high"))
     }
     frame = rows.assign(
+        full=rows["layout"],  # what the page highlights
         layout=_contenders(rows),
         panel=[mode_name(m).capitalize() for m in rows["mode"]],
         shown=[formats.seconds(s / units) for s, units in zip(rows["seconds"], rows["units"])],
