@@ -22,7 +22,6 @@ zoo: install-test
 numbers: install
 	$(BIN)/python docs/build_numbers.py
 
-<<<<<<< HEAD
 # The documentation and the published runs as one static site, build/site/index.html, with its links checked.
 site: $(VENV)/installed-site
 	rm -rf build/site
@@ -31,8 +30,6 @@ site: $(VENV)/installed-site
 	$(BIN)/mixerzoo publish reports/published/* --to build/site/reports
 	$(BIN)/python docs/check_site.py build/site
 
-=======
->>>>>>> main
 # Micro benchmarks of every op and backend, appended to benchmarks/micro/history.jsonl after a clean end, which the site
 # plots across commits; `make micro MICRO="-k attention"` runs and appends some of them.
 micro: install-test
@@ -71,12 +68,19 @@ $(VENV)/installed-site: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[site]'
 	touch $@
 
-# The page tests need Debian's Chromium; where apt cannot give it they skip and say so.
-browser:
+# The page tests need Debian's Chromium, and axe-core to find faults of accessibility; what cannot be had they skip and
+# say so.
+AXE_CORE := 4.14.1
+browser: build/axe-$(AXE_CORE)/package/axe.min.js
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
 	  || { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] \
 	       && apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } \
 	  || echo "chromium and chromium-driver are not installed: the page tests will be skipped"
+
+build/axe-$(AXE_CORE)/package/axe.min.js:
+	@mkdir -p $(dir $(@D))
+	@cd $(dir $(@D)) && npm pack --silent axe-core@$(AXE_CORE) >/dev/null && tar xzf axe-core-$(AXE_CORE).tgz \
+	  || echo "axe-core could not be fetched with npm: the test of accessibility will be skipped"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs

@@ -19,6 +19,7 @@ from rich.table import Table
 from . import cli_mixers
 
 if TYPE_CHECKING:
+    from .doing import Doing
     from .doing import Progress as Report
 
 LINE_SECONDS = 60.0  # between two lines about the progress where there is no terminal
@@ -84,7 +85,7 @@ class _Lines:
     def __init__(self, console: Console) -> None:
         self._console, self._spoke = console, float("-inf")
 
-    def tell(self, fraction: float, text: str) -> None:
+    def tell(self, fraction: float, text: str | Doing) -> None:
         now = time.monotonic()
         if fraction >= 1 or now - self._spoke >= LINE_SECONDS:
             self._spoke = now

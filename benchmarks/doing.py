@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-
-_UNITS = ("tokens/s", "ms")  # these stand behind their number, names of other values before it
 
 
 @dataclass(frozen=True)
@@ -44,14 +41,17 @@ def _number(name: str, value: float) -> str:
         return f"accuracy {value:.1%}"
     if name == "loss":
         return f"loss {value:.3f}"
-    return f"{_short(value)} {name}" if name in _UNITS else f"{name} {_short(value)}"
+    if name == "ms":
+        return f"{_short(value)} ms" if value < 1000 else f"{_short(value / 1000)} s"
+    return f"{_short(value)} tokens/s" if name == "tokens/s" else f"{name} {_short(value)}"
 
 
 def _short(value: float) -> str:
-    """About three digits: `3.4 k`, `0.052`."""
-    if not math.isfinite(value):
-        return str(value)
+    """About three digits: `3.41 k`, `0.052`."""
     for size, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= size:
-            return f"{value / size:.3g}{prefix}" if abs(value) < 999.5 * size else f"{value / size:.0f}{prefix}"
-    return f"{value:.3g}"
+            value, unit = value / size, prefix
+            break
+    else:
+        unit = ""
+    return f"{value:.0f}{unit}" if abs(value) >= 100 else f"{value:.3g}{unit}"

@@ -30,7 +30,7 @@ class PageWatch(Reporter):
 
     def __init__(self, run: Run, console: Console, command: Sequence[str] | None = None) -> None:
         report = [sys.executable, "-m", "mixerzoo.benchmarks.cli", "report", str(run.folder)]
-        self._command, self._console = command or report, console
+        self._command, self._console, self._page = command or report, console, run.folder / "report.html"
         self._live: LiveRun | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
@@ -39,6 +39,7 @@ class PageWatch(Reporter):
 
     def begin(self, live: LiveRun) -> None:
         self._live = live
+        self._console.print(f"page: {shown(str(self._page))}; load it again to see what is new", soft_wrap=True)
 
     def before(self, case: Case) -> None:
         if case.exclusive:

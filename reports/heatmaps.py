@@ -11,7 +11,7 @@ import altair as alt
 import pandas as pd
 
 from . import formats
-from .charts import MUTED, PERCENT, Figure, Style, finish, titled, tooltips
+from .charts import MUTED, PERCENT, Figure, Style, finish, on_page, titled, tooltips
 from .recall import Recall, asked
 from .recall_figures import broken_lines, origin, texts, trained_text
 from .recall_tables import counted
@@ -21,7 +21,7 @@ from .tables import RunData
 from .taught import load_text, of_needles
 
 _CELL = (46, 24)  # pixels
-_ROOM = 720  # pixels for the panels of a row
+_ROOM = 540  # pixels for the panels of a row
 _NAME = 210  # pixels for a name above a panel
 _DARK = 0.45  # from this accuracy on, numbers in black are read better than white ones
 _ANSWERED, _FAILED, _UNASKED = "answered", "failed", "not asked"
@@ -63,7 +63,7 @@ def _load_by_length(recall: Recall, run: RunData, number: int) -> Iterator[Figur
     text = f"Accuracy at {top.text(recall.task)}, and least over all cells: {_extremes(frame, recall, top)}."
     chance = recall.cells["chance"].mean()
     more = [] if formats.missing(chance) else [f"chance: {formats.percent(chance)}"]
-    subtitle = [*broken_lines(", ".join(["brighter is better", *more]), 110), *origin(recall)[1:]]
+    subtitle = [*broken_lines(", ".join(["brighter is better", *more]), 96), *origin(recall)[1:]]
     data = _written(frame, {"load": "load"})
     yield Figure(numbered("recall-map", number), title, caption, text, finish(chart, title, subtitle), data)
 
@@ -208,15 +208,16 @@ def _heat(
     there, rest = alt.datum.status == _ANSWERED, alt.datum.status != _ANSWERED
     colour = alt.Color("accuracy:Q", scale=scale, legend=legend)
     light = alt.condition(f"datum.accuracy < {_DARK}", alt.value("white"), alt.value("black"))
-    gap: dict[str, Any] = {"stroke": "white", "strokeWidth": 1}
+    gap: dict[str, Any] = {"stroke": on_page("white", "#1d2126"), "strokeWidth": 1}
     layers = [
-        base.transform_filter(there)
-        .mark_rect(**gap)
-        .encode(color=colour, opacity=style.emphasis, tooltip=tips)
-        .add_params(style.select),
-        base.transform_filter(rest).mark_rect(color="#e4e4e4", **gap).encode(opacity=style.emphasis, tooltip=tips),
-        base.transform_filter(there).mark_text(fontSize=11).encode(text="text:N", color=light),
-        base.transform_filter(rest).mark_text(fontSize=12, color=MUTED).encode(text="text:N", tooltip=tips),
+        base.transform_filter(there).mark_rect(**gap).encode(color=colour, opacity=style.emphasis, tooltip=tips),
+        base.transform_filter(rest)
+        .mark_rect(color=on_page("#e4e4e4", "#31383f"), **gap)
+        .encode(opacity=style.emphasis, tooltip=tips),
+        base.transform_filter(there).mark_text(fontSize=11).encode(text="text:N", color=light, opacity=style.emphasis),
+        base.transform_filter(rest)
+        .mark_text(fontSize=12, color=MUTED)
+        .encode(text="text:N", opacity=style.emphasis, tooltip=tips),
     ]
     if outline is not None:
         box = alt.Chart(pd.DataFrame([outline])).mark_rect(filled=False, stroke="#D55E00", strokeWidth=2.5)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from . import formats, ratios
 from .change import Change, Refused
-from .charts import Figure, Style, at_the_end, finish, in_words, lengths_axis, panels, titled, tooltips
+from .charts import PANEL, Figure, Style, at_the_end, finish, in_words, lengths_axis, panels, titled, tooltips
 from .finding import Finding, Score, of
 from .formats import mode_name
 from .in_turn_changes import in_turn_changes
@@ -184,7 +184,7 @@ def _by_length(variant: str, rows: pd.DataFrame, name: str) -> Figure:
     y = alt.Y("cost:Q", scale=alt.Scale(zero=True), title="Microseconds a token")
     tips = tooltips(("shown", "a token"), ("rounds", "rounds"), ("length", "tokens"))
     curves = style.curves(frame, lengths_axis(frame["length"].tolist(), "Tokens"), y, tips)
-    chart = panels(curves, frame, names, columns=2, width=358, height=220, free=True)
+    chart = panels(curves, frame, names, columns=2, width=PANEL, height=220, free=True)
     title = titled("What a token costs, by length", variant)
     caption = "Median over the rounds, bands from the first to the third quartile; tokens on a logarithmic axis. "
     caption += "Of decoding, the tokens that were read before."

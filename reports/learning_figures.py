@@ -186,7 +186,6 @@ def _panels(
     for bar in bars:
         rule = alt.Chart(pd.DataFrame([{value: bar}])).mark_rule(strokeDash=[4, 3], color=MUTED)
         layers.append(rule.encode(y=alt.Y(f"{value}:Q")))
-    layers[0] = layers[0].add_params(style.select)
     chart = alt.layer(*layers, data=frame).properties(width=PANEL[0], height=PANEL[1])
     header = alt.Header(labelLimit=PANEL[0])
     facet = alt.Facet("layout:N", sort=layouts, title=None, header=header)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..benchmarks.micro_history import Machine, MicroRecord, read_records
 from . import formats
-from .charts import Figure, Style, finish, panels, tooltips
+from .charts import PANEL, Figure, Style, finish, panels, tooltips
 from .statistics import rows_of
 from .table import Table, in_brackets, numbered
 
@@ -115,7 +115,7 @@ def _figure(number: int, machine: str, op: str, rows: pd.DataFrame) -> Figure:
     tips += [("rounds", "rounds"), ("load", "load of the machine"), ("torch", "torch"), ("time", "measured")]
     names = [_panel(length, unit) for length in sorted(set(rows["length"])) for unit in (MEDIAN, RATIO)]
     curves = style.curves(frame, x, y, tooltips(*tips))
-    chart = panels(curves, frame, names, columns=2, width=358, height=200, free=True)
+    chart = panels(curves, frame, names, columns=2, width=PANEL, height=200, free=True)
     caption = (
         "Median and quartiles of a call over commits, in milliseconds and as a multiple of causal attention of one "
     )

@@ -58,7 +58,7 @@ def _cost_figure(run: RunData, rows: pd.DataFrame, variant: str, mode: str, name
         x=x, shape=alt.Shape("contender:N", scale=shapes, legend=legend), tooltip=tips
     )
     bars = base.mark_rule(strokeWidth=1.5).encode(x=alongside(x, "low"), x2="high:Q")
-    chart = alt.layer(bars, point.add_params(style.select)).properties(width=WIDTH - 60, height=_ROW * len(layouts))
+    chart = alt.layer(bars, point).properties(width=WIDTH - 60, height=_ROW * len(layouts))
     title = titled(f"What a token costs, {mode_name(mode)}", variant)
     caption = "Median over the rounds of everything that ran in turn in one process, bars from the first to the third "
     caption += "quartile; logarithmic axis. "

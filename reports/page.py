@@ -14,16 +14,21 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..benchmarks.runs import write_atomically
+from ..benchmarks.runs import results_digest, write_atomically
 from . import formats
 from .about_tables import about_tables
-from .charts import Figure, drawing_code
+from .answers import answers
+from .charts import Figure, drawing_code, json_in_script, looks
+from .fairness import fairness
+from .lines import size
+from .scoreboard import families, scoreboard
 from .summary import summary
 from .table import Table
 from .tables import RunData, read_run
 from .taught import statements
-from .verdict import findings, training_statement
+from .verdict import training_statement
 
+_IN_URI = " ,;:()[]{}/+*=|~.-_"  # characters of a CSV that may stand in the address of a link
 _ERROR_LENGTH = 300  # characters of an error in Markdown; the page has all of it
 _SAY_NONE = ("failures", "missing")  # tables that say something by being empty
 
@@ -84,14 +89,25 @@ def parts(run: RunData) -> list[Part]:
 def _content(run: RunData, shown: list[Part]) -> dict[str, Any]:
     """What both templates show."""
     source = run.environment.get("source") or {}
+    found = [(section.measure, finding) for section in run.sections for finding in section.findings(run)]
+    fair, board, drawings = fairness(run), scoreboard(run, found), looks(run.layouts) if run.lines else []
+    elements = {"failures", *(f"figure-{f.name}" for part in shown for f in part.figures)}
+    elements |= {f"table-{t.name}" for part in shown for t in part.tables}
     return {
         "run": run,
         "name": run.suite.get("name") or run.folder.resolve().name,
         "description": run.suite.get("description") or "",
-        "layout_lines": run.suite.get("layouts") or {},
-        "findings": findings(run),
+        "digest": results_digest(run.folder),
+        "looks": drawings,
+        "look_of": {look.layout: look for look in drawings},
+        "families": families(run),
+        "family_names": sorted({name for own in families(run).values() for name in own}),
+        "lengths": _lengths(run),
+        "answers": answers(found, fair, elements),
+        "board": board,
+        "has_parameters": board is not None and any(row.parameters for row in board.rows),
+        "fair": fair,
         "untaught": statements(run),
-        "warnings": _warnings(run.environment),
         "device": _device(run.environment),
         "brackets": _brackets(run),
         "trainings": training_statement(run),
@@ -110,6 +126,12 @@ def _content(run: RunData, shown: list[Part]) -> dict[str, Any]:
         "version": version("mixerzoo"),
         "error_length": _ERROR_LENGTH,
     }
+
+
+def _lengths(run: RunData) -> list[int]:
+    """Every length that something was measured at."""
+    asked = [size(line, "length") or line.parameters.get("lengths") for line in run.lines]
+    return sorted({int(n) for own in asked if own for n in (own if isinstance(own, list) else [own])})
 
 
 def _brackets(run: RunData) -> str:
@@ -184,16 +206,6 @@ def _device(environment: dict[str, Any]) -> str:
     return f"{device} ({gpu['name']})" if gpu.get("name") else str(device)
 
 
-def _warnings(environment: dict[str, Any]) -> list[str]:
-    """What makes the numbers of a run doubtful, of all that was noted at the end of each of its starts."""
-    return [
-        f"The clock of the GPU was held down ({formats.listing([r.replace('_', ' ') for r in start['held_down']])}) in "
-        f"what was run from {start.get('started')} to {start.get('ended')}: its speeds may be too low."
-        for start in environment.get("finished") or []
-        if start.get("held_down")
-    ]
-
-
 def _precisions(run: RunData) -> list[tuple[str, str]]:
     """In which precision the cases computed, and whether with TF32, as pairs of a name and a text."""
     found: dict[str, list[str]] = {}
@@ -235,9 +247,11 @@ def _environment() -> Environment:
         "md": formats.markdown,
         "fence": _fence,
         "seconds": formats.seconds,
-        "csv_uri": lambda table: f"data:text/csv;charset=utf-8,{quote(table.csv())}",
+        "csv_uri": lambda table: f"data:text/csv;charset=utf-8,{quote(table.csv(), safe=_IN_URI)}",
         "svg_uri": lambda figure: f"data:image/svg+xml;base64,{base64.b64encode(figure.svg.encode()).decode()}",
         "spec": lambda figure: Markup(figure.spec_json),
+        "whole": formats.whole,
+        "json": lambda value: Markup(json_in_script(value)),
     }
     return environment
 

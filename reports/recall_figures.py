@@ -14,7 +14,9 @@ from . import formats
 from .charts import (
     BYTES,
     HEIGHT,
+    LINES,
     MUTED,
+    PANEL,
     WIDTH,
     Figure,
     Style,
@@ -85,7 +87,7 @@ def origin(recall: Recall, *more: str) -> list[str]:
         )
     if recall.untaught:
         names = [formats.shorten(f"{name} ({recall.taught[name].short})", 44) for name in recall.untaught]
-        lines += broken_lines(f"not taught, so not asked: {', '.join(names)}", 110)
+        lines += broken_lines(f"not taught, so not asked: {', '.join(names)}", 96)
     return lines
 
 
@@ -105,8 +107,8 @@ def _trained_band(low: float, high: float, x: alt.X, field: str, label: str) -> 
     text = base.mark_text(align="left", baseline="bottom", dy=-4, color=MUTED, fontSize=11)
     label_layer = text.encode(y=alt.value(0), text="text:N")
     if low == high:
-        return [base.mark_rule(color="#9aa0a6", strokeDash=[2, 3]), label_layer]
-    return [base.mark_rect(color="#9aa0a6", opacity=0.16).encode(x2="until:Q"), label_layer]
+        return [base.mark_rule(color=LINES, strokeDash=[2, 3]), label_layer]
+    return [base.mark_rect(color=LINES, opacity=0.16).encode(x2="until:Q"), label_layer]
 
 
 def _range_text(values: list[int]) -> str:
@@ -154,7 +156,7 @@ def _by_length(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     text += "".join(f" {r.layout} at {r.length:,} tokens: {r.cause}." for r in rows_of(broken))
     caption = f"{recall.noun} against the length of the context, at the greatest load of the verdict. "
     caption += "A cross: at that length the layout gave no answers, and why. Recent answers are left out. "
-    caption += "Click a name to single out its curve, shift-click for several."
+    caption += "Click a name to single out its curve, here and in every chart."
     subtitle = origin(recall, "dotted: chance")
     data = pd.concat([cell_data(cells), in_words(broken, {**_PLACE, "cause": "no answers"})], ignore_index=True)
     yield Figure(numbered("recall", number), title, caption, text, finish(chart, title, subtitle), data)
@@ -218,7 +220,7 @@ def _lengths_at_loads(run: RunData, recall: Recall, number: int) -> Iterator[Fig
     x = lengths_axis(lengths, "Length (tokens)", least=shaded[0] if shaded else None)
     curves = style.curves(cells, x, share_axis("accuracy", recall.noun), _length_tips())
     band = _trained_band(*shaded, x, "length", "trained") if shaded else []
-    chart = _faceted([*band, *curves], curves, cells, names, columns=2, width=358, height=190)
+    chart = _faceted([*band, *curves], curves, cells, names, columns=2, width=PANEL, height=190)
     title = titled("Recall against length, at each load", recall.variant)
     caption = f"The models are the same in all panels, {trained_text(recall)}; only what they are asked differs. "
     caption += "Where a curve ends early there were no answers; the tables say why."
@@ -246,7 +248,7 @@ def _loads_at_lengths(run: RunData, recall: Recall, number: int) -> Iterator[Fig
     curves = style.curves(cells, x, share_axis("accuracy", recall.noun), _length_tips())
     shaded = [n for n in recall.trained_loads if n <= loads[-1]]
     band = _trained_band(max(shaded[0], loads[0]), max(shaded[-1], loads[0]), x, "load", "trained") if shaded else []
-    chart = _faceted([*band, *curves], curves, cells, names, columns=3, width=236, height=170)
+    chart = _faceted([*band, *curves], curves, cells, names, columns=2, width=PANEL, height=170)
     title = titled("Recall against load, at each length", recall.variant)
     caption = "How much a layout holds. Shaded: the loads of the training."
     text = at_the_end(cells, "load", "shown", "needles" if of_needles(recall.task) else "to hold")
@@ -281,7 +283,7 @@ def _passes(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     names = list(dict.fromkeys(cells["panel"]))
     x = alt.X("passes:O", title="Passes over the context", axis=alt.Axis(labelAngle=0))
     curves = style.curves(cells, x, share_axis("accuracy", recall.noun), tooltips(*_TIPS, ("passes", "passes")))
-    width = WIDTH + 90 if len(names) == 1 else 358
+    width = WIDTH + 90 if len(names) == 1 else PANEL
     chart = panels(curves, cells, names, columns=2, width=width, height=220)
     where = Cell(cell.length, cell.load, 1, "fresh").text(recall.task)
     title = titled(f"Recall against passes: {where}", recall.variant)
@@ -324,9 +326,9 @@ def _by_state(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     layers = [
         base.mark_line(strokeWidth=1.5).encode(y=y, strokeDash=style.dash()),
         base.mark_rule(strokeWidth=1.5).encode(y=alongside(y, "low"), y2="high:Q"),
-        base.mark_point(filled=True, size=90, cursor="pointer")
-        .encode(y=y, shape=style.shape(), tooltip=[alt.Tooltip("full:N", title="layout"), *tooltips(*_TIPS)[1:]])
-        .add_params(style.select),
+        base.mark_point(filled=True, size=90, cursor="pointer").encode(
+            y=y, shape=style.shape(), tooltip=[alt.Tooltip("full:N", title="layout"), *tooltips(*_TIPS)[1:]]
+        ),
         *_point_labels(points, style, x, y, low, high, width, height),
     ]
     chart = alt.layer(*layers).properties(width=width, height=height)
@@ -335,7 +337,7 @@ def _by_state(run: RunData, recall: Recall, number: int) -> Iterator[Figure]:
     text = "; ".join(f"{r.full} {r.shown} with {r.state}" for r in rows_of(points)) + "."
     broken = [f"{name} ({cause})" for (name, length), cause in recall.failed.items() if length == top.length]
     without = f"no answers at this length: {', '.join(broken)}"
-    subtitle = [*origin(recall), *(broken_lines(without, 110) if broken else [])]
+    subtitle = [*origin(recall), *(broken_lines(without, 96) if broken else [])]
     data = cell_data(points.assign(layout=points["full"]))
     yield Figure(numbered("recall-state", number), title, caption, text, finish(chart, title, subtitle), data)
 

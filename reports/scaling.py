@@ -66,7 +66,7 @@ def scaling_chart(
     failed = failed if failed is not None else pd.DataFrame(columns=["layout", "panel", "length", "cause", "rank"])
     names = list(dict.fromkeys([*frame["panel"], *failed["panel"]]))
     width, height = wide if len(names) == 1 else _SIZE
-    x = lengths_axis([*frame["length"], *failed["length"]], "Length (tokens)")
+    x = lengths_axis([*frame["length"], *failed["length"]], "Length (tokens)", width=width - 40)
     layers = [layer.transform_filter("isValid(datum.low)") for layer in style.curves(frame, x, y, tips)]
     for layer in layers:
         layer.data = alt.Undefined  # the facet hands its own data down

@@ -91,9 +91,9 @@ def _axis(own: pd.DataFrame, recall: Recall) -> tuple[alt.X, pd.DataFrame, str]:
     own = own[own[other] == fixed]
     if by_length:
         where = load_text(fixed, recall.task) if fixed else ""
-        return lengths_axis(own["length"].tolist(), "Length (tokens)"), own, where
+        return lengths_axis(own["length"].tolist(), "Length (tokens)", width=_PANEL[0] - 40), own, where
     title = "Load (needles)" if of_needles(recall.task) else "Load"
-    return lengths_axis(own["load"].tolist(), title, field="load"), own, f"{int(fixed):,} tokens"
+    return lengths_axis(own["load"].tolist(), title, field="load", width=_PANEL[0] - 40), own, f"{int(fixed):,} tokens"
 
 
 def _gate_figure(
@@ -160,7 +160,7 @@ def _panels(frame: pd.DataFrame, style: Style, x: alt.X, y: alt.Y, series: list[
     bars = [base.mark_rule(strokeWidth=1.5).encode(y=alongside(y, "low"), y2="high:Q")] if "low" in frame else []
     line = base.mark_line(strokeWidth=1.4).encode(y=y)
     point = base.mark_point(filled=True, size=55).encode(y=y, shape=shape, tooltip=tips)
-    chart = alt.layer(*bars, line, point.add_params(style.select), data=frame)
+    chart = alt.layer(*bars, line, point, data=frame)
     names = list(dict.fromkeys(frame["panel"]))
     facet = alt.Facet("panel:N", sort=names, title=None, header=alt.Header(labelLimit=_PANEL[0]))
     chart = chart.properties(width=_PANEL[0], height=_PANEL[1]).facet(

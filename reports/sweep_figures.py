@@ -75,7 +75,7 @@ def _sweep(run: RunData, frame: pd.DataFrame, rated: bool, name: str, measure: s
     )
     line = base.mark_line(strokeWidth=1.2).encode(detail=["stage:N", "others:N"], opacity=style.emphasis)
     ring = base.transform_filter(alt.datum.ring).mark_point(size=230, shape="circle", strokeWidth=1.8, filled=False)
-    layers = [*([line] if rated else []), point.add_params(style.select), ring.encode(opacity=style.emphasis)]
+    layers = [*([line] if rated else []), point, ring.encode(opacity=style.emphasis)]
     chart = alt.layer(*layers, data=frame).properties(width=PANEL[0], height=PANEL[1])
     facet = alt.Facet("layout:N", sort=layouts, title=None, header=alt.Header(labelLimit=PANEL[0]))
     chart = chart.facet(facet, columns=min(COLUMNS, len(layouts)), spacing=14).resolve_axis(x="independent")

@@ -86,15 +86,13 @@ def trade_off(run: RunData) -> Iterator[Figure]:
     layers = [
         base.mark_rule().encode(x=x, y=alongside(y, "low"), y2="high:Q", opacity=style.emphasis),
         base.mark_rule().encode(x=alongside(x, "slow"), x2="fast:Q", y=y, opacity=style.emphasis),
-        base.mark_point(filled=True, cursor="pointer")
-        .encode(
+        base.mark_point(filled=True, cursor="pointer").encode(
             x=x,
             y=y,
             size=size,
-            opacity=alt.condition(style.select, alt.value(0.75), alt.value(0.12)),
+            opacity=style.opacity(0.75),
             tooltip=tooltips(("shown", "accuracy [95 %]"), ("speed", "speed [quartiles]"), ("state", "state")),
-        )
-        .add_params(style.select),
+        ),
     ]
     for place, row, name in zip(beside_points(points, names, radii, width), table.to_dict("records"), names):
         label = alt.Chart(pd.DataFrame([{**row, "label": name}])).mark_text(

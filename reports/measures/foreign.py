@@ -97,7 +97,7 @@ def _points(run: RunData, name: str, quantity: str, rows: pd.DataFrame) -> Figur
     whisker = base.mark_rule(strokeWidth=1.5).encode(x=alt.X("low:Q", title=quantity), x2="high:Q")
     point = base.mark_point(filled=True, size=55).encode(x=x, tooltip=tooltips(("row", "what"), ("shown", "value")))
     size = {"width": WIDTH - 120, "height": _ROW * max(3, len(frame))}
-    chart = alt.layer(whisker, point.add_params(style.select)).properties(**size)
+    chart = alt.layer(whisker, point).properties(**size)
     left_out = f" The first {MOST} of {len(rows)} values; the table has all." if len(rows) > MOST else ""
     caption = _said(run, rows) + left_out
     text = f"A point for each value: {'; '.join(f'{r.row} {r.shown}' for r in rows_of(frame))}."

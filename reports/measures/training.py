@@ -176,9 +176,9 @@ def _solve_figure(
         scale=alt.Scale(domain=outcomes, range=["circle", "triangle-right"]),
         legend=alt.Legend(orient="bottom", title=None, symbolFillColor=MUTED, symbolStrokeWidth=0, labelLimit=300),
     )
-    point = alt.Chart(rows).mark_point(filled=True, size=90, opacity=0.85)
+    point = alt.Chart(rows).mark_point(filled=True, size=90)
     tips = tooltips(("seed", "seed"), ("shown", "tokens"), ("outcome", "outcome"))
-    marks = point.encode(x=x, y=y, shape=shape, color=style.colour(), tooltip=tips).add_params(style.select)
+    marks = point.encode(x=x, y=y, shape=shape, color=style.colour(), opacity=style.opacity(0.85), tooltip=tips)
     said = pd.DataFrame([{"layout": name, "text": counts[name]} for name in names])
     base = alt.Chart(said).mark_text(align="left", dx=10, fontSize=12, color=MUTED)
     chart = alt.layer(marks, base.encode(x=alt.value(WIDTH), y=y, text="text:N"))

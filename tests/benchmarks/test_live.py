@@ -96,7 +96,7 @@ def test_numbers_are_written_with_their_names_or_units():
     assert str(Doing("round 1", values)) == (
         "round 1, loss 1.235, accuracy 97.1%, 3.41 k tokens/s, 0.0123 ms, slots 2.5 M"
     )
-    assert Doing("x", {"ms": 999.6}).numbers == "1e+03 ms" or Doing("x", {"ms": 999.6}).numbers == "1000 ms"
+    assert [Doing("x", {"ms": ms}).numbers for ms in (999.4, 1234.0)] == ["999 ms", "1.23 s"]
 
 
 def test_the_table_fits_a_narrow_terminal_and_shows_all():
@@ -411,7 +411,7 @@ def test_rebuilds_keep_their_distance_and_a_failing_one_is_said_once(tmp_path, m
     assert rebuilds(13.0) == 2
     watch.rebuild()
     assert rebuilds(14.0) == 3
-    assert screen.file.getvalue() == "the page could not be rebuilt: no [b]report\n"
+    assert screen.file.getvalue().count("the page could not be rebuilt: no [b]report\n") == 1
 
 
 def test_a_rebuild_that_hangs_is_stopped(tmp_path):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mixerzoo.benchmarks.micro.problems import OWN, VARIANTS, problems_of
-from mixerzoo.benchmarks.micro_history import HistoryError, append, read_records, state_of_source
+from mixerzoo.benchmarks.micro_history import HISTORY, HistoryError, append, read_records, state_of_source
 from mixerzoo.mixers.doctor.cases import bundled_ops, cast
 from mixerzoo.mixers.ops.dispatch import Backend, Op
 
@@ -113,6 +115,15 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, change: dict[str, Any
     history.write_text("{torn")
     with pytest.raises(HistoryError, match=r":1 is not JSON"):
         append(session(tmp_path / "s.json", "one"), history)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_appends_only_after_a_clean_end() -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(["make", "-n", "micro"], cwd=root, capture_output=True, text=True, check=True)
+    *_, measure, keep = done.stdout.splitlines()  # a rule stops at the first command that fails
+    session = measure.partition("--benchmark-json=")[2].split()[0]
+    assert keep.endswith(f"-m mixerzoo.benchmarks.micro_history {session} {HISTORY.relative_to(root)}")
 
 
 def test_the_source_is_that_of_the_checkout() -> None:

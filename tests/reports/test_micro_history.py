@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mixerzoo.benchmarks.micro_history import HistoryError, Machine, MicroRecord
+from mixerzoo.benchmarks.micro_history import HISTORY, HistoryError, Machine, MicroRecord
 from mixerzoo.reports.micro import machine_name, micro_figures, micro_tables, read_history
 
 HOSTILE = "<script>alert(1)</script>"
@@ -120,3 +120,10 @@ def test_a_damaged_history_is_named(write: Any) -> None:
     path.write_text(path.read_text()[:-30])
     with pytest.raises(HistoryError, match=r"history\.jsonl:1 is not JSON"):
         read_history(path)
+
+
+def test_the_history_of_this_repository_is_drawn_for_every_op() -> None:
+    history = read_history(HISTORY)
+    machines = history["machine"].nunique()
+    assert {figure.title.removeprefix("Micro benchmarks: ") for figure in micro_figures(history)} == set(history["op"])
+    assert [len(table.rows) > 0 for table in micro_tables(history)] == [True] * machines

@@ -73,7 +73,7 @@ def test_a_report_is_a_page_markdown_csv_and_charts(made_up_report: Path) -> Non
 
 def test_scripts_on_the_page_are_ours_alone(page: Page) -> None:
     data = [attrs for tag, attrs in page.tags if tag == "script" and attrs.get("type") == "application/json"]
-    assert len(page.scripts) == len(data) + 2 and len(data) == 20
+    assert len(page.scripts) == len(data) + 2 and len(data) == 21
     assert not [attrs for tag, attrs in page.tags if tag == "script" and "src" in attrs]
     assert not [tag for tag, attrs in page.tags if "onerror" in attrs or tag in ("b", "i")]
     assert '</script><script>alert("label")</script> *bold*' in page.text
