@@ -139,7 +139,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def site(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path]) -> Path:
     """The site of `runs`; tests do not change it."""
     folder = tmp_path_factory.mktemp("site") / "public" / "runs"
-    publish([*runs.values()], folder, home="https://example.org/zoo")
+    (folder.parent / "docs.html").parent.mkdir()
+    (folder.parent / "docs.html").write_text("what all of it means")
+    publish([*runs.values()], folder, home="https://example.org/zoo", docs="../docs.html")
     return folder
 
 
@@ -469,10 +471,18 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(
     assert tree(site) == before
 
 
+def test_every_page_leads_to_the_documentation(site: Path) -> None:
+    for name in ("index.html", "suites/quick.html", "history/quick.html"):
+        (link,) = [link for link in Links(site / name).links if link.endswith("docs.html")]
+        assert (site / name).parent.joinpath(link).resolve() == site.parent / "docs.html"
+
+
 def test_an_address_has_to_be_one(tmp_path: Path) -> None:
     for home in ("example.org", "javascript:alert(1)", "https://", "https://example.org/?q=1"):
         with pytest.raises(ValueError, match="no address of a site"):
             publish([], tmp_path / "site", home=home)
+    with pytest.raises(ValueError, match="leads to no documentation"):
+        publish([], tmp_path / "site", docs="javascript:alert(1)")
     assert not (tmp_path / "site").exists()
 
 
