@@ -132,7 +132,7 @@ def _chart(rows: pd.DataFrame, layouts: list[str], unit: str) -> Any:
     line = base.mark_line(strokeWidth=2).encode(y=y, strokeDash=style.dash())
     bar = base.mark_rule(strokeWidth=1.5).encode(y=alongside(y, "low"), y2="high:Q")
     point = base.mark_point(filled=True, size=60).encode(y=y, shape=style.shape(), tooltip=tips)
-    chart = alt.layer(line, bar, point.add_params(style.select)).properties(width=max(760, 90 * len(whens)), height=300)
+    chart = alt.layer(line, bar, point).properties(width=max(760, 90 * len(whens)), height=300)
     settings = list(dict.fromkeys(rows["setting"]))
     if len(settings) > 1:
         counts = rows["setting"].value_counts(sort=False)
