@@ -31,7 +31,7 @@ def report(
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_A RUN_B [...]", help="Run folders; each is compared with the first.")
+        list[Path], typer.Argument(metavar="RUN_A RUN_B", help="Run folders; each is compared with the first.")
     ],
     fail: Annotated[
         str | None,

@@ -356,8 +356,8 @@ def _backends(run: RunData) -> Iterator[Doubt]:
         told: set[str] = set()
         for (op, _), layouts in ran.items():
             by_names: dict[str, list[str]] = {}
-            for label, names in layouts.items():
-                by_names.setdefault(", ".join(sorted(names)), []).append(label)
+            for label, taken in layouts.items():
+                by_names.setdefault(", ".join(sorted(taken)), []).append(label)
             if len(by_names) > 1 and op not in told:
                 told.add(op)
                 said = "; ".join(f"{which} in {formats.listing(own)}" for which, own in by_names.items())

@@ -17,15 +17,11 @@ from markupsafe import Markup
 from ..benchmarks.runs import results_digest, write_atomically
 from . import formats
 from .about_tables import about_tables
-<<<<<<< HEAD
-from .charts import Figure, drawing_code
-=======
 from .answers import answers
-from .charts import VEGALITE, Figure, json_in_script, looks
+from .charts import Figure, drawing_code, json_in_script, looks
 from .fairness import fairness
 from .lines import size
 from .scoreboard import families, scoreboard
->>>>>>> page
 from .summary import summary
 from .table import Table
 from .tables import RunData, read_run

@@ -51,7 +51,8 @@ def _finding(recall: Recall, name: str, cell: Cell, evidence: str) -> Finding:
 
 
 def _scores(recall: Recall, cell: Cell, shown: dict[str, str], ranking: Ranking) -> Iterator[Score]:
-    best = (ranking.leader, *ranking.tied) if ranking.comparisons else ()
+    compared = [name for name, c in ranking.comparisons.items() if c.seeds >= LEAST_SEEDS]
+    best = (ranking.leader, *(name for name in ranking.tied if name in compared)) if compared else ()
     estimates = {r.layout: r for r in rows_of(recall.at(cell))}
     for layout in recall.taught:
         if layout in estimates:
