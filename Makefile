@@ -27,7 +27,7 @@ site: $(VENV)/installed-site
 	rm -rf build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	rm -rf build/site/reports
-	$(BIN)/mixerzoo publish reports/published/* --to build/site/reports
+	$(BIN)/mixerzoo publish reports/published/* --to build/site/reports --docs ../index.html --micro benchmarks/micro/history.jsonl
 	$(BIN)/python docs/check_site.py build/site
 
 # Micro benchmarks of every op and backend, appended to benchmarks/micro/history.jsonl after a clean end, which the site

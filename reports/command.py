@@ -137,12 +137,16 @@ def publish(
         list[Path] | None, typer.Argument(metavar="RUN...", help="Folders of runs; none to make the pages anew.")
     ] = None,
     home: Annotated[str | None, typer.Option(help="The address that the site is published at, for its feed.")] = None,
+    docs: Annotated[
+        str | None,
+        typer.Option(metavar="LINK", help="The documentation: its address, or a path from the site's index."),
+    ] = None,
     micro: Annotated[Path | None, typer.Option(metavar="FILE", help="The history that `make micro` keeps.")] = None,
 ) -> None:
     """Build or extend a static site of runs: index, leaderboards, history, Atom feed. All of the runs, or none."""
     from .publish import publish as publish_runs  # here, because drawing libraries take a second to load
 
-    done = publish_runs(runs or [], to, home, micro)
+    done = publish_runs(runs or [], to, home, docs, micro)
     for name in done.added:
         typer.echo(f"added {name}")
     for name in done.unchanged:

@@ -204,7 +204,7 @@ def _heat(
     legend = alt.Legend(
         title="Accuracy", orient="bottom", labelExpr=PERCENT, gradientLength=260, titleOrient="left", values=marked
     )
-    base = alt.Chart().encode(x=x, y=y)
+    base = style.within(alt.Chart()).encode(x=x, y=y)
     there, rest = alt.datum.status == _ANSWERED, alt.datum.status != _ANSWERED
     colour = alt.Color("accuracy:Q", scale=scale, legend=legend)
     light = alt.condition(f"datum.accuracy < {_DARK}", alt.value("white"), alt.value("black"))

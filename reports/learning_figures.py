@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from . import formats
-from .charts import COUNT, MUTED, PERCENT, Figure, Style, finish, in_words, titled, tooltips, words
+from .charts import COUNT, MUTED, PERCENT, Figure, Style, finish, in_words, on_page, titled, tooltips, words
 from .statistics import rows_of
 from .table import numbered
 from .tables import RunData
@@ -176,7 +176,7 @@ def _panels(
     tips = [*tooltips(("seed", "seed")), alt.Tooltip("tokens:Q", title="tokens read", format=".3~s"), shown]
     lines = base.transform_filter(alt.datum.kind == "curve").mark_line(strokeWidth=1.4)
     marks = base.transform_filter(alt.datum.kind == "mark").mark_point(size=60, strokeWidth=1.8)
-    fill = alt.condition(alt.datum.outcome == _SOLVED, style.colour(), alt.value("white"))
+    fill = alt.condition(alt.datum.outcome == _SOLVED, style.colour(), alt.value(on_page("white", "#1d2126")))
     note = alt.Chart().transform_filter(alt.datum.kind == "note").mark_text(align="right", color=MUTED)
     layers = [
         lines.encode(detail="seed:N", opacity=style.emphasis, tooltip=tips),

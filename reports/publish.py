@@ -31,15 +31,20 @@ class Published:
 
 
 def publish(
-    folders: Sequence[str | Path], to: str | Path, home: str | None = None, micro: str | Path | None = None
+    folders: Sequence[str | Path],
+    to: str | Path,
+    home: str | None = None,
+    docs: str | None = None,
+    micro: str | Path | None = None,
 ) -> Published:
     """Add runs to the site in the folder `to`, made if need be, and make its pages anew; without runs, only that.
 
-    home: the address the site is published at, for its feed; micro: the history that `make micro` keeps, for a page of
-    its own. Both stay as they are until others are given. What else lies in the folder is left alone. Raises `RunError`
-    that names every run that cannot be read; then nothing is changed.
+    home: the address the site is published at, for its feed; docs: the documentation, an address or a path from the
+    site's index, for a link on every page; micro: the history that `make micro` keeps, for a page of its own. They stay
+    as they are until others are given. What else lies in the folder is left alone. Raises `RunError` that names every
+    run that cannot be read; then nothing is changed.
     """
-    site, address = Path(to), _address(home)
+    site, address, documentation = Path(to), _address(home), _documentation(docs)
     with locked(site) as staging:
         old, made_by = read_manifest(site), maker()
         there = {entry.name: entry.results_sha256 for entry in old.runs}
@@ -48,6 +53,7 @@ def publish(
         runs = [_read(name, there.get(name), site, staging) for name in sorted({*there, *given})]
         new = Manifest(
             home=address or old.home,
+            docs=documentation or old.docs,
             feed=old.feed or feed_id(runs),
             runs=[entry_of(run, made_by) for run in runs],
         )
@@ -152,3 +158,10 @@ def _address(home: str | None) -> str | None:
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
         raise ValueError(f"{home!r} is no address of a site; give one like https://example.org/runs/")
     return f"{home.rstrip('/')}/"
+
+
+def _documentation(link: str | None) -> str | None:
+    """An address, or a path beside the site: nothing that a browser would run."""
+    if link is not None and urlsplit(link).scheme not in ("", "http", "https"):
+        raise ValueError(f"{link!r} leads to no documentation; give an address, or a path from the site's index")
+    return link

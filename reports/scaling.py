@@ -90,7 +90,7 @@ def _crosses(style: Style, x: alt.X, rank: int, edge: str, height: int) -> Any:
     """The failures of one rank; those of the next stand further from the edge."""
     away = 1 + 13 * rank
     place = away if edge == "top" else height - away
-    mark = alt.Chart().transform_filter(f"isValid(datum.cause) && datum.rank === {rank}")
+    mark = style.within(alt.Chart()).transform_filter(f"isValid(datum.cause) && datum.rank === {rank}")
     tips = tooltips(("cause", "failed"), ("panel", "of"), ("length", "length"))
     cross = mark.mark_text(text="✕", fontSize=13, fontWeight="bold", baseline="middle")
     return cross.encode(x=x, y=alt.value(place), color=style.colour(), opacity=style.emphasis, tooltip=tips)

@@ -156,7 +156,7 @@ def _panels(frame: pd.DataFrame, style: Style, x: alt.X, y: alt.Y, series: list[
     legend = alt.Legend(orient="bottom", title=None, labelLimit=320, symbolStrokeWidth=0, symbolOpacity=1, columns=3)
     colour = alt.Color("series:N", scale=alt.Scale(domain=series, range=_COLOURS[: len(series)]), legend=legend)
     shape = alt.Shape("series:N", scale=alt.Scale(domain=series, range=_SHAPES[: len(series)]), legend=legend)
-    base = alt.Chart().encode(x=x, color=colour, opacity=style.emphasis)
+    base = style.within(alt.Chart()).encode(x=x, color=colour, opacity=style.emphasis)
     bars = [base.mark_rule(strokeWidth=1.5).encode(y=alongside(y, "low"), y2="high:Q")] if "low" in frame else []
     line = base.mark_line(strokeWidth=1.4).encode(y=y)
     point = base.mark_point(filled=True, size=55).encode(y=y, shape=shape, tooltip=tips)

@@ -35,7 +35,8 @@ class Entry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """home: the address that the site is published at, None if it was never given. feed: id of its Atom feed.
+    """home: the address that the site is published at, docs: that of the documentation, or its path from the site's
+    index; None if it was never given. feed: id of its Atom feed.
     pages: the files of the site outside `runs/`, by their paths in it. maker: of the pages.
     """
 
@@ -43,6 +44,7 @@ class Manifest(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     home: str | None = None
+    docs: str | None = None
     feed: str = ""
     pages: list[str] = []
     runs: list[Entry] = []

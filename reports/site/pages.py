@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -48,6 +49,7 @@ def pages(runs: list[SiteRun], manifest: Manifest, micro: Path | None) -> dict[s
 
     def page(template: str, root: str, **content: Any) -> str:
         shared = {"root": root, "suites": suites, "runs": ordered, "micro": micro is not None}
+        shared["docs"] = manifest.docs and (manifest.docs if urlsplit(manifest.docs).scheme else root + manifest.docs)
         return environment.get_template(f"site/{template}.html.j2").render(**shared, **content)
 
     made = {f"suites/{suite.page}.html": page("suite", "../", suite=suite) for suite in suites}

@@ -89,6 +89,7 @@ class Links(HTMLParser):
 def broken_links(site: Path) -> list[str]:
     """Links of all pages that can be reached from the front page and that lead nowhere."""
     pages: dict[Path, Links] = {}
+    docs = site.resolve().parent / "docs.html"
     broken, waiting = [], [site / "index.html"] if (site / "index.html").is_file() else []
     while waiting:
         page = waiting.pop()
@@ -100,7 +101,7 @@ def broken_links(site: Path) -> list[str]:
             if parts.scheme in ("data", "http", "https"):
                 continue
             target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
-            if not target.is_file() or not target.is_relative_to(site.resolve()):
+            if not target.is_file() or not (target == docs or target.is_relative_to(site.resolve())):
                 broken.append(f"{page.name}: {link}")
             elif target.suffix == ".html":
                 waiting.append(target)
@@ -139,7 +140,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def site(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path]) -> Path:
     """The site of `runs`; tests do not change it."""
     folder = tmp_path_factory.mktemp("site") / "public" / "runs"
-    publish([*runs.values()], folder, home="https://example.org/zoo")
+    (folder.parent / "docs.html").parent.mkdir()
+    (folder.parent / "docs.html").write_text("what all of it means")
+    publish([*runs.values()], folder, home="https://example.org/zoo", docs="../docs.html")
     return folder
 
 
@@ -469,10 +472,18 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(
     assert tree(site) == before
 
 
+def test_every_page_leads_to_the_documentation(site: Path) -> None:
+    for name in ("index.html", "suites/fwpkm-speed.html", "history/fwpkm-speed.html"):
+        (link,) = [link for link in Links(site / name).links if link.endswith("docs.html")]
+        assert (site / name).parent.joinpath(link).resolve() == site.parent / "docs.html"
+
+
 def test_an_address_has_to_be_one(tmp_path: Path) -> None:
     for home in ("example.org", "javascript:alert(1)", "https://", "https://example.org/?q=1"):
         with pytest.raises(ValueError, match="no address of a site"):
             publish([], tmp_path / "site", home=home)
+    with pytest.raises(ValueError, match="leads to no documentation"):
+        publish([], tmp_path / "site", docs="javascript:alert(1)")
     assert not (tmp_path / "site").exists()
 
 
@@ -486,11 +497,13 @@ def moves_of(patch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[str]
     move = os.replace
 
     def replace(source: Path, target: Path) -> None:
+        if ".publish-" in str(target):  # a file of a report that is only prepared
+            return move(source, target)
         if len(moved) == stop_at:
             patch.setattr(place.shutil, "rmtree", lambda folder: None)  # nobody tidies up after a kill
             raise Stopped
         moved.append(target.name)
-        move(source, target)
+        return move(source, target)
 
     patch.setattr(place.os, "replace", replace)
     return moved
