@@ -21,11 +21,14 @@ class Answer:
     """
 
     finding: Finding
-    measure: str
     first: str
     rest: str
     evidence: str
     doubts: list[str]
+
+    @property
+    def measure(self) -> str:
+        return self.finding.measure
 
     @property
     def shown_by(self) -> str:
@@ -44,12 +47,12 @@ class Bars:
         return sum(answer.finding.winner == "met" for answer in self.answers)
 
 
-def answers(findings: Iterable[tuple[str, Finding]], fair: Fairness, elements: Collection[str]) -> list[Answer | Bars]:
-    """The findings in their order, each with its measure; more than `FOLDED` bars of a measure become one answer.
+def answers(findings: Iterable[Finding], fair: Fairness, elements: Collection[str]) -> list[Answer | Bars]:
+    """The findings in their order; more than `FOLDED` bars of a measure become one answer.
 
     elements: the ids of the charts and tables that there are.
     """
-    every = [_answer(measure, finding, fair, elements) for measure, finding in findings]
+    every = [_answer(finding, fair, elements) for finding in findings]
     held: dict[str, list[Answer]] = {}
     for answer in every:
         if answer.finding.winner in _OUTCOMES:
@@ -62,10 +65,10 @@ def answers(findings: Iterable[tuple[str, Finding]], fair: Fairness, elements: C
     return [answer for i, answer in enumerate(folded) if not any(answer is other for other in folded[:i])]
 
 
-def _answer(measure: str, finding: Finding, fair: Fairness, elements: Collection[str]) -> Answer:
+def _answer(finding: Finding, fair: Fairness, elements: Collection[str]) -> Answer:
     first, rest = _split(finding.sentence)
     evidence = finding.evidence if finding.evidence in elements else ""
-    return Answer(finding, measure, first, rest, evidence, fair.beside(measure))
+    return Answer(finding, first, rest, evidence, fair.beside(finding.measure))
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -13,8 +13,8 @@ import pandas as pd
 from ..benchmarks.runs import RunError, results_digest
 from .about_tables import about_tables
 from .bibtex import bibtex
-from .finding import Finding
 from .formats import NOTHING, latex, markdown, plain
+from .scoreboard import Scoreboard, scoreboard
 from .summary import summary
 from .table import Table
 from .tables import RunData
@@ -61,9 +61,9 @@ def _frame(run: RunData, name: str) -> pd.DataFrame:
     if name == "summary":
         return summary(run)
     if name == "scoreboard":
-        columns, rows = _scoreboard(run)
-        texts = [[layout, *(score.text if score else NOTHING for score in scores)] for layout, scores in rows]
-        return pd.DataFrame(texts, columns=["Layout", *columns])
+        board = _scoreboard(run)
+        texts = [[row.layout, *(score.text if score else NOTHING for score in row.scores)] for row in board.rows]
+        return pd.DataFrame(texts, columns=["Layout", *(question.column for question in board.questions)])
     tables = {table.name: table for table in _page_tables(run)}
     if name not in tables:
         raise ValueError(f"this run has no table {name!r}; it has {', '.join(['summary', 'scoreboard', *tables])}")
@@ -79,21 +79,18 @@ def _page_tables(run: RunData) -> Iterator[Table]:
 # --- The scoreboard ---
 
 
-def _scoreboard(run: RunData) -> tuple[list[str], list[tuple[str, list[Any]]]]:
-    """Headings, and each layout with its score in every column; None where it has none."""
-    asked: list[Finding] = [finding for finding in findings(run) if finding.column and finding.scores]
-    if not asked:
+def _scoreboard(run: RunData) -> Scoreboard:
+    board = scoreboard(run, findings(run))
+    if not board.rows:
         raise RunError(f"{run.folder} answers no question yet, so it has no scoreboard; see --table")
-    scores = [{score.layout: score for score in finding.scores} for finding in asked]
-    layouts = [name for name in run.layouts if any(name in column for column in scores)]
-    return [finding.column for finding in asked], [(name, [column.get(name) for column in scores]) for name in layouts]
+    return board
 
 
 def _scoreboard_latex(run: RunData) -> str:
     """The best of a column, and who cannot be told apart from it, in bold; intervals small."""
-    columns, rows = _scoreboard(run)
-    cells = [[latex(layout), *map(_score_latex, scores)] for layout, scores in rows]
-    return _latex(["Layout", *map(latex, columns)], cells)
+    board = _scoreboard(run)
+    cells = [[latex(row.layout), *map(_score_latex, row.scores)] for row in board.rows]
+    return _latex(["Layout", *(latex(question.column) for question in board.questions)], cells)
 
 
 def _score_latex(score: Any) -> str:

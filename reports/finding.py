@@ -37,7 +37,8 @@ class Finding:
 
     winner: None if the measurement does not tell the best from the others. open: said in the place of a winner.
     evidence: the id of the element of the page that shows it. column: the heading of its column of the scoreboard, ""
-    for none. better: which end of `scores` is the good one. scores: one for each layout that was asked.
+    for none. better: which end of `scores` is the good one. scores: one for each layout that was asked. measure: whose
+    section it comes from; `verdict.findings` fills it in.
     """
 
     topic: str
@@ -49,6 +50,7 @@ class Finding:
     column: str = ""
     better: Literal["more", "less"] = "more"
     scores: tuple[Score, ...] = ()
+    measure: str = ""
 
 
 def seeds_statement(seeds: pd.Series) -> str:

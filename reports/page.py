@@ -26,7 +26,7 @@ from .summary import summary
 from .table import Table
 from .tables import RunData, read_run
 from .taught import statements
-from .verdict import training_statement
+from .verdict import findings, training_statement
 
 _IN_URI = " ,;:()[]{}/+*=|~.-_"  # characters of a CSV that may stand in the address of a link
 _ERROR_LENGTH = 300  # characters of an error in Markdown; the page has all of it
@@ -89,7 +89,7 @@ def parts(run: RunData) -> list[Part]:
 def _content(run: RunData, shown: list[Part]) -> dict[str, Any]:
     """What both templates show."""
     source = run.environment.get("source") or {}
-    found = [(section.measure, finding) for section in run.sections for finding in section.findings(run)]
+    found = findings(run)
     fair, board, drawings = fairness(run), scoreboard(run, found), looks(run.layouts) if run.lines else []
     elements = {"failures", *(f"figure-{f.name}" for part in shown for f in part.figures)}
     elements |= {f"table-{t.name}" for part in shown for t in part.tables}
@@ -105,7 +105,7 @@ def _content(run: RunData, shown: list[Part]) -> dict[str, Any]:
         "lengths": _lengths(run),
         "answers": answers(found, fair, elements),
         "board": board,
-        "has_parameters": board is not None and any(row.parameters for row in board.rows),
+        "has_parameters": any(row.parameters for row in board.rows),
         "fair": fair,
         "untaught": statements(run),
         "device": _device(run.environment),

@@ -6,22 +6,10 @@ import csv
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from . import formats
 from .finding import Finding, Score
 from .tables import RunData
-
-
-@dataclass(frozen=True)
-class Question:
-    """A column. measure: whose section it belongs to; better: which end of the numbers is the good one."""
-
-    heading: str
-    topic: str
-    measure: str
-    better: Literal["more", "less"]
-    evidence: str
 
 
 @dataclass(frozen=True)
@@ -36,7 +24,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Scoreboard:
-    questions: list[Question]
+    """questions: its columns, the findings that score layouts. rows: the layouts that any of them scores."""
+
+    questions: list[Finding]
     rows: list[Row]
 
     def csv(self) -> str:
@@ -52,13 +42,10 @@ class Scoreboard:
         return text.getvalue()
 
 
-def scoreboard(run: RunData, findings: Iterable[tuple[str, Finding]]) -> Scoreboard | None:
-    """The findings that have a column, each with its measure, as a table; None if there are none."""
-    asked = [(measure, finding) for measure, finding in findings if finding.column and finding.scores]
-    if not asked:
-        return None
-    questions = [Question(f.column, f.topic, measure, f.better, f.evidence) for measure, f in asked]
-    scores = [{score.layout: score for score in finding.scores} for _, finding in asked]
+def scoreboard(run: RunData, findings: Iterable[Finding]) -> Scoreboard:
+    """The findings that have a column, as a table; without any it is empty."""
+    questions = [finding for finding in findings if finding.column and finding.scores]
+    scores = [{score.layout: score for score in finding.scores} for finding in questions]
     known = families(run)
     parameters = {row["layout"]: row.get("parameters") for row in run["models"].to_dict("records")}
     rows = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from . import formats
 from .finding import Finding, of, seeds_statement
 from .tables import RunData
@@ -12,7 +14,7 @@ def findings(run: RunData) -> list[Finding]:
     """The verdict, in the order of the sections; what was not measured is left out, and all that another tool did."""
     if run.foreign_tool:
         return []
-    return [finding for section in run.sections for finding in section.findings(run)]
+    return [replace(finding, measure=section.measure) for section in run.sections for finding in section.findings(run)]
 
 
 def training_statement(run: RunData) -> list[str]:

@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import formats
-from ..finding import Finding, Score
+from ..finding import Score
+from ..scoreboard import Scoreboard, scoreboard
 from .run import SiteRun
 
 
 @dataclass(frozen=True)
 class Board:
-    """What one machine says of a suite: the scores of `run`, and the `earlier` runs, newest first.
-
-    columns: the questions with a score for every layout. rows: layout -> its score in every column, None for none.
-    """
+    """What one machine says of a suite: the scores of `run`, and the `earlier` runs, newest first."""
 
     run: SiteRun
     earlier: list[SiteRun]
-    columns: list[Finding]
-    rows: dict[str, list[Score | None]]
+    scores: Scoreboard
 
     @property
     def id(self) -> str:
@@ -44,16 +41,8 @@ def boards(runs: list[SiteRun]) -> list[Board]:
 
 def _board(newest_first: list[SiteRun]) -> Board:
     stands = next((run for run in newest_first if not run.incomplete), newest_first[0])
-    columns, rows = scoreboard(stands.findings, stands.data.layouts)
-    return Board(stands, [run for run in newest_first if run is not stands], columns, rows)
-
-
-def scoreboard(findings: list[Finding], layouts: list[str]) -> tuple[list[Finding], dict[str, list[Score | None]]]:
-    """The findings that score the layouts, and of each layout that any of them scores its cells."""
-    columns = [finding for finding in findings if finding.column and finding.scores]
-    scores = [{score.layout: score for score in finding.scores} for finding in columns]
-    rows = {layout: [own.get(layout) for own in scores] for layout in layouts}
-    return columns, {layout: cells for layout, cells in rows.items() if any(cells)}
+    earlier = [run for run in newest_first if run is not stands]
+    return Board(stands, earlier, scoreboard(stands.data, stands.findings))
 
 
 def sort_value(score: Score | None) -> str:

@@ -19,8 +19,9 @@ from mixerzoo.benchmarks.runs import Run, RunError, results_digest
 from mixerzoo.reports import publish as publish_module
 from mixerzoo.reports.finding import Finding, Score
 from mixerzoo.reports.publish import publish
+from mixerzoo.reports.scoreboard import scoreboard
 from mixerzoo.reports.site import place
-from mixerzoo.reports.site.boards import boards, scoreboard, sort_value
+from mixerzoo.reports.site.boards import boards, sort_value
 from mixerzoo.reports.site.feed import ATOM
 from mixerzoo.reports.site.history import history_table, pasts
 from mixerzoo.reports.site.names import page_name, safe_name
@@ -217,10 +218,10 @@ def test_a_leaderboard_shows_the_scores_of_the_newest_complete_run(site: Path, r
     first, second = page.text.index("commit c4a89c502a6c"), page.text.index("commit feedfeedfeed")
     assert second < first and page.text.index("Other runs on this machine") < first  # newest first, older listed
     run = read_site_run(runs["second"], "second", "second")
-    (column, *_), rows = scoreboard(run.findings, run.data.layouts)
-    assert len(rows) == 14 and column.topic
-    for layout, cells in rows.items():
-        assert layout in page.text and all(cell.text in page.text for cell in cells if cell)
+    board = scoreboard(run.data, run.findings)
+    assert len(board.rows) == 14 and board.questions[0].topic
+    for row in board.rows:
+        assert row.layout in page.text and all(cell.text in page.text for cell in row.scores if cell)
     assert "Other, 1 core, 1 GiB" in page.text  # the other machine, with its incomplete run
     assert "Not ranked with ours" in page.text and page.text.count("other-tool") == 1
 
@@ -231,10 +232,9 @@ def findings_of(*values: float | None) -> list[Finding]:
     return [told, Finding("Nothing to rank", None, "", "Open.")]
 
 
-def test_a_scoreboard_has_a_column_for_what_is_scored_and_a_row_for_who_was() -> None:
-    columns, rows = scoreboard(findings_of(0.5, None, float("nan")), [f"layout {i}" for i in range(4)])
-    assert [column.topic for column in columns] == ["Recall"] and list(rows) == ["layout 0", "layout 1", "layout 2"]
-    assert [sort_value(cells[0]) for cells in rows.values()] == ["0.5", "", ""]
+def test_a_score_without_a_number_is_sorted_last() -> None:
+    told, _ = findings_of(0.5, None, float("nan"))
+    assert [sort_value(score) for score in (*told.scores, None)] == ["0.5", "", "", ""]
 
 
 def test_an_incomplete_run_does_not_displace_a_complete_one(tmp_path: Path) -> None:
@@ -603,9 +603,9 @@ def test_a_leaderboard_is_sorted_by_a_click(browser: Any, site: Path, runs: dict
     names = f"return [...{table}.tBodies[0].rows].map(row => row.cells[0].textContent)"
     click = f"{table}.tHead.rows[0].cells[1].querySelector('button').click();"
     run = read_site_run(runs["second"], "second", "second")
-    (column, *_), rows = scoreboard(run.findings, run.data.layouts)
-    values = {layout: cells[0].value for layout, cells in rows.items() if cells[0]}
-    order = sorted(values, key=lambda layout: values[layout], reverse=column.better == "more")
-    assert browser.execute_script(names) == list(rows)
+    board = scoreboard(run.data, run.findings)
+    values = {row.layout: row.scores[0].value for row in board.rows if row.scores[0]}
+    order = sorted(values, key=lambda layout: values[layout], reverse=board.questions[0].better == "more")
+    assert browser.execute_script(names) == [row.layout for row in board.rows]
     assert browser.execute_script(click + names) == order
     assert browser.execute_script(click + names) == order[::-1]

@@ -10,6 +10,7 @@ from mixerzoo.reports.fairness import Doubt, Fairness
 from mixerzoo.reports.finding import Finding, Score
 from mixerzoo.reports.scoreboard import scoreboard
 from mixerzoo.reports.tables import RunData, read_run
+from mixerzoo.reports.verdict import findings
 
 from .conftest import HOSTILE
 
@@ -19,13 +20,9 @@ def run(made_up_run: Path) -> RunData:
     return read_run(made_up_run)
 
 
-def found(run: RunData) -> list[tuple[str, Finding]]:
-    return [(section.measure, finding) for section in run.sections for finding in section.findings(run)]
-
-
 def test_the_scoreboard_has_a_row_for_each_layout_and_a_column_for_each_question(run: RunData) -> None:
-    board = scoreboard(run, found(run))
-    assert board is not None and [row.layout for row in board.rows] == run.layouts
+    board = scoreboard(run, findings(run))
+    assert [row.layout for row in board.rows] == run.layouts
     assert {question.measure for question in board.questions} == {"training", "recall", "speed", "memory", "perplexity"}
     assert all(len(row.scores) == len(board.questions) for row in board.rows)
     index = next(i for i, question in enumerate(board.questions) if question.measure == "recall")
@@ -33,20 +30,20 @@ def test_the_scoreboard_has_a_row_for_each_layout_and_a_column_for_each_question
     assert scores["swa"] is not None and scores["swa"].text == "not taught" and scores["swa"].value is None
     best = max((score for score in scores.values() if score and score.value is not None), key=lambda s: s.value or 0)
     assert best.best and "softmax" in board.rows[2].families
-    assert scoreboard(run, [("speed", Finding("a question without a column", None, "", ""))]) is None
+    assert not scoreboard(run, [Finding("a question without a column", None, "", "")]).rows
 
 
 def test_the_scoreboard_as_csv_has_a_line_for_each_score(run: RunData) -> None:
-    board = scoreboard(run, found(run))
-    assert board is not None
+    board = scoreboard(run, findings(run))
     lines = list(csv.DictReader(io.StringIO(board.csv())))
     assert len(lines) == sum(score is not None for row in board.rows for score in row.scores)
     assert {line["layout"] for line in lines} == set(run.layouts) and HOSTILE in run.layouts
     assert {line["best"] for line in lines} == {"True", "False"} and all(line["parameters"] for line in lines)
 
 
-def bar(number: int, outcome: str) -> tuple[str, Finding]:
-    return "op_speed", Finding(f"Bar {number}", outcome, "2.0", "x: 2.0; the bar is at least 1.", evidence="table-b")
+def bar(number: int, outcome: str) -> Finding:
+    known = {"evidence": "table-b", "measure": "op_speed"}
+    return Finding(f"Bar {number}", outcome, "2.0", "x: 2.0; the bar is at least 1.", **known)
 
 
 def test_many_bars_are_one_answer_worst_first_and_few_stay_apart() -> None:
@@ -60,7 +57,7 @@ def test_many_bars_are_one_answer_worst_first_and_few_stay_apart() -> None:
         "Bar 2",
         "Bar 3",
     ]
-    other = ("speed", Finding("Fastest", "a", "1", "a runs.", scores=(Score("a", "1", 1.0),)))
+    other = Finding("Fastest", "a", "1", "a runs.", scores=(Score("a", "1", 1.0),), measure="speed")
     first, last = answers([*(bar(i, outcome) for i, outcome in enumerate(outcomes)), other], fair, {"table-b"})
     assert isinstance(first, Bars) and first.met == 3 and isinstance(last, Answer) and not last.doubts
     shown = [(answer.finding.winner, answer.evidence, answer.doubts) for answer in first.answers]
@@ -71,11 +68,10 @@ def test_an_answer_folds_after_its_first_sentence_and_links_only_to_what_is_ther
     fair = Fairness([], None, [])
     long = "The first sentence is as long as a sentence has to be, to stand alone. The second follows. And the third."
     finding = Finding("topic", None, "", long, evidence="figure-gone")
-    (answer,) = answers([("recall", finding)], fair, {"figure-there"})
+    (answer,) = answers([finding], fair, {"figure-there"})
     assert isinstance(answer, Answer) and answer.evidence == ""
     assert answer.first.endswith("stand alone.") and answer.rest == "The second follows. And the third."
-    (short,) = answers(
-        [("recall", Finding("topic", "a", "1", "a wins. It does.", evidence="figure-there"))], fair, {"figure-there"}
-    )
+    brief = Finding("topic", "a", "1", "a wins. It does.", evidence="figure-there")
+    (short,) = answers([brief], fair, {"figure-there"})
     assert isinstance(short, Answer) and (short.first, short.rest) == ("a wins. It does.", "")
     assert short.shown_by == "see the chart"
