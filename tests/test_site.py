@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zlib
@@ -98,22 +97,6 @@ def test_the_search_knows_the_pages_without_a_server(site: Path) -> None:
 
 
 # --- In a real browser, from its files ---
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("Debian's chromium and chromium-driver are not installed")
-    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driven = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
-    yield driven
-    driven.quit()
 
 
 def opened(browser: Any, page: Path, width: int) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from mixerzoo.benchmarks.runs import ResultLine
-from mixerzoo.reports.fairness import Doubt, fairness
+from mixerzoo.reports.doubts import Doubt
+from mixerzoo.reports.fairness import fairness
 from mixerzoo.reports.tables import RunData, read_run, tabulate
 
 from .conftest import HOSTILE, made_up_lines

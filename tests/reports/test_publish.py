@@ -27,10 +27,8 @@ from mixerzoo.reports.site.history import history_table, pasts
 from mixerzoo.reports.site.names import page_name, safe_name
 from mixerzoo.reports.site.run import RAW, read_site_run
 
-from . import test_report_chromium
 from .conftest import HOSTILE, made_up_lines, planned, write_run
 
-browser = test_report_chromium.browser  # a fixture
 PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
 HOSTILE_FOLDER = "<b>..%2F&amp; \u202egpj.run"
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +17,6 @@ ROOT = Path(__file__).parents[2]
 WIDE, NARROW = 1300, 400
 PUBLISHED = ["decode-speed", "zoo-speed"]
 Browser = Any  # selenium's driver; selenium need not be installed
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("Debian's chromium and chromium-driver are not installed")
-    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driven = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
-    driven.set_script_timeout(120)
-    yield driven
-    driven.quit()
 
 
 @pytest.fixture(scope="module")

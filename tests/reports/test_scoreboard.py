@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from mixerzoo.reports.answers import FOLDED, Answer, Bars, answers
-from mixerzoo.reports.fairness import Doubt, Fairness
+from mixerzoo.reports.doubts import Doubt
+from mixerzoo.reports.fairness import Fairness
 from mixerzoo.reports.finding import Finding, Score
 from mixerzoo.reports.scoreboard import scoreboard
 from mixerzoo.reports.tables import RunData, read_run
