@@ -120,7 +120,9 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, change: dict[str, Any
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_appends_only_after_a_clean_end() -> None:
     root = Path(__file__).parents[2]
-    done = subprocess.run(["make", "-n", "micro"], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-n", "micro"], cwd=root, capture_output=True, text=True, check=True
+    )
     *_, measure, keep = done.stdout.splitlines()  # a rule stops at the first command that fails
     session = measure.partition("--benchmark-json=")[2].split()[0]
     assert keep.endswith(f"-m mixerzoo.benchmarks.micro_history {session} {HISTORY.relative_to(root)}")
