@@ -6,8 +6,13 @@ publishing twice changes nothing.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -75,6 +80,7 @@ def _take(folders: Sequence[str | Path], site: Path, staging: Path, old: Manifes
     """
     names: list[str] = []
     wrong: list[str] = []
+    taken: list[tuple[Path, Path]] = []
     known = {entry.name: entry.results_sha256 for entry in old.runs}
     for folder in map(Path, folders):
         incoming = staging / "incoming"
@@ -87,20 +93,25 @@ def _take(folders: Sequence[str | Path], site: Path, staging: Path, old: Manifes
                 known[name] = digest
                 (staging / "runs").mkdir(exist_ok=True)
                 incoming.rename(staging / "runs" / name)
-                _report(staging / "runs" / name, folder)
+                taken.append((staging / "runs" / name, folder))
         except RunError as error:
             wrong.append(str(error))
         shutil.rmtree(incoming, ignore_errors=True)
+    _complain(wrong)
+    _complain(_write_reports(taken))
+    return list(dict.fromkeys(names))
+
+
+def _complain(wrong: list[str]) -> None:
     if wrong:
         raise RunError("\n".join(["nothing was published:", *wrong]))
-    return list(dict.fromkeys(names))
 
 
 def _remake(site: Path, staging: Path, names: list[str]) -> None:
     """Write the reports of runs that the site holds anew, in `staging`."""
     for name in names:
         _copy(site / "runs" / name, staging / "runs" / name)
-        _report(staging / "runs" / name, site / "runs" / name)
+    _complain(_write_reports([(staging / "runs" / name, site / "runs" / name) for name in names]))
 
 
 def _copy(run: Path, to: Path) -> None:
@@ -111,11 +122,28 @@ def _copy(run: Path, to: Path) -> None:
             shutil.copyfile(run / name, to / name)
 
 
-def _report(folder: Path, named: Path) -> None:
+def _write_reports(runs: list[tuple[Path, Path]]) -> list[str]:
+    """Write the reports of runs, each with the name it has in messages; returns of which none can be made, and why.
+
+    Several are written side by side: to draw charts takes seconds, and one processor.
+    """
+    if len(runs) < 2:
+        return [said for folder, named in runs if (said := _report(folder, named))]
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(min(len(runs), os.cpu_count() or 1), context) as pool:
+        try:
+            return [said for said in pool.map(_report, *zip(*runs)) if said]
+        except BrokenProcessPool:
+            return ["a process that wrote reports was killed: did memory run out?"]
+
+
+def _report(folder: Path, named: Path) -> str:
+    """Write a report; returns why that could not be done, or nothing."""
     try:
         write_report(folder, named=Path("runs") / folder.name)
     except Exception as error:  # whatever a damaged run stumbles over, the run has to be named
-        raise RunError(f"{named}: no report can be made of it: {type(error).__name__}: {error}") from error
+        return f"{named}: no report can be made of it: {type(error).__name__}: {error}"
+    return ""
 
 
 def _read(name: str, digest: str | None, site: Path, staging: Path) -> SiteRun:

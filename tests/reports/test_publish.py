@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -483,6 +485,34 @@ def test_an_address_has_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leads to no documentation"):
         publish([], tmp_path / "site", docs="javascript:alert(1)")
     assert not (tmp_path / "site").exists()
+
+
+def test_a_run_without_a_report_is_named_and_changes_nothing(
+    small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, before = small[0], tree(small[0])
+
+    def fail(folder: Path, named: Path) -> None:
+        raise ZeroDivisionError("no rounds")
+
+    monkeypatch.setattr(publish_module, "write_report", fail)
+    with pytest.raises(RunError, match=r"other: no report can be made of it: ZeroDivisionError: no rounds"):
+        publish([variant(tmp_path / "other", 2)], site)
+    assert tree(site) == before
+
+
+def test_killed_while_it_draws_it_changes_nothing(
+    small: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, before = small[0], tree(small[0])
+
+    def killed(*_: object) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(ProcessPoolExecutor, "map", killed)
+    with pytest.raises(RunError, match="was killed: did memory run out"):
+        publish([variant(tmp_path / "one more", 2), variant(tmp_path / "another", 3)], site)
+    assert tree(site) == before
 
 
 class Stopped(BaseException):
