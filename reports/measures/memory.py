@@ -91,11 +91,11 @@ def _state_rows(lines: Lines) -> Iterator[Row]:
     """State bytes of one sequence at each length, from recall, or else from the memory measure."""
     found: dict[tuple[str, int], float] = {}
     for line, metrics, _ in measured(lines, "recall"):
-        for length, held in (metrics.get("state_bytes") or {}).items():
+        for length, held in metrics["state_bytes"].items():
             found.setdefault((line.layout, int(length)), held)
     for line, metrics, _ in measured(lines, "memory"):
         if metrics.get("state_bytes") is not None:
-            batch = line.parameters.get("batch", 1)
+            batch = line.parameters["batch"]
             found.setdefault((line.layout, int(size(line, "length"))), metrics["state_bytes"] / batch)
     for (layout, length), held in sorted(found.items(), key=lambda item: item[0][1]):
         yield {"layout": layout, "length": length, "state_bytes": held}

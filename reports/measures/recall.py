@@ -82,7 +82,7 @@ SECTION = Recall()
 def _depth_rows(lines: Lines) -> Iterator[Row]:
     for _, metrics, known in measured(lines, "recall"):
         for row in metrics["rows"]:
-            yield {**known, "recent": False, "chance": math.nan, **row}
+            yield {**known, "chance": math.nan, **row}
 
 
 def _answer_rows(lines: Lines) -> Iterator[Row]:

@@ -85,8 +85,8 @@ def _rows(lines: Lines) -> Iterator[Row]:
             "seconds": seconds["median"],
             "seconds_low": min(seconds["q1"], seconds["q3"]),
             "seconds_high": max(seconds["q1"], seconds["q3"]),
-            "rounds": metrics.get("rounds", 0),
-            "samples": metrics.get("samples") or [],
+            "rounds": metrics["rounds"],
+            "samples": metrics["samples"],
             **{key: metrics.get(key) for key in ("first_call_seconds", *COMPILED)},
         }
 
