@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .schema import SCHEMA_VERSION, SchemaError, migrate, migrate_environment
+from .yamlfile import YamlFile
 
 Status = Literal["ok", "out_of_memory", "timeout", "crashed", "not_finite", "invalid"]
 """How a case ended."""
@@ -75,9 +76,9 @@ class Run:
         return self.folder / "checkpoints" / case
 
     def suite(self) -> dict[str, Any]:
-        """The resolved suite. Raises `RunError` if the folder holds no run."""
+        """The resolved suite. Raises `RunError` if the folder holds no run, `SuiteError` if that is no suite."""
         self._require(self.suite_path)
-        return yaml.safe_load(self.suite_path.read_text(encoding="utf-8"))
+        return YamlFile.read(self.suite_path).data
 
     def environment(self) -> dict[str, Any]:
         """The machine and the software that the run was made with, and its mixers, see `describe_mixers`.

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from typing_extensions import Self
 
+from ...mixers.limits import Size
 from ...models import (
     LanguageModel,
     ModelConfig,
@@ -23,7 +24,7 @@ from ...models import (
 from ..doing import Progress
 from ..runs import ResultLine
 from ..training import Compile, Precision
-from .base import Measure, Size, single, split_grid
+from .base import Measure, single, split_grid
 from .entry import Entry
 from .meter import measure_memory
 from .workload import Workload
@@ -40,7 +41,7 @@ class Memory(Measure):
     measure: Literal["memory"] = "memory"
     modes: tuple[Literal["forward", "train"], ...] = Field(default=("forward", "train"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(256, 512, 1024, 2048, 4096, 8192), min_length=1)
-    batch: int = Field(default=1, ge=1)
+    batch: Size = 1
     precision: Precision = "auto"
     compile: Compile = False
 

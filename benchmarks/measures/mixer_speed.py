@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from ...mixers import Mixer, create_mixer
+from ...mixers.limits import Count, Size, Width
 from ...models import ModelConfig, compile_totals, compiled, compiled_since, parse_layout
 from ..doing import Progress
 from ..precision import Precision, autocast, resolve
 from ..training import Compile
 from .bars import Bar, attention_ratios
-from .base import Size, check_compiles, part_of
+from .base import check_compiles, part_of
 from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn
 
 MIXER, ATTENTION = "mixer", "attention"
@@ -42,10 +43,10 @@ class MixerSpeed(Contest):
     measure: Literal["mixer_speed"] = "mixer_speed"
     modes: tuple[Mode, ...] = Field(default=("forward", "decode"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)
-    d_head: int = Field(default=64, ge=1)
-    batch: int = Field(default=1, ge=1)
-    rounds: int = Field(default=7, ge=1)
-    new_tokens: int = Field(default=16, ge=1)
+    d_head: Width = 64
+    batch: Size = 1
+    rounds: Count = 7
+    new_tokens: Size = 16
     precision: Precision = "auto"
     compile: Compile = False
     bars: tuple[Bar, ...] = ()
