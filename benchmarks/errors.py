@@ -2,4 +2,4 @@
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss, a gradient or a logit became NaN or infinite."""
+    """A loss, a gradient, a logit or an output became NaN or infinite."""

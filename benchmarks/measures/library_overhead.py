@@ -151,5 +151,5 @@ def _pair(work: _Work, length: int) -> tuple[Contender, Contender] | None:
     name = f"{work.backend.name} {work.problem.variant}".strip()
     return (
         Contender(name, work.mode, length, lambda _: work.op()),
-        Contender(f"{name}, {DIRECT}", work.mode, length, lambda _: work.direct(calls)),
+        Contender(f"{name}, {DIRECT}", work.mode, length, lambda _: work.direct(calls), opaque=True),
     )

@@ -27,6 +27,7 @@ from ..training import Compile, Precision
 from .base import Measure, single, split_grid
 from .entry import Entry
 from .meter import measure_memory
+from .outputs import require_finite
 from .workload import Workload
 
 
@@ -66,19 +67,20 @@ class Memory(Measure):
         before = compile_totals() if self.compile else {}
         progress(0.0, "warm-up")  # allocates what stays: AdamW's moments, workspaces
         if mode == "train":
-            work.train_step()
+            require_finite(work.train_step(), "the training step")
             work.optimizer.zero_grad()
             progress(0.3, "forward pass")
             activation_bytes = measure_memory(work.loss, device).held_bytes
             progress(0.5, "training step")
             reading = measure_memory(work.train_step, device)
         else:
-            work.forward()
+            require_finite(work.forward(), "the forward pass")
             progress(0.5, "forward pass")
             reading = measure_memory(work.forward, device)
             activation_bytes = reading.peak_bytes
         progress(0.8, "state")
-        _, state = work.prefill()
+        _, state, said = work.prefill()
+        require_finite(said, "the prefill")
         # counting runs a model of its own on the CPU; in an empty context, its backends are not recorded as ours
         flops = contextvars.Context().run(count_flops, config, length)
         return {

@@ -166,7 +166,7 @@ class OpSpeed(Contest):
             # The first token is not timed: continuing a state a second time may copy a buffer, decoding on never does.
             if not contexts:
                 contexts.append(work.context(backend, tokens))
-            return work.decode(backend, contexts[0], 1)
+            return work.decode(backend, contexts[0], 1)[1]
 
         return Contender(
             backend, mode, tokens, lambda state: work.decode(backend, state, count), prepare, units=count, slow=slow

@@ -183,7 +183,7 @@ def test_hostile_yaml_is_refused_at_its_line(tmp_path, name):
 
 def test_a_file_of_other_bytes(tmp_path):
     (tmp_path / "s.yaml").write_bytes(b"name: a\ndescription: \xff\n")
-    with pytest.raises(SuiteError, match="s.yaml:2: this is no text in UTF-8"):
+    with pytest.raises(SuiteError, match=r"s\.yaml:2: this is no text in UTF-8"):
         load_suite(tmp_path / "s.yaml")
 
 
