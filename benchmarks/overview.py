@@ -171,13 +171,10 @@ def _pause(found: Overview) -> float:
 
 def _planned(run: Run) -> tuple[list[tuple[str, str, str]] | None, bool]:
     """Case, layout and measure of all cases that are known (None without a plan), and whether no result can add any."""
-    try:
-        plan = run.plan()
-        if plan is None:
-            return None, True
-        return [(str(c["case"]), str(c["layout"]), str(c["measure"])) for c in plan["cases"]], bool(plan["final"])
-    except (ValueError, KeyError, TypeError):
-        raise RunError(f"{run.plan_path} is damaged; remove it, the next start of the run writes it anew") from None
+    plan = run.plan()
+    if plan is None:
+        return None, True
+    return [(case["case"], case["layout"], case["measure"]) for case in plan["cases"]], plan["final"]
 
 
 def _cell(cell: Counter[str]) -> str:

@@ -21,7 +21,7 @@ from mixerzoo.benchmarks.environment import collect_environment, differences
 from mixerzoo.benchmarks.live import Reporter
 from mixerzoo.benchmarks.plan import Planner
 from mixerzoo.benchmarks.runner import Limits, TimeIsUp, execute, suite_differences
-from mixerzoo.benchmarks.runs import ResultLine, Run, RunError
+from mixerzoo.benchmarks.runs import SCHEMA_VERSION, ResultLine, Run, RunError
 from mixerzoo.benchmarks.suite import load_suite
 
 # A case that does what its parameters say, without torch.
@@ -135,7 +135,7 @@ def test_ok_case_has_everything_in_its_line(bench):
     assert bench.reporter.told == Counter(cases=1, before=1, ok=1, end=1)
     assert Run(bench.run.folder).results() == [result] and bench.run.suite() == SUITE
     environment = bench.run.environment()
-    assert environment["schema_version"] == 2
+    assert environment["schema_version"] == SCHEMA_VERSION
     assert environment["cards"] == {} and environment["layout_mixers"] == {"a": ["x"]}  # there is no mixer x
     (ended,) = environment["finished"]
     assert ended["started"] == environment["started"] <= ended["ended"]
@@ -263,10 +263,10 @@ def test_a_published_run_of_the_first_schema_goes_on(bench):
     results = bench.execute(Planner(suite, "cpu"), suite=suite.on("cpu").resolved())
     old, (new,) = bench.run.results()[:-1], bench.run.results()[-1:]
     assert [result.case for result in old] == before and len(results) == len(before) + 1
-    assert new.case == json.loads(dropped)["case"] and new.schema_version == 2 and new.ended is not None
+    assert new.case == json.loads(dropped)["case"] and new.schema_version == SCHEMA_VERSION and new.ended is not None
     assert bench.run.results_path.read_bytes().startswith(b"".join(kept))
     written = json.loads(bench.run.environment_path.read_text())
-    assert written["schema_version"] == 2 and len(written["resumed"]) == 1
+    assert written["schema_version"] == SCHEMA_VERSION and len(written["resumed"]) == 1
     assert "fwpkm" in written["cards"] and set(written["layout_mixers"]) == set(suite.layouts)
 
 
