@@ -45,9 +45,9 @@ class ResultLine(BaseModel):
     case: id, a hash of what was measured. layout: the layout's label in the suite.
     seconds: wall-clock time of the whole case. ended: when the case was over, ISO 8601 in UTC; None where that was not
         recorded.
-    machine: `name` and `kind` of where it ran, see `Machine`; None where that was not recorded.
-    attempts: those that were lost with their machine before this one: `machine`, `ended`, `seconds` and `why` of each.
-    peak_bytes: the most memory that its processes held together; None where that was not recorded.
+    machine: `name` and `kind` of where it ran (see `Machine`); None where that was not recorded, or is not known.
+    attempts: those before that came to nothing because a machine was lost: `machine`, `ended`, `seconds` and `why`.
+    peak_bytes: the most resident memory that its processes held together; None where that was not recorded.
     parameters: those of the measure, and `model` (the resolved configuration), `layout_line`, `device`, `threads`, and
         `tf32` (whether CUDA might compute float32 in TF32; missing where it was not recorded).
     backends: op -> names of the implementations that ran.

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -111,18 +111,17 @@ class Run:
             file = self._open_results(stack)
             return {} if file is None else self._index(file)
 
-    def lines(self, wanted: Callable[[LineHead], bool] | None = None) -> Iterator[ResultLine]:
-        """The results, or those whose head is `wanted`, read one by one as they are asked for; else as `results`."""
+    def lines(self, heads: Iterable[LineHead] | None = None) -> Iterator[ResultLine]:
+        """The results, or those of `heads` in their order, each read when it is asked for; else as `results`."""
         with contextlib.ExitStack() as stack:
             file = self._open_results(stack)
             if file is None:
                 return
-            for head in self._index(file).values():
-                if wanted is None or wanted(head):
-                    file.seek(head.offset)
-                    with self._at(head.number):
-                        result = decode_line(file.read(head.size))
-                    yield result
+            for head in self._index(file).values() if heads is None else heads:
+                file.seek(head.offset)
+                with self._at(head.number):
+                    result = decode_line(file.read(head.size))
+                yield result
 
     def results(self) -> list[ResultLine]:
         """The finished cases in the order in which each first finished; of a case that ran again, the last line.
