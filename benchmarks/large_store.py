@@ -64,7 +64,12 @@ def make(folder: Path, count: int) -> Run:
             cases.append(case)
             if len(cases) <= count:
                 parameters = {**line.parameters, **case.parameters}
-                update = {"case": case.id, "seed": case.seed, "parameters": parameters, "schema_version": SCHEMA_VERSION}
+                update = {
+                    "case": case.id,
+                    "seed": case.seed,
+                    "parameters": parameters,
+                    "schema_version": SCHEMA_VERSION,
+                }
                 file.write(encode_line(line.model_copy(update=update).model_dump()))
     run.write_plan(Plan(tuple(cases)).to_json())
     run.write_suite({"name": "large", "layouts": {case.label: case.layout_line for case in cases}})
@@ -126,9 +131,7 @@ def _nothing(job: dict[str, Any], channel: Any) -> dict[str, Any]:
     return {}
 
 
-STEPS: dict[str, Callable[[Run], str]] = {
-    step.__name__: step for step in (opening, reading, resuming, status, report)
-}
+STEPS: dict[str, Callable[[Run], str]] = {step.__name__: step for step in (opening, reading, resuming, status, report)}
 
 
 def measure(folder: Path, step: str) -> dict[str, Any]:

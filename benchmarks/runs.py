@@ -10,9 +10,9 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, overload
 
 import yaml
 
@@ -36,8 +36,10 @@ from .schema import SCHEMA_VERSION, SchemaError, migrate_environment
 __all__ = [
     "SCHEMA_VERSION",
     "STATUSES",
+    "Index",
     "LineHead",
     "ResultLine",
+    "Results",
     "Run",
     "RunError",
     "RunLock",
@@ -107,9 +109,7 @@ class Run:
 
         Quick, and small: of 100,000 results it holds 40 MB. Raises as `results`.
         """
-        with contextlib.ExitStack() as stack:
-            file = self._open_results(stack)
-            return {} if file is None else self._index(file)
+        return Index(self).update()
 
     def lines(self, heads: Iterable[LineHead] | None = None) -> Iterator[ResultLine]:
         """The results, or those of `heads` in their order, each read when it is asked for; else as `results`."""
@@ -117,7 +117,7 @@ class Run:
             file = self._open_results(stack)
             if file is None:
                 return
-            for head in self._index(file).values() if heads is None else heads:
+            for head in Index(self).read(file).values() if heads is None else heads:
                 file.seek(head.offset)
                 with self._at(head.number):
                     result = decode_line(file.read(head.size))
@@ -184,19 +184,6 @@ class Run:
             return None
         return stack.enter_context(self.results_path.open("rb", buffering=_BLOCK_BYTES))
 
-    def _index(self, file: IO[bytes]) -> dict[str, LineHead]:
-        found: dict[str, LineHead] = {}
-        read, offset = HeadReader(), 0
-        for number, line in enumerate(file, start=1):
-            whole = line.removesuffix(b"\n")
-            if whole is line and is_torn(whole):
-                break
-            with self._at(number):
-                head = read(whole, number, offset)
-            found[head.case] = head
-            offset += len(line)
-        return found
-
     @contextlib.contextmanager
     def _at(self, number: int) -> Iterator[None]:
         """Errors of a line say where it stands."""
@@ -208,6 +195,71 @@ class Run:
             ) from None
         except SchemaError as error:
             raise RunError(f"{self.results_path}:{number} {error}") from None
+
+
+class Index:
+    """The heads of a run's results, kept up to date without reading again what was read before."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._begin()
+
+    def update(self) -> dict[str, LineHead]:
+        """See `Run.index`."""
+        with contextlib.ExitStack() as stack:
+            file = self.run._open_results(stack)
+            return {} if file is None else self.read(file)
+
+    def read(self, file: IO[bytes]) -> dict[str, LineHead]:
+        """The same of a file that is open already."""
+        there = os.fstat(file.fileno())
+        if self._file != (there.st_dev, there.st_ino) or there.st_size < self._offset:
+            self._begin()
+            self._file = there.st_dev, there.st_ino
+        file.seek(self._offset)
+        for line in file:
+            whole = line.removesuffix(b"\n")
+            if whole is line and is_torn(whole):
+                break
+            with self.run._at(self._number + 1):
+                head = self._heads_of(whole, self._number + 1, self._offset)
+            self._found[head.case] = head
+            if whole is line:  # its newline may still come
+                break
+            self._number, self._offset = self._number + 1, self._offset + len(line)
+        return self._found
+
+    def _begin(self) -> None:
+        self._file: tuple[int, int] | None = None
+        self._number = self._offset = 0
+        self._found: dict[str, LineHead] = {}
+        self._heads_of = HeadReader()
+
+
+class Results(Sequence[ResultLine]):
+    """The results of `heads` in their order, each read from its run when it is asked for."""
+
+    def __init__(self, run: Run, heads: Sequence[LineHead]) -> None:
+        self.run, self.heads = run, heads
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    @overload
+    def __getitem__(self, which: int) -> ResultLine: ...
+    @overload
+    def __getitem__(self, which: slice) -> list[ResultLine]: ...
+    def __getitem__(self, which: int | slice) -> ResultLine | list[ResultLine]:
+        if isinstance(which, slice):
+            return list(self.run.lines(self.heads[which]))
+        return next(self.run.lines([self.heads[which]]))
+
+    def __iter__(self) -> Iterator[ResultLine]:
+        return self.run.lines(self.heads)
+
+    def failed(self) -> Results:
+        """Those that are not `ok`."""
+        return Results(self.run, [head for head in self.heads if head.status != "ok"])
 
 
 class RunLock:
