@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mixerzoo.benchmarks.runs import Run
+from mixerzoo.benchmarks.runs import Run, RunError
 from mixerzoo.benchmarks.suite import SuiteError, load_suite, parse_suite
 from mixerzoo.benchmarks.train_file import load_train_file
 from mixerzoo.benchmarks.yamlfile import YamlFile
@@ -167,7 +167,7 @@ HOSTILE = {
     "an escape": ('a: "\\U99999999"\n', 1, "a number here is too large"),
     "a directive": (f"%YAML 1{'0' * 5000}.1\n---\na: 1\n", 1, "a number here is too large"),
 }
-READERS = (load_suite, load_train_file, YamlFile.read, lambda path: Run(path.parent).suite())
+READERS = (load_suite, load_train_file, YamlFile.read)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -179,6 +179,12 @@ def test_hostile_yaml_is_refused_at_its_line(tmp_path, name):
             read(tmp_path / "suite.yaml")
         ((found, said),) = error.value.problems
         assert (found, message in said) == (line, True), error.value.problems
+
+
+def test_the_suite_of_a_run_is_held_to_the_same(tmp_path):
+    (tmp_path / "suite.yaml").write_text(BOMB)
+    with pytest.raises(RunError, match="is damaged, it is not a suite"):
+        Run(tmp_path).suite()
 
 
 def test_a_file_of_other_bytes(tmp_path):
