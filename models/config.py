@@ -56,12 +56,16 @@ class ModelConfig:
             raise ValueError(f"match must be None, 'params' or 'flops', got {shown(self.match)}")
         if (self.match is None) != (self.match_layout is None):
             raise ValueError("match and match_layout go together: give both or neither")
+        if not isinstance(self.mixer_defaults, Mapping):
+            raise ValueError(f"mixer_defaults must be a mapping of mixers, got {shown(self.mixer_defaults)}")
         for name, options in self.mixer_defaults.items():
             if not isinstance(options, Mapping):
                 raise ValueError(f"mixer_defaults[{name!r}] must be a mapping of options, got {shown(options)}")
         # a saved model must not change with what a name stands for
         for name in ("layout", "match_layout"):
-            if (line := getattr(self, name)) is not None:
+            if (line := getattr(self, name)) is not None or name == "layout":
+                if not isinstance(line, str):
+                    raise ValueError(f"{name} must be a layout line, got {shown(line)}")
                 object.__setattr__(self, name, layout_line(line))
                 parse_layout(line)
 
