@@ -69,6 +69,11 @@ class Run:
         return self.suite_path.is_file()
 
     @property
+    def has_results(self) -> bool:
+        """Whether there is any line of results."""
+        return self.results_path.is_file() and self.results_path.stat().st_size > 0
+
+    @property
     def repair(self) -> str:
         """The command that mends it."""
         return f"`mixerzoo repair {shlex.quote(str(self.folder))}`"

@@ -9,9 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixerzoo.benchmarks import cli
+from mixerzoo.benchmarks.case import Case, Plan
+from mixerzoo.benchmarks.executors.local import LocalExecutor
+from mixerzoo.benchmarks.limits import Limits
+from mixerzoo.benchmarks.live import Reporter
 from mixerzoo.benchmarks.lock import FolderLock
 from mixerzoo.benchmarks.repair import repair
 from mixerzoo.benchmarks.result_lines import encode_line
+from mixerzoo.benchmarks.runner import execute
 from mixerzoo.benchmarks.runs import ResultLine, Run, RunError
 from mixerzoo.benchmarks.schema import SCHEMA_VERSION
 
@@ -233,6 +238,21 @@ def test_what_killed_writers_left_is_removed(run: Run) -> None:
     (run.folder / ".mine.4711").write_text("somebody's")
     assert [what.where for what in repair(run).found] == sorted(left)
     assert not any((run.folder / name).exists() for name in left) and (run.folder / ".mine.4711").exists()
+
+
+@pytest.mark.parametrize("name", ["suite.yaml", "environment.json", "results.jsonl"])
+@pytest.mark.parametrize("content", [None, b"\x00"], ids=repr)
+def test_a_damaged_run_does_not_go_on(run: Run, name: str, content: bytes | None) -> None:
+    path = run.folder / name
+    path.unlink() if content is None else path.write_bytes(content)
+    if name == "results.jsonl":
+        path.write_bytes(flip(WHOLE, 200))
+    case, limits = Case("soft max", "gla", {}, "fake", {}, 0, "cpu", False), Limits(jobs=1)
+    before = files(run)
+    with pytest.raises(RunError, match=f"{name}.*`mixerzoo repair "):
+        suite = {"name": "s", "layouts": {"soft max": "gla"}}
+        execute(lambda _: Plan((case,)), run, suite, limits, Reporter(), LocalExecutor(limits, "cpu"), device="cpu")
+    assert files(run) == before
 
 
 # --- Any damage ---
