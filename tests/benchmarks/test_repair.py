@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -51,6 +52,10 @@ def files(run: Run) -> dict[str, bytes]:
 
 def flip(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def _answer(job: dict[str, Any], channel: Any) -> dict[str, Any]:
+    return {}
 
 
 def mixerzoo(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -187,6 +192,10 @@ def test_a_lost_environment_is_made_of_the_results_and_says_so(run: Run, content
     assert "made anew of the results" in environment["environment_lost"]
     assert content is None or (run.folder / "environment.json.damaged-1").read_bytes() == content
     assert repair(run).found == []
+    case, limits = Case("soft max", "gla", {}, "fake", {}, 0, "cpu", False), Limits(jobs=1)
+    executor = LocalExecutor(limits, "cpu", _answer, preloaded=[])
+    (result,) = execute(lambda _: Plan((case,)), run, {"name": "s"}, limits, Reporter(), executor, device="cpu")
+    assert result.status == "ok" and "environment_lost" in run.environment() and len(run.results()) == 8
 
 
 def test_an_environment_with_something_after_its_end_is_cut(run: Run) -> None:
