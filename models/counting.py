@@ -37,6 +37,12 @@ def count_flops(config: ModelConfig, time: int) -> int:
     return _count_flops(config, resolve_d_ff(config), time)
 
 
+def flop_counter() -> FlopCounterMode:
+    """A context that counts the FLOPs of what runs in it, see `count_flops`."""
+    # not every torch counts its fused attention on the CPU by itself
+    return FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops})
+
+
 def resolve_d_ff(config: ModelConfig) -> int:
     """The feed-forward width of a model, `config.match` carried out.
 
@@ -92,8 +98,7 @@ def _part(model: Backbone, name: str) -> str:
 def _count_flops(config: ModelConfig, d_ff: int, time: int) -> int:
     if time < 1:
         raise ValueError(f"time must be at least 1, got {time}")
-    # not every torch counts its fused attention on the CPU by itself
-    counter = FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops})
+    counter = flop_counter()
     with torch.device("cpu"), torch.no_grad():
         model = Backbone(config, d_ff)
         tokens = torch.zeros(1, time, dtype=torch.long)

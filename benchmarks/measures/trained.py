@@ -23,9 +23,9 @@ from ...mixers import check_option, mixer_options
 from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
 from ..doing import Doing, Progress
 from ..runs import ResultLine
-from ..tasks import IGNORE, AnyTask, NeedleTask, Task
+from ..tasks import IGNORE, AnyTask, NeedleTask, Task, TextTask
 from ..training import TrainingSettings, autocast, scored_logits, train_or_load
-from .base import Measure, check_vocabulary, part_of
+from .base import CallSeconds, Measure, check_vocabulary, part_of
 from .entry import Entry
 
 CHECKPOINT = "checkpoint"
@@ -161,6 +161,28 @@ class _Trains(Measure):
         where: dict[str, Any] = {"seed": seed, "device": device, "folder": folder / CHECKPOINT}
         return train_or_load(config, self.task, self.training, **where, progress=progress)
 
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: the steps, and the evaluations where there is a bar."""
+        settings, logits = self.training, logits_share(self.task)
+        total, tokens = 0.0, settings.batch * settings.length
+        for share, mix in [(phase.share, phase.mix) for phase in settings.curriculum] or [(1.0, settings.draws)]:
+            weights = sum(draw.weight for draw in mix)
+            for draw in mix:
+                rows = max(1, tokens // draw.length) / settings.accumulate
+                step = settings.accumulate * call("train", rows, draw.length, logits=logits)
+                total += settings.steps * share * draw.weight / weights * step
+        if settings.bar is not None:
+            length, _ = settings.bar_at(self.task)
+            rows = max(1, tokens // length)
+            calls = (settings.steps // settings.evaluate_every + 1) * math.ceil(settings.bar.examples / rows)
+            total += calls * call("forward", min(rows, settings.bar.examples), length, logits=logits)
+        return total
+
+
+def logits_share(task: Task) -> float:
+    """The share of positions that a task scores, roughly: all of a text, few of what is asked for in one."""
+    return 1.0 if isinstance(task, TextTask) else 0.0
+
 
 class Training(_Trains):
     """Train one model until it passes the bar of its task, or the budget ends. chosen: what a sweep chose."""
@@ -242,6 +264,16 @@ class Tuning(_Trains):
             "training": record,
             "data": data,
         }
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: the training, and validation at its end."""
+        tokens = self.training.batch * self.training.length
+        validation = 0.0
+        for _, length, _ in self.training.last_points(self.task):
+            rows = min(self.examples, max(1, tokens // length))
+            reading = call("forward", rows, length, logits=logits_share(self.task))
+            validation += math.ceil(self.examples / rows) * reading
+        return super().seconds(call) + validation
 
     @classmethod
     def entries(cls, result: ResultLine) -> Iterator[Entry]:

@@ -1,0 +1,114 @@
+"""What earlier runs took: the cases that a forecast goes by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .device import kind_of
+from .forecast import Forecast, read_forecast
+from .rates import Rates
+from .runs import Run, RunError, split_torn_line
+
+MOST_BYTES = 500_000_000  # of results that are read, the newest runs first
+
+
+@dataclass(frozen=True)
+class Past:
+    """A case that ended well. parameters: of its measure. threads, kind: how many it had, and of what kind of machine.
+
+    peak_bytes: that its processes held, None where it was not recorded. line_bytes: of its line in the results.
+    """
+
+    case: str
+    layout: str
+    measure: str
+    model: dict[str, Any]
+    parameters: dict[str, Any]
+    seconds: float
+    threads: int
+    device: str
+    kind: str
+    peak_bytes: int | None
+    line_bytes: int
+
+
+@dataclass(frozen=True)
+class History:
+    """cases: of all runs, each once. rates: by kind of machine, and by threads and precision. runs: their folders.
+
+    unread: folders that were passed over, and why.
+    """
+
+    cases: tuple[Past, ...] = ()
+    rates: Mapping[str, Mapping[str, Rates]] | None = None
+    runs: tuple[Path, ...] = ()
+    unread: tuple[str, ...] = ()
+
+
+def usual_folders() -> list[Path]:
+    """The runs in the folder `runs`, newest first, and those that are published with a checkout."""
+    published = Path(__file__).resolve().parents[1] / "reports" / "published"
+    own = [path.parent for path in Path("runs").glob("*/results.jsonl")]
+    own.sort(key=lambda folder: -(folder / "results.jsonl").stat().st_mtime)
+    return own + sorted((path.parent for path in published.glob("*/results.jsonl")), reverse=True)
+
+
+def read_history(folders: Sequence[Path]) -> History:
+    """What the runs in `folders` took. A folder that cannot be read is named, and passed over."""
+    cases: dict[tuple[str, float], Past] = {}
+    rates: dict[str, dict[str, Rates]] = {}
+    runs, unread, left = [], [], MOST_BYTES
+    for folder in folders:
+        run = Run(folder)
+        try:
+            size = run.results_path.stat().st_size
+            if size > left:
+                unread.append(f"{folder}: {size / 1e6:.0f} MB of results, more than are read")
+                continue
+            left -= size
+            # a case that another run took over says the same twice
+            cases |= {(past.case, past.seconds): past for past in _cases_of(run)}
+            forecast: Forecast | None = read_forecast(run)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            unread.append(f"{folder}: {error or type(error).__name__}")
+            continue
+        runs.append(folder)
+        if forecast is not None:
+            rates.setdefault(forecast.kind, {}).update(forecast.rates)
+    return History(tuple(cases.values()), rates, tuple(runs), tuple(unread))
+
+
+def _cases_of(run: Run) -> Iterator[Past]:
+    if run.is_foreign:
+        raise RunError("another tool measured it")
+    environment = run.environment_path.read_bytes()
+    kind = machine_kind(json.loads(environment))
+    for line in split_torn_line(run.results_path.read_bytes())[0]:
+        data = json.loads(line)
+        if data["status"] != "ok":
+            continue
+        parameters = data["parameters"]
+        yield Past(
+            case=data["case"],
+            layout=data["layout"],
+            measure=data["measure"],
+            model=parameters["model"],
+            parameters=parameters,
+            seconds=float(data["seconds"]),
+            threads=int(parameters["threads"]),
+            device=kind_of(parameters["device"]),
+            kind=(data.get("machine") or {}).get("kind") or kind,
+            peak_bytes=data.get("peak_bytes"),
+            line_bytes=len(line) + 1,
+        )
+
+
+def machine_kind(environment: Mapping[str, Any]) -> str:
+    """The kind of machine that an environment is of."""
+    machine = environment["machine"]
+    gpu = (environment.get("gpu") or {}).get("name")
+    return ", ".join(filter(None, [gpu, machine["cpu"], f"{machine['usable_cores']} cores"]))
