@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_doctor, cli_mixers
+from . import cli_doctor, cli_mixers, cli_plan
 from .progress import complain
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def run_command(
     from .limits import Limits
     from .live import Several
     from .plan import Planner
-    from .progress import StatusFile, reporter_for
+    from .progress import KeepForecast, StatusFile, reporter_for
     from .runner import TimeIsUp, check_folder, execute
     from .runs import Run
     from .scale import toy
@@ -95,12 +95,19 @@ def run_command(
     others = [Run(folder) for folder in reuse or ()]
     run = Run(out or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}")
     check_folder(run, resolved, place)
+    forecast = None
+    if estimate:
+        done = {r.case: r for r in run.results()} if run.exists else {}
+        history = cli_plan.earlier_history(None, but=run)
+        estimated = estimate_run(planner, done, place, jobs or settings.jobs, history, reuse=others)
+        forecast = estimated.forecast()
     if dry_run:
         console.print(_case_table(planner, run))
-    if estimate:
-        console.print(estimate_run(planner, run, place, jobs or settings.jobs).text(), highlight=False, soft_wrap=True)
-    if dry_run:
+        if estimate:
+            cli_plan.show_plan(console, estimated)
         return
+    if estimate:
+        console.print(cli_plan.summary(estimated), highlight=False, soft_wrap=True)
     begun = time.monotonic()
     examined = cli_doctor.before_run(loaded.select(only), place, doctor, console)
     seconds = None if minutes is None else max(0.0, 60 * minutes - (time.monotonic() - begun))
@@ -111,7 +118,9 @@ def run_command(
     }  # fmt: skip
     again = _again(suite, run, options, watch)
     page = PageWatch(run, console) if watch else None
-    reporter = Several(StatusFile(run, again), reporter_for(console), *([page] if page else []))
+    reporter = Several(
+        StatusFile(run, again), reporter_for(console), KeepForecast(run, forecast), *([page] if page else [])
+    )
     where = make_executor(executor, limits, place, address, slurm or [])
     notes = {"doctor": examined, "plugins_failed": failed_plugins}
     try:

@@ -7,6 +7,7 @@ of any other. A model is the sum of its layers.
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def _each(function: Callable[..., float], *costs: Cost) -> Cost:
 class ModelCost:
     """Costs of a call over one sequence, in float32, by how many tokens it has.
 
-    parameters: how many.
+    model_bytes: of its parameters and buffers.
     """
 
     parts: tuple[tuple[MixerCost, int], ...]
@@ -64,7 +65,7 @@ class ModelCost:
     d_ff: int
     swiglus: int
     vocab_size: int
-    parameters: int
+    model_bytes: float
 
     def reading(self, length: int, logits: float = 0.0) -> Cost:
         """A forward call over `length` tokens; logits: the share of positions that get some."""
@@ -94,9 +95,10 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class MixerCost:
-    """One mixer of a width, as it was counted at two lengths, and decoding after two contexts."""
+    """One mixer of a width, as it was counted at two lengths, and decoding after two contexts; bytes of its buffers."""
 
     linear: bool
+    buffers: float
     short: Cost
     long: Cost
     near: Cost
@@ -104,8 +106,8 @@ class MixerCost:
 
     def reading(self, length: int) -> Cost:
         if self.linear and length > LONG:
-            # per token as at the longer one: what a chunk or a window costs is reached there
-            return _each(lambda long: long * length / LONG, self.long)
+            # per token as at the longer one: what a chunk or a window costs is reached there, and what a state holds
+            return dataclasses.replace(self.long.times(length / LONG), state=self.long.state)
         through = _line if self.linear else _parabola
         return _each(lambda short, long: through(length, SHORT, short, LONG, long), self.short, self.long)
 
@@ -137,8 +139,8 @@ def cost_of(config: ModelConfig) -> ModelCost:
                 cost = mixer_cost(spec, config)
                 counted[cost] = counted.get(cost, 0) + 1
     sizes = {"d_model": config.d_model, "vocab_size": config.vocab_size, "swiglus": swiglus}
-    total = count_parameters(config)["total"]
-    return ModelCost(tuple(counted.items()), **sizes, d_ff=resolve_d_ff(config), parameters=total)
+    held = 4.0 * count_parameters(config)["total"] + sum(cost.buffers * count for cost, count in counted.items())
+    return ModelCost(tuple(counted.items()), **sizes, d_ff=resolve_d_ff(config), model_bytes=held)
 
 
 def mixer_cost(spec: MixerSpec, config: ModelConfig) -> MixerCost:
@@ -165,7 +167,8 @@ def _count_mixer(name: str, d_model: int, options: dict[str, Any]) -> MixerCost:
             _, state = mixer(x[:, :context], None, return_state=True)
             _, state = mixer(x[:, :1], state, return_state=True)  # the first may copy a buffer
             steps.append(_count(mixer, x[:, :1], state))
-    return MixerCost(mixer_card(name).complexity in LINEAR, *readings, *steps)
+    buffers = float(sum(buffer.nbytes for buffer in mixer.buffers()))
+    return MixerCost(mixer_card(name).complexity in LINEAR, buffers, *readings, *steps)
 
 
 def _count(mixer: nn.Module, x: Tensor, state: Any = None) -> Cost:
@@ -212,3 +215,9 @@ def _tensors(values: Sequence[Any]) -> list[Tensor]:
         elif isinstance(value, list | tuple):
             found += _tensors(value)
     return found
+
+
+def attention_cost(d_model: int, length: int) -> Cost:
+    """Causal softmax attention by a fused kernel, without projections: scores and weighted sums of one half."""
+    stream = 4.0 * length * d_model
+    return Cost(flops=2.0 * length**2 * d_model, bytes=4 * stream, ops=3.0, held=stream)

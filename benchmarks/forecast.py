@@ -18,8 +18,8 @@ from .runs import ResultLine, Run, RunError, write_atomically
 FORECAST_FILE = "forecast.json"
 
 Source = Literal["measured", "scaled", "counted", "not known"]
-"""Where a forecast is from: the same case, but for its seed or rate, in an earlier run on such a machine; one of the same
-model and measure at other sizes, scaled by what is counted; FLOPs, bytes and operations counted; or nowhere."""
+"""Where a forecast is from: the same case, but for its seed or rate, in an earlier run on such a machine; one of the
+same model and measure at other sizes, scaled by what is counted; FLOPs, bytes and operations counted; or nowhere."""
 SOURCES: tuple[Source, ...] = ("measured", "scaled", "counted", "not known")
 
 # what a result line's parameters say beside those of its measure
@@ -52,8 +52,8 @@ class CaseForecast(BaseModel):
 class Forecast(BaseModel):
     """What a whole run was expected to take, when it was first started.
 
-    made: when, UTC. kind: of machine. seconds, low, high: of wall time on `machines` machines, `jobs` cases at a time on
-    each, if every layout is taught. rates: of such a machine, by threads and precision. cases: all there can be.
+    made: when, UTC. kind: of machine. seconds, low, high: of wall time on `machines` machines, `jobs` cases at a time
+    on each, if every layout is taught. rates: of such a machine, by threads and precision. cases: all there can be.
     """
 
     model_config = ConfigDict(frozen=True)

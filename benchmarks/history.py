@@ -10,6 +10,7 @@ from typing import Any
 
 from .device import kind_of
 from .forecast import Forecast, read_forecast
+from .machine import kind_of_machine
 from .rates import Rates
 from .runs import Run, RunError, split_torn_line
 
@@ -85,8 +86,8 @@ def read_history(folders: Sequence[Path]) -> History:
 def _cases_of(run: Run) -> Iterator[Past]:
     if run.is_foreign:
         raise RunError("another tool measured it")
-    environment = run.environment_path.read_bytes()
-    kind = machine_kind(json.loads(environment))
+    environment = json.loads(run.environment_path.read_bytes())
+    kind = kind_of_machine(environment["machine"], environment.get("gpu"))
     for line in split_torn_line(run.results_path.read_bytes())[0]:
         data = json.loads(line)
         if data["status"] != "ok":
@@ -105,10 +106,3 @@ def _cases_of(run: Run) -> Iterator[Past]:
             peak_bytes=data.get("peak_bytes"),
             line_bytes=len(line) + 1,
         )
-
-
-def machine_kind(environment: Mapping[str, Any]) -> str:
-    """The kind of machine that an environment is of."""
-    machine = environment["machine"]
-    gpu = (environment.get("gpu") or {}).get("name")
-    return ", ".join(filter(None, [gpu, machine["cpu"], f"{machine['usable_cores']} cores"]))

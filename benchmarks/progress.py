@@ -16,6 +16,7 @@ from rich.text import Text
 
 from .case import Case
 from .environment import utc_time
+from .forecast import Forecast, keep_forecast
 from .live import LiveRun, Pace, Reporter
 from .runs import ResultLine, Run, write_atomically
 from .status import STATUS_FILE, CaseAtWork, RunStatus
@@ -189,3 +190,15 @@ class StatusFile(Reporter):
             status = self._live.status().model_copy(update={**self._again, "ended": ended})
             with contextlib.suppress(OSError):  # what tells of a run must not stop it
                 write_atomically(self._path, status.model_dump_json(indent=1) + "\n")
+
+
+class KeepForecast(Reporter):
+    """Writes down what was expected of `run` at its first start; None: nothing was."""
+
+    def __init__(self, run: Run, forecast: Forecast | None) -> None:
+        self._run, self._forecast = run, forecast
+
+    def begin(self, live: LiveRun) -> None:
+        if self._forecast is not None:
+            with contextlib.suppress(OSError):  # as above
+                keep_forecast(self._run, self._forecast)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from .precision import Precision
-
 if TYPE_CHECKING:
     import torch
 
     from .cost import Cost
+    from .precision import Precision
 
 _SECONDS = 0.25  # of measuring for each rate
 _CALLS = 200  # of an operation so small that only its start counts
@@ -21,7 +20,8 @@ _CALLS = 200  # of an operation so small that only its start counts
 
 class Rates(BaseModel):
     """flops: of a large matrix product a second. bytes: read and written a second by a copy that no cache holds.
-    op_seconds: of starting an operation. All are the best of several rounds: what a machine can do, if left alone."""
+    op_seconds: of starting an operation within a module. All are the best of several rounds: what a machine can do, if
+    left alone."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,18 +47,19 @@ def measure_rates(device: str, threads: int, precision: Precision) -> Rates:
     try:
         with torch.no_grad(), torch.device(device):
             a, b = (torch.randn(size, size, dtype=dtype) for _ in range(2))
-            source, target, small = torch.zeros(length // 4), torch.empty(length // 4), torch.zeros(8)
+            source, target = torch.zeros(length // 4), torch.empty(length // 4)
+            small, norm = torch.zeros(8), torch.nn.RMSNorm(8)
             product = _best(lambda: torch.mm(a, b), device)
             copy = _best(lambda: target.copy_(source), device)
-            start = _best(lambda: _many(small), device) / _CALLS
+            start = _best(lambda: _many(norm, small), device) / _CALLS
     finally:
         torch.set_num_threads(before)
     return Rates(flops=2 * size**3 / product, bytes=2 * length / copy, op_seconds=start)
 
 
-def _many(small: torch.Tensor) -> None:
+def _many(module: Callable[[torch.Tensor], object], small: torch.Tensor) -> None:
     for _ in range(_CALLS):
-        small.add(1.0)
+        module(small)
 
 
 def _best(work: Callable[[], object], device: str) -> float:

@@ -26,7 +26,7 @@ Size = Annotated[int, Field(ge=1)]
 class CallSeconds(Protocol):
     """About how many seconds a call takes: over `rows` sequences of `length` tokens; in mode decode, one token of each
     after so many. logits: the share of positions that get some. part: the whole model, its first mixer alone, or causal
-    attention of its width without projections."""
+    attention of its width without projections. at_once: how many tokens are read at a time, the state carried on."""
 
     def __call__(
         self,
@@ -36,6 +36,7 @@ class CallSeconds(Protocol):
         *,
         logits: float = 0.0,
         part: Literal["model", "mixer", "attention"] = "model",
+        at_once: int | None = None,
     ) -> float: ...
 
 

@@ -72,7 +72,7 @@ class Perplexity(Trained):
     def seconds(self, call: CallSeconds) -> float:
         """See `Measure.seconds`: every document is read once."""
         rows = min(self.eval_batch, self.examples)
-        return math.ceil(self.examples / rows) * call("forward", rows, self.length, logits=1.0)
+        return math.ceil(self.examples / rows) * call("forward", rows, self.length, logits=1.0, at_once=self.chunk_size)
 
     @torch.no_grad()
     def _totals(self, model: LanguageModel, seed: int, device: torch.device, progress: Progress) -> Tensor:

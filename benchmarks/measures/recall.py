@@ -111,7 +111,8 @@ class Recall(Trained):
         for memory in self.memory:
             rows = 1 if memory == "persistent" else min(self.eval_batch, self.examples)
             calls = readings * math.ceil(self.examples / rows)
-            total += sum(calls * call("forward", rows, length) for length in self.lengths)
+            for length in self.lengths:
+                total += calls * call("forward", rows, length, at_once=self.chunk_size)
         return total
 
     def _tasks(self) -> Iterator[RecallTask]:
