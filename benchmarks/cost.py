@@ -151,8 +151,13 @@ def mixer_cost(spec: MixerSpec, config: ModelConfig) -> MixerCost:
 
 @cache
 def _mixer_cost(name: str, d_model: int, options: str) -> MixerCost:
-    # in an empty context, what runs here is not recorded as the backend of a case
-    return contextvars.Context().run(_count_mixer, name, d_model, json.loads(options))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small work, on a machine that may be busy
+    try:
+        # in an empty context, what runs here is not recorded as the backend of a case
+        return contextvars.Context().run(_count_mixer, name, d_model, json.loads(options))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()

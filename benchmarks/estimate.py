@@ -20,7 +20,7 @@ from .rates import Rates
 from .runs import ResultLine, Run
 from .schedule import Piece, makespan
 
-# The share of a case's error that all cases of a run have in common (as a power: errors are factors); the rest evens out.
+# Of the error of a case, what all cases of a run have in common (as a power, errors being factors); the rest evens out.
 COMMON = 0.6
 LINE_BYTES = 6000.0  # of a result, where no earlier run tells
 TRAINS = ("training", "tuning")  # the measures that keep a model

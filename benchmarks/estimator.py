@@ -30,6 +30,7 @@ from .suite import mixer_names, parse_measure
 START_SECONDS = 0.6  # of a case: its process, its model, its text
 HELD_TRAINING, HELD_READING = 0.65, 0.12  # of the bytes of all results, what is alive at the peak of a call
 NEIGHBOURS = 3  # measured cases of the same model that are nearest in size
+FEW = 20  # earlier cases of a measure, for those of a measure that has none
 MODELS = 12  # and, where there are none, models that are alike in less: more would only take longer to count
 
 # What a case takes lies between these times its forecast, in 8 of 10 cases: see `benchmarks.forecast_accuracy`.
@@ -93,7 +94,7 @@ class _Facts:
     @property
     def work(self) -> tuple[str, str]:
         """The kind of work: tuning is a short training."""
-        return "training" if self.measure == "tuning" else self.measure, ",".join(self.parameters.get("modes") or ())
+        return _work(self.measure), ",".join(self.parameters.get("modes") or ())
 
     @cached_property
     def mixers(self) -> tuple[str, ...]:
@@ -117,6 +118,10 @@ class _Facts:
             ("measure", self.work),
             ("measure", ()),
         ]
+
+
+def _work(measure: str) -> str:
+    return "training" if measure == "tuning" else measure
 
 
 def _json(value: Any) -> str:
@@ -149,22 +154,32 @@ class Estimator:
         self._factors: dict[Hashable, float | None] = {}
         self._alike: dict[Hashable, list[Past]] = {}
         self._kin: dict[Hashable, list[tuple[_Facts, Past]]] = {}
+        self._waiting: dict[str, list[Past]] = {}
         for past in history.cases:
+            self._waiting.setdefault(_work(past.measure), []).append(past)
+        for found in self._waiting.values():  # what all measures have in common, a few tell
+            for past in found[:: max(1, len(found) // FEW)]:
+                self._learn(past, only=())
+
+    def _learn_of(self, measure: str) -> None:
+        """Take over what earlier cases of such a measure took; of others, that would only take time."""
+        for past in self._waiting.pop(_work(measure), ()):
             self._learn(past)
 
-    def _learn(self, past: Past) -> None:
+    def _learn(self, past: Past, only: Hashable | None = None) -> None:
         try:
             facts = _Facts.of(past.model, past.measure, past.parameters, past.threads, past.kind)
             kinships = facts.kinships()
         except (ValueError, KeyError, TypeError):  # of a version whose layouts are not those of today
             return
-        if past.kind == self.kind:
+        if past.kind == self.kind and only is None:
             self._alike.setdefault(facts.alike, []).append(past)
-        for _, kinship in kinships:
+        for kinship in [only] if only is not None else [kinship for _, kinship in kinships if kinship != ()]:
             self._kin.setdefault(kinship, []).append((facts, past))
 
     def guess(self, case: Case, threads: int) -> Guess:
         """What `case` takes on so many threads."""
+        self._learn_of(case.measure)
         facts = _Facts.of(case.model, case.measure, case.parameters, threads, self.kind)
         counted = self.counted(facts)
         alike = self._alike.get(facts.alike, ())

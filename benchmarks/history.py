@@ -14,7 +14,7 @@ from .machine import kind_of_machine
 from .rates import Rates
 from .runs import Run, RunError, split_torn_line
 
-MOST_BYTES = 500_000_000  # of results that are read, the newest runs first
+MOST_BYTES = 200_000_000  # of results that are read, the newest runs first
 
 
 @dataclass(frozen=True)
