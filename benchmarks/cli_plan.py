@@ -53,6 +53,7 @@ def plan_command(
     """What a suite will take, before anything is run: cases, time, memory, disk, cost, each with how sure that is."""
     from .device import choose_device
     from .estimate import estimate_run
+    from .known import known_results
     from .plan import Planner
     from .runner import check_folder
     from .runs import Run
@@ -65,7 +66,7 @@ def plan_command(
     if out is not None:
         run = Run(out)
         check_folder(run, loaded.on(place).resolved(), place)
-        done = {r.case: r for r in run.results()}
+        done = known_results(run)
     estimate = estimate_run(
         Planner(loaded.select(only), place),
         done,

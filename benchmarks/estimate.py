@@ -13,6 +13,7 @@ from .environment import usable_cores, utc_time
 from .estimator import Estimator, Guess, resident_bytes
 from .forecast import CaseForecast, Forecast, key_of
 from .history import History
+from .known import known_results
 from .limits import Limits
 from .machine import this_machine
 from .plan import Planner, everything
@@ -104,7 +105,7 @@ def estimate_run(
     reuse: other runs whose results are taken over.
     """
     begun = time.perf_counter()
-    elsewhere = {r.case: r for other in reuse for r in other.results() if r.status == "ok"}
+    elsewhere = {case: r for other in reuse for case, r in known_results(other).items() if r.status == "ok"}
     known = {**elsewhere, **done}
     pending = [
         case

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from .device import kind_of
-from .forecast import Forecast, read_forecast
+from .forecast import read_forecast
 from .machine import kind_of_machine
 from .rates import Rates
-from .runs import Run, RunError, split_torn_line
+from .runs import Run, RunError
 
-MOST_BYTES = 200_000_000  # of results that are read, the newest runs first
+MOST_CASES = 20_000  # that are read, the newest runs first
 
 
 @dataclass(frozen=True)
@@ -62,47 +62,41 @@ def read_history(folders: Sequence[Path]) -> History:
     """What the runs in `folders` took. A folder that cannot be read is named, and passed over."""
     cases: dict[tuple[str, float], Past] = {}
     rates: dict[str, dict[str, Rates]] = {}
-    runs, unread, left = [], [], MOST_BYTES
+    runs, unread, left = [], [], MOST_CASES
     for folder in folders:
         run = Run(folder)
         try:
-            size = run.results_path.stat().st_size
-            if size > left:
-                unread.append(f"{folder}: {size / 1e6:.0f} MB of results, more than are read")
-                continue
-            left -= size
-            # a case that another run took over says the same twice
-            cases |= {(past.case, past.seconds): past for past in _cases_of(run)}
-            forecast: Forecast | None = read_forecast(run)
+            found = list(_cases_of(run, left))
+            forecast = read_forecast(run)
         except (OSError, ValueError, KeyError, TypeError) as error:
             unread.append(f"{folder}: {error or type(error).__name__}")
             continue
         runs.append(folder)
+        left -= len(found)
+        cases |= {(past.case, past.seconds): past for past in found}  # what a run took over from another counts once
         if forecast is not None:
             rates.setdefault(forecast.kind, {}).update(forecast.rates)
     return History(tuple(cases.values()), rates, tuple(runs), tuple(unread))
 
 
-def _cases_of(run: Run) -> Iterator[Past]:
+def _cases_of(run: Run, most: int) -> Iterator[Past]:
+    """The last cases of a run that ended well."""
     if run.is_foreign:
         raise RunError("another tool measured it")
     environment = json.loads(run.environment_path.read_bytes())
     kind = kind_of_machine(environment["machine"], environment.get("gpu"))
-    for line in split_torn_line(run.results_path.read_bytes())[0]:
-        data = json.loads(line)
-        if data["status"] != "ok":
-            continue
-        parameters = data["parameters"]
+    heads = [head for head in run.index().values() if head.status == "ok"][-most:] if most > 0 else []
+    for head, result in zip(heads, run.lines(heads), strict=True):
         yield Past(
-            case=data["case"],
-            layout=data["layout"],
-            measure=data["measure"],
-            model=parameters["model"],
-            parameters=parameters,
-            seconds=float(data["seconds"]),
-            threads=int(parameters["threads"]),
-            device=kind_of(parameters["device"]),
-            kind=(data.get("machine") or {}).get("kind") or kind,
-            peak_bytes=data.get("peak_bytes"),
-            line_bytes=len(line) + 1,
+            case=result.case,
+            layout=result.layout,
+            measure=result.measure,
+            model=result.parameters["model"],
+            parameters=result.parameters,
+            seconds=result.seconds,
+            threads=int(result.parameters["threads"]),
+            device=kind_of(result.parameters["device"]),
+            kind=(result.machine or {}).get("kind") or kind,
+            peak_bytes=result.peak_bytes,
+            line_bytes=head.size,
         )
