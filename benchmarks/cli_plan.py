@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.filesize import decimal
 from rich.table import Table
 
 from . import cli_mixers
 from .forecast import SOURCES
+from .progress import shown
 
 if TYPE_CHECKING:
     from .case import Case
@@ -62,25 +63,23 @@ def plan_command(
     cli_mixers.load_plugins()
     loaded, console = load_suite(suite), Console()
     place = choose_device(device, loaded.settings.device)
-    done = {}
-    if out is not None:
-        run = Run(out)
+    run = None if out is None else Run(out)
+    if run is not None:
         check_folder(run, loaded.on(place).resolved(), place)
-        done = known_results(run)
     estimate = estimate_run(
         Planner(loaded.select(only), place),
-        done,
+        {} if run is None else known_results(run),
         place,
         jobs or loaded.settings.jobs,
-        earlier_history(earlier),
+        earlier_history(earlier, run),
         machines=machines,
         reuse=[Run(folder) for folder in reuse or ()],
     )
     show_plan(console, estimate, price)
 
 
-def earlier_history(folders: Sequence[Path] | None, but: Run | None = None) -> History:
-    """What earlier runs took: those in `folders`, by default all there are. but: one that is not earlier.
+def earlier_history(folders: Sequence[Path] | None, begun: Run | None = None) -> History:
+    """What earlier runs took: those in `folders`, by default all there are; and the one that is to go on.
 
     Raises `FileNotFoundError` for a folder that was named and holds no results.
     """
@@ -89,8 +88,8 @@ def earlier_history(folders: Sequence[Path] | None, but: Run | None = None) -> H
     for folder in folders or ():
         if not (folder / "results.jsonl").is_file():
             raise FileNotFoundError(f"{folder} holds no results to go by; give --from the folder of a run")
-    found = folders or usual_folders()
-    return read_history([folder for folder in found if but is None or folder.resolve() != but.folder.resolve()])
+    own = [begun.folder] if begun is not None and begun.exists else []
+    return read_history(list(dict.fromkeys(folder.resolve() for folder in [*own, *(folders or usual_folders())])))
 
 
 def show_plan(console: Console, estimate: Estimate, price: float | None = None) -> None:
@@ -140,12 +139,12 @@ def _case_table(estimate: Estimate, width: int) -> Table:
     if 24 + 24 * len(measures) > width:
         table = Table("layout", "measure", "cases", "each", title=title)
         for (layout, measure), cell in cells.items():
-            table.add_row(escape(layout), escape(measure), *_cell(cell, estimate.certain))
+            table.add_row(shown(layout), shown(measure), *_cell(cell, estimate.certain))
         return table
-    table = Table("layout", *(escape(measure) for measure in measures), title=title)
+    table = Table("layout", *(shown(measure) for measure in measures), title=title)
     for layout in layouts:
         texts = (_cell(cells.get((layout, measure), []), estimate.certain) for measure in measures)
-        table.add_row(escape(layout), *("" if not count else f"{count}: {each} each" for count, each in texts))
+        table.add_row(shown(layout), *("" if not count else f"{count}: {each} each" for count, each in texts))
     return table
 
 
@@ -161,14 +160,14 @@ def _cell(cell: Sequence[tuple[Case, Guess]], certain: frozenset[str]) -> tuple[
 
 def _figure_table(estimate: Estimate, price: float | None) -> Table:
     machines = f"{estimate.machines} machine{'s' * (estimate.machines != 1)}"
-    table = Table("", "estimate", "what it is", title=f"{machines}: {escape(estimate.kind)}")
+    table = Table("", "estimate", "what it is", title=f"{machines}: {shown(estimate.kind)}")
     known = "if all layouts are taught" if not _all_certain(estimate) else "all cases are certain"
     table.add_row("wall time", span(estimate.seconds, estimate.low, estimate.high), f"{known}; 8 in 10 lie within")
     if not _all_certain(estimate):
         table.add_row("", duration(estimate.least), "if none is")
     share = estimate.work / max(1e-9, estimate.seconds * estimate.machines * estimate.jobs)
-    shown = f"of the cases together, {estimate.jobs} at a time on a machine; {share:.0%} of the places are used"
-    table.add_row("work", duration(estimate.work), shown)
+    places = f"of the cases together, {estimate.jobs} at a time on a machine; {share:.0%} of the places are used"
+    table.add_row("work", duration(estimate.work), places)
     table.add_row("memory", size(estimate.bytes), "of a machine at the worst, to about a half more or less")
     disk = estimate.disk
     parts = f"results {size(disk.results)}, models {size(disk.models)}, to resume from {size(disk.resume)}"
@@ -191,12 +190,12 @@ def _remarks(estimate: Estimate) -> Iterable[str]:
             share = f"{seconds[source] / max(1e-9, estimate.work):.0%} of the work"
             yield f"{source}: {_cases(counts[source])}, {share}: {_WHAT_IT_IS_FROM[source]}"
     if unknown := Counter(case.measure for case in estimate.unknown):
-        found = ", ".join(f"{count:,} of {escape(measure)}" for measure, count in unknown.items())
+        found = ", ".join(f"{count:,} of {shown(measure)}" for measure, count in unknown.items())
         yield f"[yellow]not known: {found}; they are in no figure above but the number of cases[/]"
     if estimate.measured_rates:
         yield f"rates of this machine measured now, for threads and precision: {', '.join(estimate.measured_rates)}"
     for why in estimate.history.unread:
-        yield f"[yellow]not gone by: {escape(why)}[/]"
+        yield f"[yellow]not gone by: {shown(why)}[/]"
     yield f"gone by {len(estimate.history.runs)} earlier runs; estimated in {estimate.took:.1f} s"
 
 
@@ -220,10 +219,7 @@ def span(seconds: float, low: float, high: float) -> str:
 
 def size(count: float) -> str:
     """Bytes, SI: `1.2 GB`."""
-    for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"
+    return decimal(round(count))
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -99,18 +99,18 @@ def run_command(
     check_folder(run, resolved, place)
     limits = Limits(jobs or settings.jobs, settings.time_limit_seconds, settings.memory_limit_bytes, attempts=attempts)
     where = make_executor(executor, limits, place, address, slurm or [])
-    forecast = None
+    estimated = None
     if estimate:
-        history = cli_plan.earlier_history(None, but=run)
+        history = cli_plan.earlier_history(None, run)
         estimated = estimate_run(planner, known_results(run), place, jobs or settings.jobs, history, reuse=others)
-        forecast = estimated.forecast()
     if dry_run:
         console.print(_case_table(planner, run))
-        if estimate:
+        if estimated is not None:
             cli_plan.show_plan(console, estimated)
         return
-    if estimate:
-        console.print(cli_plan.summary(estimated), highlight=False, soft_wrap=True)
+    if estimated is not None:
+        more = "" if executor == "local" else "; for more machines than one: mixerzoo plan --machines N"
+        console.print(cli_plan.summary(estimated) + more, highlight=False, soft_wrap=True)
     begun = time.monotonic()
     examined = cli_doctor.before_run(loaded.select(only), place, doctor, console)
     seconds = None if minutes is None else max(0.0, 60 * minutes - (time.monotonic() - begun))
@@ -121,9 +121,8 @@ def run_command(
     }  # fmt: skip
     again = _again(suite, run, options, watch)
     page = PageWatch(run, console) if watch else None
-    reporter = Several(
-        StatusFile(run, again), reporter_for(console), KeepForecast(run, forecast), *([page] if page else [])
-    )
+    told = [StatusFile(run, again), reporter_for(console), KeepForecast(run, estimated), page]
+    reporter = Several(*(each for each in told if each is not None))
     notes = {"doctor": examined, "plugins_failed": failed_plugins}
     try:
         with terminated_like_interrupted():

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
@@ -16,10 +17,13 @@ from rich.text import Text
 
 from .case import Case
 from .environment import utc_time
-from .forecast import Forecast, keep_forecast
+from .forecast import keep_forecast
 from .live import LiveRun, Pace, Reporter
 from .runs import ResultLine, Run, write_atomically
 from .status import STATUS_FILE, CaseAtWork, RunStatus
+
+if TYPE_CHECKING:
+    from .estimate import Estimate
 
 STYLES = {"ok": "green", "not_finite": "yellow", "timeout": "yellow", "out_of_memory": "yellow"}
 
@@ -195,10 +199,10 @@ class StatusFile(Reporter):
 class KeepForecast(Reporter):
     """Writes down what was expected of `run` at its first start; None: nothing was."""
 
-    def __init__(self, run: Run, forecast: Forecast | None) -> None:
-        self._run, self._forecast = run, forecast
+    def __init__(self, run: Run, estimate: Estimate | None) -> None:
+        self._run, self._estimate = run, estimate
 
     def begin(self, live: LiveRun) -> None:
-        if self._forecast is not None:
+        if self._estimate is not None:
             with contextlib.suppress(OSError):  # as above
-                keep_forecast(self._run, self._forecast)
+                keep_forecast(self._run, self._estimate.forecast())
