@@ -39,12 +39,13 @@ def forecast_tables(run: RunData) -> Iterator[Table]:
         return
     matched = forecast.of([line for line in run.lines if line.status == "ok"])
     pairs = [(line, said) for line, said in matched if said is not None and said.seconds is not None]
+    if not pairs:
+        return
     rows = [_row("all", pairs)]
     rows += [_row(m, [p for p in pairs if p[0].measure == m]) for m in dict.fromkeys(p[0].measure for p in pairs)]
     rows += [_row(s, [p for p in pairs if p[1].source == s]) for s in SOURCES if any(p[1].source == s for p in pairs)]
-    if pairs:
-        note = " ".join(_notes(run, forecast, pairs, len(matched)))
-        yield Table("forecast", "Estimate against what it took", _COLUMNS, rows, note)
+    note = " ".join(_notes(run, forecast, pairs, len(matched)))
+    yield Table("forecast", "Estimate against what it took", _COLUMNS, rows, note)
 
 
 def _row(name: str, pairs: Sequence[Pair]) -> list[str]:

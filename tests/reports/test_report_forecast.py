@@ -43,6 +43,9 @@ def test_estimates_are_held_against_what_cases_took(make_run: Callable[..., Path
     # of another rate than the one that was chosen, and a case that never came up
     cases += [said(text, None, "not known", case="another rate"), said(failed, 5.0, "counted")]
     assert not list(forecast_tables(read_run(folder)))
+    keep_forecast(Run(folder), forecast(cases[-1]))
+    assert not list(forecast_tables(read_run(folder)))  # nothing that it is of has ended well
+    (folder / "forecast.json").unlink()
     keep_forecast(Run(folder), forecast(*cases))
     (table,) = forecast_tables(read_run(folder))
     rows = {row[0]: row[1:] for row in table.rows}
