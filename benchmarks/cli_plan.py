@@ -181,7 +181,7 @@ def _figure_table(estimate: Estimate, price: float | None) -> Table:
 
 def _remarks(estimate: Estimate) -> Iterable[str]:
     """Where the figures are from, and what they leave out; rich markup."""
-    seconds, counts = Counter[str](), Counter[str]()
+    counts, seconds = Counter[str](), dict.fromkeys(SOURCES, 0.0)
     for _, guess in estimate.guesses:
         counts[guess.source] += 1
         seconds[guess.source] += guess.seconds or 0.0

@@ -86,7 +86,7 @@ class Estimate:
             for case, guess in self.guesses
         )
         sizes: dict[str, Any] = {"kind": self.kind, "machines": self.machines, "jobs": self.jobs}
-        times = {"seconds": self.seconds, "low": self.low, "high": self.high}
+        times: dict[str, Any] = {"seconds": self.seconds, "low": self.low, "high": self.high}
         return Forecast(made=utc_time(), **sizes, **times, rates=dict(self.rates), cases=tuple(cases))
 
 

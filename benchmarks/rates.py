@@ -72,7 +72,8 @@ def _best(work: Callable[[], object], device: str) -> float:
 
     work()
     wait()
-    found, end = [], time.perf_counter() + _SECONDS
+    found: list[float] = []
+    end = time.perf_counter() + _SECONDS
     while not found or time.perf_counter() < end:
         start = time.perf_counter()
         work()
