@@ -152,6 +152,11 @@ def make_executor(name: str, limits: Limits, device: str, address: str | None, s
         from .executors.local import LocalExecutor
 
         return LocalExecutor(limits, device)
+    if name == "slurm":
+        from .executors.slurm import SlurmExecutor
+        from .executors.slurm_options import parse_slurm_options
+
+        return SlurmExecutor(limits, device, parse_slurm_options(slurm))
     raise AssertionError(name)
 
 
