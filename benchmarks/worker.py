@@ -102,7 +102,8 @@ def serve(
     watch = threading.Thread(target=_die_with_runner, args=(connection,), daemon=True)
     watch.start()
     _, status = os.waitpid(child, 0)
-    connection.send({"exit_code": os.waitstatus_to_exitcode(status)})
+    with contextlib.suppress(OSError):  # the runner is gone: `watch` is at work
+        connection.send({"exit_code": os.waitstatus_to_exitcode(status)})
     watch.join()
 
 

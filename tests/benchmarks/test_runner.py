@@ -397,6 +397,7 @@ def test_nothing_outlives_a_killed_runner_not_even_a_daemon_of_a_case(bench):
     pids = [int(line.split()[3]) for line in bench.log.read_text().splitlines()]
     runner.kill()
     runner.communicate()
+    deadline = time.monotonic() + 30
     while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
         assert time.monotonic() < deadline, "a process outlived its runner"
         time.sleep(0.02)
