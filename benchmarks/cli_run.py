@@ -70,7 +70,7 @@ def run_command(
 
     `mixerzoo status RUN` in a second terminal says how it goes.
     """
-    from .device import choose_device
+    from .device import choose_device, usable_here
     from .estimate import estimate_run
     from .limits import Limits
     from .live import Several
@@ -90,7 +90,8 @@ def run_command(
         loaded = toy(loaded)
         os.environ.setdefault("TRITON_INTERPRET", "0" if device.startswith("cuda") else "1")
     settings = loaded.settings
-    place = choose_device(device, settings.device)
+    place = choose_device(device, settings.device, elsewhere=executor != "local")
+    estimate = estimate and usable_here(place)  # it tries the layouts there
     resolved = loaded.on(place).resolved()
     planner = Planner(loaded.select(only), place)
     others = [Run(folder) for folder in reuse or ()]

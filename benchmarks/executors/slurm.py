@@ -133,7 +133,7 @@ class SlurmExecutor(Executor):
             for attempt in gone:
                 self._notes.forbid(attempt.name)
             self._notes.settle([attempt.name for attempt in gone], keep_starts=True)
-            self._say(f"cancelled {len(gone)} jobs")
+            self._say(f"cancelled {len(gone)} job{'s' * (len(gone) != 1)}")
         else:
             self._say(f"{len(going)} jobs could not be cancelled ({error}); do it with: scancel {_shown(going)}")
 

@@ -212,10 +212,13 @@ class LocalJobs(Jobs):
         return {job: State(RUNS) if self._process(job) else State(OVER, "FAILED") for job in ids}
 
     def cancel(self, ids: Sequence[str]) -> str | None:
-        processes = [process for job in ids if (process := self._process(job)) is not None]
+        processes = []
+        for control in [process for job in ids if (process := self._process(job)) is not None]:
+            with contextlib.suppress(psutil.Error):
+                processes += [control, *control.children(recursive=True)]  # it goes first, and starts nothing again
         for process in processes:
             with contextlib.suppress(psutil.Error):
-                process.send_signal(2)
+                process.kill()
         _, alive = psutil.wait_procs(processes, timeout=10)
         return f"processes {[process.pid for process in alive]} go on" if alive else None
 

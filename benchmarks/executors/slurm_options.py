@@ -82,7 +82,7 @@ def parse_slurm_options(given: Sequence[str]) -> SlurmOptions:
         for name, item in new.items():
             together = isinstance(item, list) and isinstance(found.get(name), list)
             found[name] = [*found[name], *item] if together else item
-    return SlurmOptions(**found)
+    return SlurmOptions.model_validate(found)
 
 
 def _of_word(key: str, value: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _of_word(key: str, value: str) -> dict[str, Any]:
     kind = get_origin(field.annotation)
     item = [value] if kind is list else _flow_mapping(key, value) if kind is dict else value
     try:
-        SlurmOptions(**{key: item})
+        SlurmOptions.model_validate({key: item})
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ValueError(f"--slurm {key}={value}: {message[:1].lower()}{message[1:]}") from None
@@ -116,7 +116,7 @@ def _of_file(path: Path) -> dict[str, Any]:
         file.complain([key], f"unknown option{_hint(str(key))}", key=True)
         del file.data[key]
     try:
-        SlurmOptions(**file.data)
+        SlurmOptions.model_validate(file.data)
     except ValidationError as error:
         file.complain_all(error)
     file.raise_problems()

@@ -13,8 +13,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 from mixerzoo.benchmarks.case import Case, Plan
+from mixerzoo.benchmarks.cli_run import make_executor
 from mixerzoo.benchmarks.executors import slurm as slurm_module
 from mixerzoo.benchmarks.executors import slurm_jobs, slurm_task
 from mixerzoo.benchmarks.executors.base import Ended, Job, Lost, News
@@ -124,8 +126,8 @@ def test_statuses_are_those_of_the_local_executor(bench):
     assert all(r.peak_bytes >= 0 and r.parameters["threads"] == 4 and r.attempts == [] for r in results)
     (machine,) = bench.run.environment()["machines"]
     assert {r.machine["name"] for r in results} == {machine}
-    # nothing is expected any more, and no result of a job is left over
-    assert Notes(bench.run.folder / "slurm").batches() == [] and not list(bench.notes.submitit.glob("*.pkl"))
+    # nothing is expected any more
+    assert bench.notes.batches() == [] and not list(bench.notes.submitit.glob("*_submitted.pkl"))
     assert bench.said == []
 
 
@@ -177,6 +179,21 @@ def test_the_runner_is_killed_and_started_again_while_jobs_go_on(bench):
     assert len(bench.run.results_path.read_text().splitlines()) == 4  # none is doubled in the store either
     assert bench.ran() == {str(n): 1 for n in range(4)}
     assert len(bench.log.read_text().splitlines()) == 8  # and none has begun twice
+
+
+def test_ctrl_c_leaves_no_process(bench):
+    executor = bench.executor("cluster=local")
+    with bench.run.locked() as store:
+        bench.run.write_suite({"name": "fake"})
+        executor.begin(bench.run, store, 1)
+        executor.submit(bench.case(sleep=60), 1)
+        try:
+            wait_for(lambda: [executor.wait(0.05), bench.log.exists() and bench.log.read_text()][1])
+        finally:
+            executor.stop()
+    (pid,) = [int(line.split()[1]) for line in bench.log.read_text().splitlines()]
+    wait_for(lambda: not psutil.pid_exists(pid))
+    assert bench.said == ["cancelled 1 job"] and bench.notes.batches() == []
 
 
 # --- jobs of a small Slurm
@@ -663,6 +680,13 @@ def test_options_of_a_file_and_of_words(tmp_path):
         f"{file}:2: acount: unknown option; did you mean account?",
         f"{file}:3: time: input should be a valid integer, unable to parse string as an integer, got 'never'",
     ]
+
+
+def test_the_command_line_passes_them_on(bench):
+    executor = make_executor("slurm", Limits(), "cpu", None, ["cluster=local", "cpus-per-task=2"])
+    assert isinstance(executor, SlurmExecutor) and executor._options.cpus_per_task == 2
+    with pytest.raises(ValueError, match="--slurm is for Slurm's jobs"):
+        make_executor("local", Limits(), "cpu", None, ["cluster=local"])
 
 
 def test_what_is_missing_here_is_said(bench, monkeypatch):
