@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from .slurm_task import CaseTask
 if TYPE_CHECKING:
     from submitit.core.core import Executor as Submitter
 
-POLL_SECONDS = 60.0  # the longest pause between two questions to Slurm; the first ones come sooner
+_SHORTEST_SECONDS, LONGEST_SECONDS = 2.0, 60.0  # between two questions to Slurm, which has others to answer
 _COMMAND_SECONDS = 60.0
 _MINUTES_BESIDE = 10  # of a job, beside the case: starting, waiting for the machine
 _BYTES_BESIDE = 1_500_000_000  # of a job, beside the case: who watches over it, and what cases are forked from
@@ -129,6 +130,8 @@ def open_jobs(options: SlurmOptions, folder: Path) -> Jobs:
     """The way to Slurm that the options name. Raises `ValueError` that says what is missing."""
     if importlib.util.find_spec("submitit") is None:
         raise ValueError("--executor slurm needs submitit: pip install 'mixerzoo[slurm]'")
+    if "%" in str(folder) or not str(folder).isprintable():
+        raise ValueError(f"Slurm reads a % in {str(folder)!r} as a placeholder; choose another folder with --out")
     if options.cluster == "local":
         return LocalJobs(options, folder)
     missing = [name for name in ("sbatch", "srun", "scancel") if shutil.which(name) is None]
@@ -150,8 +153,9 @@ class SlurmJobs(Jobs):
 
         super().__init__(options, folder)
         _hush_submitit()
-        self._watcher = SlurmInfoWatcher(delay_s=int(POLL_SECONDS))
-        self._asked, self._queue = 0, dict[str, dict[str, str]]()
+        self._read = SlurmInfoWatcher().read_info
+        self._known: dict[str, dict[str, str]] = {}
+        self._asked, self._pause = -math.inf, _SHORTEST_SECONDS
 
     @property
     def room(self) -> int:
@@ -161,22 +165,26 @@ class SlurmJobs(Jobs):
         import submitit
 
         # no requeue after a timeout: going on is the runner's decision, which counts attempts
+        self._pause = _SHORTEST_SECONDS
         submitter = submitit.SlurmExecutor(self.folder, max_num_timeout=0, python=self.options.python)
         submitter.update_parameters(**parameters(self.options, needs, token))
         return _submit(submitter, tasks)
 
     def states(self, ids: Iterable[str]) -> dict[str, State]:
         ids = list(ids)
-        for job in ids:
-            if job not in self._watcher._registered:
-                self._watcher.register_job(job)
-        self._watcher.update_if_long_enough("standard")
-        known = {job: self._watcher.get_info(job, mode="cache") for job in ids}
-        if self._watcher.num_calls != self._asked:
-            self._asked = self._watcher.num_calls
-            # no accounting here, or it does not know of them yet
-            self._queue = _squeue() if any(not info for info in known.values()) else {}
-        return {job: State.of(info or self._queue.get(job, {})) for job, info in known.items()}
+        if time.monotonic() - self._asked >= self._pause:
+            self._ask(ids)
+            self._asked, self._pause = time.monotonic(), min(LONGEST_SECONDS, 2 * self._pause)
+        return {job: State.of(self._known.get(job, {})) for job in ids}
+
+    def _ask(self, ids: Sequence[str]) -> None:
+        """Ask sacct about jobs, for whole arrays; and squeue, where there is no accounting or it does not know them."""
+        arrays = ",".join(dict.fromkeys(job.partition("_")[0] for job in ids))
+        answer, error = _command(["sacct", "--format=JobID,State,NodeList", "--parsable2", f"--jobs={arrays}"])
+        told = self._read(answer) if error is None else {}
+        if any(job not in told for job in ids):
+            told = _squeue() | told
+        self._known |= {job: told[job] for job in ids if job in told}
 
     def cancel(self, ids: Sequence[str]) -> str | None:
         for start in range(0, len(ids), _AT_ONCE):
@@ -246,6 +254,7 @@ def parameters(options: SlurmOptions, needs: Needs, token: str) -> dict[str, Any
         given["gpus_per_node"] = f"{options.gpu_type}:{needs.gpus}" if options.gpu_type else needs.gpus
     return {
         "job_name": _name(token),
+        "wckey": None,  # submitit has one of its own, which not every cluster takes
         "time": math.ceil(needs.time_limit_seconds / 60) + _MINUTES_BESIDE,
         **given,
         # a step does not inherit the job's number of CPUs since Slurm 22.05

@@ -6,7 +6,6 @@ fail, with what stands in it.
 """
 
 import contextlib
-import itertools
 import os
 import re
 import shlex
@@ -88,7 +87,7 @@ def _jobs(folder):
 
 def _sacct(folder, *words):
     print("JobID|State|NodeList")
-    asked = [word for before, word in itertools.pairwise(words) if before == "-j"]
+    (asked,) = [word.partition("=")[2].split(",") for word in words if word.startswith("--jobs=")]
     for job in _jobs(folder):
         if job.partition("_")[0] in asked:
             print(f"{job}|{_state(folder, job)}|node7\n{job}.batch|{_state(folder, job)}|node7")

@@ -4,9 +4,12 @@ to be."""
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -311,7 +314,7 @@ def test_what_a_job_asks_for(bench, slurm):
         "account": "1234", "array": "0-6%5", "constraint": "a100|h100", "cpus-per-task": "8", "error": f"{logs}.err",
         "exclusive": "yes", "gpus-per-node": "h100:2", "job-name": "mixerzoo-01234567", "licenses": "matlab",
         "mail-user": "a@b.org", "mem": "9060M", "nodes": "1", "open-mode": "append", "output": f"{logs}.out",
-        "qos": "high", "requeue": "yes", "signal": "USR2@120", "time": "72", "wckey": "submitit",
+        "qos": "high", "requeue": "yes", "signal": "USR2@120", "time": "72",
     }  # fmt: skip
     assert "\nmodule load cuda/12\nexport A='b c'\n" in script
     command = next(line for line in script.splitlines() if line.startswith("srun"))
@@ -321,6 +324,24 @@ def test_what_a_job_asks_for(bench, slurm):
     plain = parameters(SlurmOptions(), Needs(False, 0, 60.0, None), "01234567")
     assert not {"mem", "gpus_per_node", "exclusive"} & plain.keys() and plain["time"] == 11
     assert parameters(SlurmOptions(mem="64G", time=5), needs, "01234567").items() >= {"mem": "64G", "time": 5}.items()
+
+
+def test_the_script_in_the_documentation_is_what_is_submitted(bench, slurm):
+    text = (Path(__file__).parents[2] / "docs" / "many-machines.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (command,) = [block for block in blocks if "--executor slurm" in block]
+    (script,) = [block for block in blocks if block.startswith("#!/bin/bash")]
+    words = shlex.split(command.replace("\\\n", ""))
+    options = parse_slurm_options([after for word, after in itertools.pairwise(words) if word == "--slurm"])
+    (slurm / "holds").touch()
+    bench.notes.make()
+    tasks = [_task(bench.notes, bench.case(n)) for n in range(7)]
+    needs = Needs(exclusive=False, gpus=1, time_limit_seconds=3600.0, memory_limit_bytes=16_000_000_000)
+    slurm_jobs.open_jobs(options, bench.notes.submitit).send(tasks, needs, "0f3a91c2")
+    sent = (slurm / "scripts" / "100.sh").read_text()
+    for here, there in {str(bench.run.folder): "/home/me/runs/capacity", sys.executable: "/home/me/bin/python"}.items():
+        sent = sent.replace(here, there)
+    assert script.strip() == sent.strip()
 
 
 def test_every_option_is_one_of_submitit():
@@ -354,20 +375,27 @@ def test_states_of_slurm(said, phase, reason):
     assert state.phase == phase and state.node == "" and (phase != "over" or reason in state.reason)
 
 
-def test_no_answer_loses_no_job_and_squeue_stands_in_for_sacct(bench, slurm):
+def test_no_answer_loses_no_job_and_squeue_stands_in_for_sacct(bench, slurm, monkeypatch):
     bench.notes.make()
     jobs = slurm_jobs.open_jobs(SlurmOptions(), bench.notes.submitit)
-    jobs._watcher._delay_s = 0
+    monkeypatch.setattr(slurm_jobs, "LONGEST_SECONDS", 0.0)
+    jobs._pause = 0.0
     (slurm / "sacct.fails").write_text("Slurm accounting storage is disabled")
     (slurm / "5_1.state").write_text("RUNNING")
     assert jobs.states(["5_0", "5_1"]) == {"5_0": State("unknown", "UNKNOWN"), "5_1": State("runs", "RUNNING", "node7")}
     (slurm / "squeue.fails").write_text("nobody is there")
-    jobs._watcher.update()
-    assert {state.phase for state in jobs.states(["5_0", "5_1"]).values()} == {"unknown"}
+    assert [state.phase for state in jobs.states(["5_0", "5_1", "6"]).values()] == ["unknown", "runs", "unknown"]
     (slurm / "sacct.fails").unlink()
     (slurm / "5_1.state").write_text("OUT_OF_MEMORY")
-    jobs._watcher.update()
     assert jobs.states(["5_1"])["5_1"] == State("over", "OUT_OF_MEMORY", "node7")
+    (slurm / "5_1.state").write_text("PENDING")  # it was put back into the queue
+    assert jobs.states(["5_1"])["5_1"].phase == "waits"
+    calls = (slurm / "calls").read_text()
+    jobs._pause = 60.0
+    jobs.states(["5_1"])
+    assert (
+        slurm / "calls"
+    ).read_text() == calls and "sacct --format=JobID,State,NodeList --parsable2 --jobs=5,6" in calls
 
 
 # --- jobs that are only said to be: what is kept of them
@@ -693,6 +721,8 @@ def test_what_is_missing_here_is_said(bench, monkeypatch):
     monkeypatch.setenv("PATH", str(bench.folder))
     with pytest.raises(ValueError, match=r"no sbatch and no srun and no scancel here: .* --slurm cluster=local"):
         bench.execute([bench.case()])
+    with pytest.raises(ValueError, match="reads a % in '/runs/50%/slurm' as a placeholder; choose another"):
+        slurm_jobs.open_jobs(SlurmOptions(), Path("/runs/50%/slurm"))
     monkeypatch.setitem(sys.modules, "submitit", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install 'mixerzoo"):
