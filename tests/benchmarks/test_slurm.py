@@ -441,7 +441,16 @@ class SaidJobs(Jobs):
     def step(self):
         """Something happens to some job."""
         chance, waiting, running = self.chance, sorted(self.waiting), sorted(self.running)
-        if waiting and chance.random() < 0.6:
+        failed = [job for job, state in self.over.items() if state == "BOOT_FAIL"]
+        if waiting and chance.random() < 0.1:
+            job = chance.choice(waiting)
+            self.waiting.remove(job)
+            self.over[job] = "BOOT_FAIL"
+        elif failed and chance.random() < 0.2:  # Slurm tries again, though the runner may have given it up
+            job = chance.choice(failed)
+            del self.over[job]
+            self.waiting.add(job)
+        elif waiting and chance.random() < 0.6:
             job = chance.choice(waiting)
             self.waiting.remove(job)
             self.begin(job)
