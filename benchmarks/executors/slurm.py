@@ -15,7 +15,8 @@ from ..doing import Doing
 from ..limits import Limits
 from ..machine import Machine
 from ..progress import complain
-from ..runs import ResultLine, Run, RunError, RunLock
+from ..result_lines import LineHead
+from ..runs import Run, RunError, RunLock
 from ..worker import RunCase, run_case
 from .base import Ended, Event, Executor, Job, Lost, News
 from .slurm_jobs import OVER, RUNS, WAITS, Jobs, Needs, State, SubmissionError, open_jobs
@@ -222,10 +223,11 @@ class SlurmExecutor(Executor):
                     ended[outcome.case] = attempt, outcome
         if not ended:
             return
-        for result in self._run.results():
-            if result.case in ended and _same(result, ended[result.case][1]):
-                self._settle(ended[result.case][0])
-                self._known.pop(result.case, None)
+        index = self._run.index()
+        for case, (attempt, outcome) in ended.items():
+            if case in index and _same(index[case], outcome):
+                self._settle(attempt)
+                self._known.pop(case, None)
 
     # what comes back
 
@@ -332,7 +334,7 @@ class SlurmExecutor(Executor):
         self._jobs.clear(attempt.job)
 
 
-def _same(result: ResultLine, ended: Ended) -> bool:
+def _same(result: LineHead, ended: Ended) -> bool:
     return result.status == ended.outcome["status"] and result.seconds == round(ended.seconds, 3)
 
 
