@@ -70,7 +70,7 @@ def run_command(
 
     `mixerzoo status RUN` in a second terminal says how it goes.
     """
-    from .device import choose_device
+    from .device import choose_device, usable_here
     from .estimate import estimate_run
     from .known import known_results
     from .limits import Limits
@@ -91,7 +91,8 @@ def run_command(
         loaded = toy(loaded)
         os.environ.setdefault("TRITON_INTERPRET", "0" if device.startswith("cuda") else "1")
     settings = loaded.settings
-    place = choose_device(device, settings.device)
+    place = choose_device(device, settings.device, elsewhere=executor != "local")
+    estimate = estimate and usable_here(place)  # it tries the layouts there
     resolved = loaded.on(place).resolved()
     planner = Planner(loaded.select(only), place)
     others = [Run(folder) for folder in reuse or ()]
@@ -160,6 +161,11 @@ def make_executor(name: str, limits: Limits, device: str, address: str | None, s
         from .executors.local import LocalExecutor
 
         return LocalExecutor(limits, device)
+    if name == "slurm":
+        from .executors.slurm import SlurmExecutor
+        from .executors.slurm_options import parse_slurm_options
+
+        return SlurmExecutor(limits, device, parse_slurm_options(slurm))
     raise AssertionError(name)
 
 
