@@ -150,6 +150,10 @@ def make_executor(name: str, limits: Limits, device: str, address: str | None, s
         from .executors.local import LocalExecutor
 
         return LocalExecutor(limits, device)
+    if name == "ray":
+        from .executors.ray import RayExecutor
+
+        return RayExecutor(address, limits, device)
     raise AssertionError(name)
 
 
