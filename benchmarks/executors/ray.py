@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -277,6 +278,8 @@ def _needs_folder(case: Case) -> bool:
 
 def _watch(job: Job, mailbox: Any, run_case: RunCase, preloaded: Sequence[str]) -> Ended | Lost:
     """The task: watches over a case on the machine that it came to."""
+    # the process of a case would import the main module of Ray's worker, and with it all of Ray
+    vars(sys.modules["__main__"]).pop("__file__", None)
     case = dataclasses.replace(job.case, device=kind_of(job.case.device))  # Ray shows it the GPUs that it may use
     machine = this_machine(case.device)
     try:
