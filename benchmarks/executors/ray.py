@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..case import Case
@@ -26,7 +26,8 @@ _NEWS_SECONDS = 1.0  # between two messages of one case
 _FETCH_SECONDS = 10.0  # for a result that is there, or a message that must be
 _DEAD_SECONDS = 10.0  # in which Ray says itself that a task died with its machine
 _STOP_SECONDS = 5.0  # for tasks to end their cases, before they are killed
-_BACK_AGAIN = 3  # times that a task may come back before its case started
+_BACK_AGAIN = 5  # times that a task may come back before its case started
+_PAUSE_SECONDS = 1.0  # before it goes again, and twice as long each time: Ray takes a while to see that a machine died
 _WAITS = Doing("waits for a machine of the cluster")
 
 
@@ -40,7 +41,6 @@ class _Work:
     job: Job
     nodes: frozenset[str]
     alone: Node | None = None
-    submitted: float = field(default_factory=time.monotonic)
     machine: Machine | None = None
     started: float | None = None
     stranded: float | None = None
@@ -73,7 +73,8 @@ class RayExecutor(Executor):
         self._ray = self._cluster.ray
         self._limits, self._device, self._how = limits, device, (run_case, tuple(preloaded))
         self._work: dict[Any, _Work] = {}
-        self._unstarted: dict[tuple[str, int], int] = {}
+        self._came_back: dict[tuple[str, int], int] = {}
+        self._later: list[tuple[float, Job]] = []
         self._events: list[Event] = []
         self._threads = 1
         self._letters: Any = None
@@ -94,11 +95,12 @@ class RayExecutor(Executor):
         ).remote()  # fmt: skip
 
     def room(self, exclusive: bool) -> int:
-        alone = sum(work.alone is not None for work in self._work.values())
+        jobs = [*(work.job for work in self._work.values()), *(job for _, job in self._later)]
+        alone = sum(job.case.exclusive for job in jobs)
         if exclusive:
-            return 0 if len(self._work) > alone else sum(not node.alone for node in self._cluster.nodes.values())
+            return 0 if len(jobs) > alone else len(self._cluster.nodes) - alone
         # some more than can run: a machine that is done with one goes on with the next at once
-        return 0 if alone else self.jobs + self.jobs // 2 + 2 - len(self._work)
+        return 0 if alone else self.jobs + self.jobs // 2 + 2 - len(jobs)
 
     def submit(self, case: Case, attempt: int) -> None:
         nodes = [node for node in self._cluster.nodes.values() if node.sees_folder or not _needs_folder(case)]
@@ -114,6 +116,7 @@ class RayExecutor(Executor):
 
     def wait(self, seconds: float) -> list[Event]:
         self._cluster.look()
+        self._submit_again()
         self._read_letters()
         self._look_for_stranded()
         refs = [*self._work]
@@ -137,6 +140,7 @@ class RayExecutor(Executor):
                 self._ray.cancel(ref, force=True)
         finally:
             self._work.clear()
+            self._later.clear()
             self._cluster.close()
 
     def _choose_threads(self, cases: int) -> int:
@@ -180,6 +184,13 @@ class RayExecutor(Executor):
         options = {"num_cpus": cpus, **gpus, "memory": memory or None, "label_selector": selector}
         self._start(_Work(self._job(case, attempt, threads), fit), options)
 
+    def _submit_again(self) -> None:
+        """What came back before it started, after a while."""
+        due = [job for when, job in self._later if when <= time.monotonic() and self._cluster.nodes]
+        self._later = [(when, job) for when, job in self._later if job not in due]
+        for job in due:
+            self.submit(job.case, job.attempt)
+
     def _gpus(self, case: Case, node: Node) -> dict[str, int]:
         return {"num_gpus": min(case.processes, node.gpus)} if kind_of(case.device) == "cuda" else {}
 
@@ -197,7 +208,7 @@ class RayExecutor(Executor):
         try:
             event = self._ray.get(ref, timeout=_FETCH_SECONDS)
         except Exception as error:  # of whatever kind: it must be told, or the case would never end
-            self._read_letters(wait=True)
+            self._read_letters_now()
             self._failed(self._forget(ref), error)
         else:
             self._forget(ref)
@@ -213,9 +224,10 @@ class RayExecutor(Executor):
         """A task came to nothing."""
         case = work.job.case
         if work.machine is None or work.started is None:
-            times = self._unstarted[work.key] = self._unstarted.get(work.key, 0) + 1
-            if times < _BACK_AGAIN and self._cluster.nodes:
-                self.submit(case, work.job.attempt)
+            times = self._came_back.get(work.key, 0)
+            self._came_back[work.key] = times + 1
+            if times < _BACK_AGAIN:
+                self._later.append((time.monotonic() + _PAUSE_SECONDS * 2**times, work.job))
             else:
                 self._events.append(Lost(case.id, f"it never started: {self._reason(error)}", 0.0))
             return
@@ -248,19 +260,29 @@ class RayExecutor(Executor):
                 self._ray.cancel(ref, force=True)
                 self._failed(self._forget(ref), self._ray.exceptions.NodeDiedError("it left the cluster"))
 
-    def _read_letters(self, wait: bool = False) -> None:
-        """Take what cases have said; that is at most a second old, and with `wait` up to date."""
-        now = time.monotonic()
-        if self._letters is None and (wait or now - self._asked > _NEWS_SECONDS / 2) and self._work:
-            self._letters, self._asked = self._mailbox.take.remote(), now
-        if self._letters is None:
-            return
+    def _read_letters(self) -> None:
+        """Take what cases have said; that is at most about a second old."""
+        if self._letters is None and self._work and time.monotonic() - self._asked > _NEWS_SECONDS / 2:
+            self._ask_for_letters()
+        self._take_letters(0)
+
+    def _read_letters_now(self) -> None:
+        """Take all that cases have said until now."""
+        self._take_letters(_FETCH_SECONDS)
+        self._ask_for_letters()
+        self._take_letters(_FETCH_SECONDS)
+
+    def _ask_for_letters(self) -> None:
+        self._asked = time.monotonic()
         with contextlib.suppress(Exception):  # news are not worth a run; Ray starts the mailbox again
-            ready, _ = self._ray.wait([self._letters], timeout=_FETCH_SECONDS if wait else 0)
-            if not ready:
-                return
-            asked, self._letters = self._letters, None
-            letters = self._ray.get(asked)
+            self._letters = self._mailbox.take.remote()
+
+    def _take_letters(self, seconds: float) -> None:
+        if self._letters is None or not self._ray.wait([self._letters], timeout=seconds)[0]:
+            return
+        asked, self._letters = self._letters, None
+        with contextlib.suppress(Exception):
+            letters = self._ray.get(asked, timeout=_FETCH_SECONDS)
             for work in self._work.values():
                 self._read(work, *letters.get(work.key, (None, None, 0.0)))
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -150,6 +151,8 @@ class Cluster:
         try:
             with _signals_kept():
                 if self._address is None:
+                    # nobody else may use it; without one, Ray leaves a token in the home directory for all clusters
+                    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
                     self.ray.init(address="local", **own)
                 else:
                     _expect_answer(self._address)
