@@ -143,7 +143,7 @@ def is_alive(pid: int) -> bool:
 def test_every_end_of_a_case_is_what_it_is_locally_and_news_are_not_needed(bench):
     acts = ["fine", "value", "error", "nan", "segfault", "exit", "sigkill", "hold", "sleep"]
     cases = [bench.case(seed, act=act, sleep=60 * (act in ("sleep", "hold"))) for seed, act in enumerate(acts)]
-    limits = {"time_limit_seconds": 4.0, "memory_limit_bytes": 300_000_000}
+    limits = {"time_limit_seconds": 3.0, "memory_limit_bytes": 300_000_000}
     executor = bench.executor(Limits(**limits))
 
     class Deaf(Reporter):
@@ -163,7 +163,8 @@ def test_every_end_of_a_case_is_what_it_is_locally_and_news_are_not_needed(bench
     bench.assert_nothing_left()
 
 
-def test_exclusive_cases_have_a_machine_each_to_themselves(bench):
+def test_exclusive_cases_have_a_machine_each_to_themselves(bench, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "_KEEP_SECONDS", 0.5)
     until = bench.folder / "go on"
     cases = [bench.case(0), *(bench.case(seed, exclusive=True, act="wait", until=str(until)) for seed in (1, 2))]
     executor = bench.executor()
