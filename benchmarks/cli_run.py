@@ -166,6 +166,10 @@ def make_executor(name: str, limits: Limits, device: str, address: str | None, s
         from .executors.slurm_options import parse_slurm_options
 
         return SlurmExecutor(limits, device, parse_slurm_options(slurm))
+    if name == "ray":
+        from .executors.ray import RayExecutor
+
+        return RayExecutor(address, limits, device)
     raise AssertionError(name)
 
 
