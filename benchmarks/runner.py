@@ -180,10 +180,14 @@ class _Runner:
 def check_folder(run: Run, suite: dict[str, Any], device: str) -> None:
     """Raise `RunError` unless `run` is a new folder, or one of this suite and this device."""
     if not run.exists:
+        if run.has_results or run.environment_path.is_file():
+            raise RunError(f"{run.folder} has lost its suite.yaml; {run.repair} says what can be done")
         # a run killed in its first moments leaves its lock and empty results
         if run.folder.is_file() or any(p != run.results_path and p.name[0] != "." for p in run.folder.glob("*")):
             raise RunError(f"{run.folder} is not empty and holds no run; choose another folder with --out")
         return
+    if run.has_results and not run.environment_path.is_file():
+        raise RunError(f"{run.folder} has lost its environment.json; {run.repair} writes one that says so")
     changes = suite_differences(run.suite(), suite)
     if changes:
         shown = "\n  ".join(changes[:10]) + (f"\n  and {len(changes) - 10} more" if len(changes) > 10 else "")
