@@ -10,6 +10,7 @@ import ctypes
 import faulthandler
 import math
 import os
+import resource
 import signal
 import sys
 import threading
@@ -76,10 +77,13 @@ def _inherit(duplicate: Any) -> Inherited:
 RunCase = Callable[[dict[str, Any], Channel], dict[str, Any]]
 
 
-def serve(run_case: RunCase, job: dict[str, Any], connection: Connection, stderr: Inherited, lock: Inherited) -> None:
+def serve(
+    run_case: RunCase, job: dict[str, Any], connection: Connection, stderr: Inherited, held: list[Inherited]
+) -> None:
     """Run one job with `run_case(job, channel)`, and send back metrics or what went wrong; the child's main function.
 
-    stderr: where everything that is printed goes. lock: of the run, held until the runner and all its cases are gone.
+    stderr: where everything that is printed goes. held: locks, of the run and of the machine, which are thereby held
+    until the runner and all its cases are gone.
     """
     os.setsid()  # a group of its own: Ctrl-C goes to the runner alone, a kill to all of the case
     for stream in (1, 2):
@@ -88,11 +92,13 @@ def serve(run_case: RunCase, job: dict[str, Any], connection: Connection, stderr
     _ask_kernel_to_die_with_parent()
     threading.Thread(target=_die_with_runner, args=(connection,), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(job["threads"])
+    connection.send({"parent": os.getppid()})
     channel = Channel(connection)
     outcome = _outcome(run_case, job, channel)
     outcome["backends"] = {op: sorted(names) for op, names in channel.backends.items()}
     sys.stdout.flush()
-    connection.send({"outcome": outcome})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    connection.send({"outcome": outcome, "peak_bytes": peak})
 
 
 def _outcome(run_case: RunCase, job: dict[str, Any], channel: Channel) -> dict[str, Any]:

@@ -67,6 +67,11 @@ class Measure(BaseModel):
         of_training = fields["training"].precision if "training" in fields else "float32"
         return fields.get("precision", of_training)
 
+    @property
+    def processes(self) -> int:
+        """How many processes share the work of a case, each with a GPU of its own on CUDA."""
+        return 1
+
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> dict[str, Any]:

@@ -18,9 +18,11 @@ import psutil
 import pytest
 from mixerzoo.benchmarks.case import Case, Plan
 from mixerzoo.benchmarks.environment import collect_environment, differences
+from mixerzoo.benchmarks.executors.local import LocalExecutor
+from mixerzoo.benchmarks.limits import Limits
 from mixerzoo.benchmarks.live import Reporter
 from mixerzoo.benchmarks.plan import Planner
-from mixerzoo.benchmarks.runner import Limits, TimeIsUp, execute, suite_differences
+from mixerzoo.benchmarks.runner import TimeIsUp, execute, suite_differences
 from mixerzoo.benchmarks.runs import ResultLine, Run, RunError
 from mixerzoo.benchmarks.suite import load_suite
 
@@ -103,17 +105,21 @@ class Bench:
         parameters = {"log": str(self.log), **parameters}
         return Case("label", "line", {"layout": "line"}, "fake", parameters, seed, "cpu", exclusive)
 
-    def execute(self, cases, suite=SUITE, device="cpu", retry_failed=False, reuse=(), **limits) -> list[ResultLine]:
+    def execute(
+        self, cases, suite=SUITE, device="cpu", retry_failed=False, reuse=(), executor=None, **limits
+    ) -> list[ResultLine]:
+        run_case = importlib.import_module("fake_case").run_case
+        limited = Limits(**limits)
         return execute(
-            cases if callable(cases) else lambda results: Plan(tuple(cases), final=True),
+            cases if callable(cases) else lambda results: Plan(tuple(cases)),
             self.run,
             suite,
-            Limits(**limits),
+            limited,
             self.reporter,
+            executor or LocalExecutor(limited, device, run_case),
             device=device,
             retry_failed=retry_failed,
             reuse=reuse,
-            run_case=importlib.import_module("fake_case").run_case,
         )
 
     def spans(self) -> dict[str, tuple[float, float]]:
@@ -209,7 +215,7 @@ def test_results_add_cases_to_the_plan(bench):
     def planner(results):
         more = (second,) if first.id in results and results[first.id].metrics == {"answer": 42} else ()
         more += (third,) if second.id in results else ()
-        return Plan((first, *more), final=len(more) == 2)
+        return Plan((first, *more), frozenset({first.id, second.id} - results.keys()))
 
     assert [r.seed for r in bench.execute(planner, jobs=2)] == [0, 1, 2]
     spans = bench.spans()
@@ -238,7 +244,8 @@ def test_trained_models_of_another_run_are_taken_over(bench):
     renamed = dataclasses.replace(trained, label="new name")
 
     def planner(results):
-        return Plan((renamed, *([bench.case(3)] if trained.id in results else []), bench.case(2)), final=True)
+        more = [bench.case(3)] if trained.id in results else []
+        return Plan((renamed, *more, bench.case(2)), frozenset({trained.id} - results.keys()))
 
     results = bench.execute(planner, reuse=[other])
     assert [(r.layout, r.seed) for r in results] == [("new name", 1), ("label", 3), ("label", 2)]
@@ -272,7 +279,7 @@ def test_a_published_run_of_the_first_schema_goes_on(bench):
 
 def test_the_plan_on_disk_names_what_is_still_to_run(bench):
     stopped = bench.case(1, act="error")
-    bench.execute(lambda results: Plan((stopped,), final=False))
+    bench.execute(lambda results: Plan((stopped,), frozenset({"another"})))
     assert bench.run.plan() == {
         "final": False,
         "cases": [{"case": stopped.id, "layout": "label", "measure": "fake", "seed": 1, "what": ""}],
@@ -323,15 +330,18 @@ RUNNER = """
 import sys
 from mixerzoo.benchmarks.case import Case, Plan
 from mixerzoo.benchmarks.live import Reporter
-from mixerzoo.benchmarks.runner import Limits, execute
+from mixerzoo.benchmarks.executors.local import LocalExecutor
+from mixerzoo.benchmarks.limits import Limits
+from mixerzoo.benchmarks.runner import execute
 from mixerzoo.benchmarks.runs import Run
 folder, path, log, count = sys.argv[1:]
 sys.path.insert(0, path)
 from fake_case import run_case
 parameters = {"log": log, "sleep": 0.05}
 cases = [Case("label", "line", {}, "fake", parameters, seed, "cpu", seed % 3 == 0) for seed in range(int(count))]
-plan, run, suite = Plan(tuple(cases), True), Run(folder), {"name": "fake"}
-execute(lambda _: plan, run, suite, Limits(jobs=2), Reporter(), device="cpu", run_case=run_case, preloaded=[])
+plan, run, limits = Plan(tuple(cases)), Run(folder), Limits(jobs=2)
+executor = LocalExecutor(limits, "cpu", run_case, preloaded=[])
+execute(lambda _: plan, run, {"name": "fake"}, limits, Reporter(), executor, device="cpu")
 """
 
 
