@@ -8,11 +8,13 @@ from typing import Any
 
 from ..benchmarks.runs import ResultLine
 from .lines import Row, case_text, layout_line, size
+from .machines import machine_of
 
 MODELS = ["layout", "layout_line", "parameters", "flops_per_token", "flops_length", "d_model", "n_layers", "d_ff"]
 MODELS += ["match"]
 BACKENDS = ["layout", "measure", "op", "backends", "device"]
 FAILURES = ["layout", "measure", "seed", "what", "status", "error", "seconds", "case"]
+ATTEMPTS = ["layout", "measure", "seed", "what", "machine", "why", "seconds", "ended", "case"]
 MISSING = ["layout", "measure", "seed", "expected", "found"]
 
 
@@ -53,7 +55,22 @@ def failure_rows(lines: list[ResultLine], planned: dict[str, str]) -> Iterator[R
     for line in lines:
         if line.status != "ok":
             known = {key: getattr(line, key) for key in ("layout", "measure", "seed", "status", "seconds", "case")}
+            known |= {"peak_bytes": line.peak_bytes, "machine": machine_of(line).get("name")}
             yield {**known, "what": case_text(line) or planned.get(line.case, ""), "error": line.error or "no message"}
+
+
+def attempt_rows(lines: list[ResultLine], planned: dict[str, str]) -> Iterator[Row]:
+    """The attempts at cases that came to nothing since a machine was lost."""
+    for line in lines:
+        for lost in line.attempts:
+            known = {key: getattr(line, key) for key in ("layout", "measure", "seed", "case")}
+            known["what"] = case_text(line) or planned.get(line.case, "")
+            yield {**known, **{key: lost.get(key) for key in ("machine", "why", "seconds", "ended")}}
+
+
+def recorded(name: str, lines: list[ResultLine]) -> list[str]:
+    """The column `name` of failures, if any line has it."""
+    return [name] if any(line.status != "ok" and getattr(line, name) is not None for line in lines) else []
 
 
 def missing_rows(plan: dict[str, Any] | None, lines: list[ResultLine]) -> Iterator[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from ..benchmarks.runs import ResultLine
 from .change import Refused
 from .formats import NOTHING
 from .lines import case_text, choice_text, layout_line
+from .machines import kind_of, timed_kinds, told_apart
 from .tables import RunData, tabulate
 from .variants import experiments, purpose
 
@@ -52,11 +53,12 @@ def match(before: RunData, after: RunData) -> Match:
     sides = [[li for li in lines if _place(li) not in refused] for lines in (before.lines, renamed)]
     alike = {section.measure: section.alike for run in (before, after) for section in run.sections}
     variants = experiments([*sides[0], *sides[1]], alike)
+    kinds = _kinds((before, after), sides)
     old, new = (
-        tabulate(run.folder, run.suite, run.environment, lines, run.plan, variants)
-        for run, lines in zip((before, after), sides)
+        tabulate(run.folder, run.suite, run.environment, lines, run.plan, variants, own)
+        for run, lines, own in zip((before, after), sides, kinds)
     )
-    cases = [_cases(lines, variants) for lines in sides]
+    cases = [_cases(li, told_apart(variants, own, (x.case for x in li))[0]) for li, own in zip(sides, kinds)]
     settings = _other_settings(*cases)
     said = [Refused(*place, why) for place, why in {**refused, **settings}.items()]
     kept = [{key: status for key, status in side.items() if key[:2] not in settings} for side in cases]
@@ -69,7 +71,7 @@ def case_name(key: tuple) -> str:
     return ", ".join(part for part in (f"{layout}, {measure}", what, variant, f"seed {seed}") if part)
 
 
-def _cases(lines: list[ResultLine], variants: dict[str, str]) -> Cases:
+def _cases(lines: list[ResultLine], variants: Mapping[str, str]) -> Cases:
     """Of several cases at one place, such as two loads of one length, the first that failed."""
     found: Cases = {}
     for line in lines:
@@ -148,7 +150,11 @@ def _text(line: ResultLine) -> dict[str, Any]:
 
 
 def _other_machines(before: RunData, after: RunData, renamed: list[ResultLine]) -> dict[tuple[str, str], str]:
-    """What was timed on another machine or with other threads, and whose memory was taken on another device."""
+    """What was timed on another machine or with other threads, and whose memory was taken on another device.
+
+    Where cases say on which kind of machine they ran, that decides.
+    """
+    said = any(line.machine for line in (*before.lines, *renamed))
     there = {id(line): run.environment for run, lines in ((before, before.lines), (after, renamed)) for line in lines}
     shown = [*before.sections, *after.sections]
     timed, held = (
@@ -156,11 +162,25 @@ def _other_machines(before: RunData, after: RunData, renamed: list[ResultLine]) 
     )
 
     def where(line: ResultLine) -> dict[str, Any]:
+        if said and line.measure in timed | held:
+            return {"machine": kind_of(line, there[id(line)]), **_settings(line)}
         if line.measure in timed:
             return {**_machine(there[id(line)]), **_settings(line)}
         return {"gpu": _gpu(there[id(line)]), "device": _settings(line)["device"]} if line.measure in held else {}
 
     return _apart(before.lines, renamed, where, "measured on another machine")
+
+
+def _kinds(runs: Sequence[RunData], sides: Sequence[list[ResultLine]]) -> list[dict[str, str]]:
+    """Case -> kind of machine, of each run; empty where all that was timed in both was on one kind, or nothing says.
+
+    A case that failed, nobody knows where, counts as one of the kind that it ran on in the other run.
+    """
+    found = [timed_kinds(lines, run.environment, run.sections) for run, lines in zip(runs, sides)]
+    if not any(line.machine for lines in sides for line in lines):
+        return [{}, {}]
+    several = len({kind for own in found for kind in own.values()}) > 1
+    return [{**found[1], **found[0]}, {**found[0], **found[1]}] if several else [{}, {}]
 
 
 def _machine(environment: dict[str, Any]) -> dict[str, Any]:

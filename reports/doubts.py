@@ -17,7 +17,8 @@ from .variants import purpose
 FEW_ROUNDS = 10
 APART = 0.01  # parameters further apart than that are not matched
 SHORT = 12  # characters of a hash
-_NAMED = 6  # as many layouts with missing cases are named
+_NAMED = 6  # as many layouts with missing cases, or machines, are named
+_LONG = 300  # characters of an error
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,14 @@ def doubts(run: RunData) -> list[Doubt]:
     """Every reason to doubt that a run compared its layouts fairly."""
     checks: tuple[Callable[[RunData], Iterator[Doubt]], ...] = (
         _foreign,
+        _plugins,
+        _rebuilt,
         _source,
         _other_starts,
         _taken_over,
         _throttled,
+        _kinds,
+        _software,
         _settings,
         _backends,
         _parameters,
@@ -124,6 +129,24 @@ def _foreign(run: RunData) -> Iterator[Doubt]:
         yield Doubt(text, f"measured by {tool}")
 
 
+def _plugins(run: RunData) -> Iterator[Doubt]:
+    failed = run.environment.get("plugins_failed")
+    if isinstance(failed, dict) and failed:
+        said = "; ".join(f"{name}: {' '.join(str(error).split())[:_LONG]}" for name, error in failed.items())
+        count = f"{len(failed)} plug-in{'s' * (len(failed) != 1)}"
+        text = f"{count} could not be loaded, so nothing of what they bring took part. {said}"
+        yield Doubt(text, f"{count} could not be loaded: {formats.listing(list(map(str, failed)))}")
+
+
+def _rebuilt(run: RunData) -> Iterator[Doubt]:
+    if rebuilt := run.environment.get("rebuilt"):
+        when = f" ({_brief(rebuilt)})" if isinstance(rebuilt, str) else ""
+        text = (
+            f"The record of where this run was made was lost, and rebuilt from its results by mixerzoo repair{when}: "
+        )
+        yield Doubt(f"{text}versions and commit may be missing.", "where it was made had to be rebuilt")
+
+
 def _source(run: RunData) -> Iterator[Doubt]:
     source = run.environment.get("source") or {}
     if not source.get("commit"):
@@ -181,6 +204,46 @@ def _throttled(run: RunData) -> Iterator[Doubt]:
             text = f"The clock of the GPU was held down ({reasons}) in what was run from {start.get('started')} to "
             text += f"{start.get('ended')}: its speeds may be too low."
             yield Doubt(text, "the clock of the GPU was held down", frozenset({"speed", *_in_turn(run)}))
+
+
+def _kinds(run: RunData) -> Iterator[Doubt]:
+    """What was timed on several kinds of machines."""
+    if run.places:
+        kinds = list(dict.fromkeys(place.kind for place in run.places.values()))
+        text = f"Not all was timed on one kind of machine, but on {len(kinds)}: {'; '.join(kinds)}. Numbers are "
+        text += "compared within a kind only."
+        measures = {purpose(line) for line in run.lines if line.case in run.timed}
+        yield Doubt(text, f"timed on {len(kinds)} kinds of machines, each compared by itself", frozenset(measures))
+
+
+def _software(run: RunData) -> Iterator[Doubt]:
+    """Machines of one run on which something else was installed."""
+    machines = [(str(name), known) for name, known in (run.environment.get("machines") or {}).items()]
+    flat = {name: _installed(known) for name, known in machines if isinstance(known, dict)}
+    differing = []
+    for key in dict.fromkeys(key for known in flat.values() for key in known):
+        found: dict[str, list[str]] = {}
+        for name, known in flat.items():
+            found.setdefault(known.get(key, "none"), []).append(name)
+        if len(found) > 1:
+            said = "; ".join(f"{_brief(value)} on {_some(names)}" for value, names in found.items())
+            differing.append((key, f"{key} ({said})"))
+    if differing:
+        text = f"The machines of this run did not have the same software: {formats.listing([s for _, s in differing])}."
+        yield Doubt(text, f"machines differ in {formats.listing([key for key, _ in differing])}")
+
+
+def _installed(known: dict[str, Any]) -> dict[str, str]:
+    """Everything that is installed on a machine, with its version: name -> text."""
+    packages, source = known.get("packages") or {}, known.get("source") or {}
+    found = {key: known.get(key) for key in ("python", "os")} | packages
+    found |= {"commit": source.get("commit"), "uncommitted changes": source.get("dirty")}
+    return {str(name): str(value) for name, value in found.items() if value is not None}
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return formats.listing([*names[:_NAMED], f"{more} more"] if more > 1 else names)
 
 
 def _settings(run: RunData) -> Iterator[Doubt]:

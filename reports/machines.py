@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..benchmarks.runs import ResultLine
+from . import formats
 
 if TYPE_CHECKING:
     from .section import Section
@@ -33,18 +34,19 @@ def kind_of(line: ResultLine, environment: Mapping[str, Any]) -> str:
     return str(own) if own else kind_in(environment)
 
 
-def machine_of(line: ResultLine) -> Mapping[str, Any]:
+def machine_of(line: ResultLine) -> Mapping[str, str]:
     """Name and kind of the machine as the line has them; empty where they were not recorded."""
-    found = getattr(line, "machine", None)
-    return found if isinstance(found, Mapping) else {}
+    return line.machine or {}
 
 
 def kind_in(environment: Mapping[str, Any]) -> str:
     """The kind of the one machine that an environment describes, as lines name it: `AMD EPYC 7B13, 2 cores`."""
     machine, gpu = environment.get("machine") or {}, environment.get("gpu") or {}
+    if not machine:
+        return NOT_KNOWN
     cores = machine.get("usable_cores")
-    words = [gpu.get("name"), machine.get("cpu"), f"{cores} core{'' if cores == 1 else 's'}" if cores else None]
-    return ", ".join(str(word) for word in words if word) or NOT_KNOWN
+    words = [gpu.get("name"), machine.get("cpu") or "unknown CPU", f"{cores} core{'s' * (cores != 1)}"]
+    return ", ".join(str(word) for word in words if word)
 
 
 def is_timed(line: ResultLine, section: Section) -> bool:
@@ -60,12 +62,11 @@ def is_timed(line: ResultLine, section: Section) -> bool:
 def timed_kinds(
     lines: Iterable[ResultLine], environment: Mapping[str, Any], sections: Iterable[Section]
 ) -> dict[str, str]:
-    """Case -> the kind of machine that it was timed on; nothing for those whose numbers do not depend on it."""
+    """Case -> the kind of machine that it was timed on; nothing for those whose numbers do not depend on it, nor for
+    those without numbers of which no machine is known."""
     of = {section.measure: section for section in sections}
-    here = kind_in(environment)
-    return {
-        line.case: str(machine_of(line).get("kind") or here) for line in lines if is_timed(line, of[line.measure])
-    }
+    timed = (line for line in lines if is_timed(line, of[line.measure]))
+    return {line.case: kind_of(line, environment) for line in timed if line.machine or line.status == "ok"}
 
 
 def told_apart(
@@ -120,20 +121,23 @@ def elsewhere(frame: pd.DataFrame, variant: str, places: Mapping[str, Place], kn
 
 def not_compared(layouts: list[str]) -> str:
     """A sentence that names what `elsewhere` found; nothing for nobody."""
-    from .formats import listing
-
     if not layouts:
         return ""
     more = len(layouts) - _NAMED
     names = [*layouts[:_NAMED], f"{more} more"] if more > 1 else layouts
-    return f" {ELSEWHERE.capitalize()}, so not compared: {listing(names)}."
+    return f" {ELSEWHERE.capitalize()}, so not compared: {formats.listing(names)}."
 
 
 def with_machine(table: Table, variant: str, places: Mapping[str, Place]) -> Table:
-    """`table` with a column that says the kind of machine, where a run has several."""
-    place = places.get(variant)
-    if place is None:
+    """`table`, whose rows are all of `variant`, with a column for its kind of machine, where a run has several."""
+    return machine_column(table, [variant] * len(table.rows), places)
+
+
+def machine_column(table: Table, variants: Iterable[str], places: Mapping[str, Place]) -> Table:
+    """`table` with a column for the kind of machine of each row, where a run has several. variants: of the rows."""
+    kinds = [places[variant].kind if variant in places else "" for variant in variants]
+    if not any(kinds):
         return table
-    rows = [[row[0], place.kind, *row[1:]] for row in table.rows]
+    rows = [[row[0], kind or formats.NOTHING, *row[1:]] for kind, row in zip(kinds, table.rows)]
     columns = [table.columns[0], "Machine", *table.columns[1:]]
-    return replace(table, columns=columns, rows=rows, text_columns=max(2, table.text_columns + 1))
+    return replace(table, columns=columns, rows=rows, text_columns=table.text_columns + 1)

@@ -22,6 +22,7 @@ from .charts import (
     tooltips,
 )
 from .growth import Growth, growth
+from .machines import with_machine
 from .scaling import beside_failures, growth_table, growth_text, panel_of, places, scaling_chart
 from .statistics import Interval, pool_speed, rows_of
 from .table import Table, numbered
@@ -98,7 +99,8 @@ def speed_growths(rows: pd.DataFrame) -> Growths:
 def speed_growth_tables(run: RunData) -> Iterator[Table]:
     for number, (variant, rows) in enumerate(run["speed"].groupby("variant", sort=False)):
         what = "the time of a call, in decoding of a token,"
-        yield from growth_table(numbered("speed-growth", number), what, speed_growths(rows), variant)
+        tables = growth_table(numbered("speed-growth", number), what, speed_growths(rows), variant)
+        yield from (with_machine(table, str(variant), run.places) for table in tables)
 
 
 # --- Memory ---
@@ -131,7 +133,8 @@ def memory_growth_tables(run: RunData) -> Iterator[Table]:
     """Of the peaks, and of the state."""
     for number, (variant, rows) in enumerate(run["memory"].groupby("variant", sort=False)):
         growths = byte_growths(_peaks(rows), "peak_bytes")
-        yield from growth_table(numbered("memory-growth", number), "peak memory", growths, variant)
+        tables = growth_table(numbered("memory-growth", number), "peak memory", growths, variant)
+        yield from (with_machine(table, str(variant), run.places) for table in tables)
     yield from growth_table("state-growth", "the state", byte_growths(_states(run), "state_bytes"))
 
 

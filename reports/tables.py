@@ -59,6 +59,11 @@ class RunData:
         return found if len(set(found.values())) > 1 else {}
 
     @cached_property
+    def timed(self) -> dict[str, str]:
+        """Case -> the kind of machine, of the cases whose numbers depend on it."""
+        return timed_kinds(self.lines, self.environment, self.sections)
+
+    @cached_property
     def machines(self) -> dict[str, list[ResultLine]]:
         """Name of a machine -> the cases that it ran, of those that say it."""
         found: dict[str, list[ResultLine]] = {}
@@ -123,7 +128,9 @@ def tabulate(
     frames = {name: frame for section in shown for name, frame in section.frames(described).items()}
     frames["models"] = tidy(about.model_rows(lines, layouts), about.MODELS)
     frames["backends"] = tidy(about.backend_rows(lines), about.BACKENDS)
-    frames["failures"] = tidy(about.failure_rows(lines, said), about.FAILURES)
+    more = [*about.recorded("peak_bytes", lines), *about.recorded("machine", lines)]
+    frames["failures"] = tidy(about.failure_rows(lines, said), [*about.FAILURES, *more])
+    frames["attempts"] = tidy(about.attempt_rows(lines, said), about.ATTEMPTS)
     frames["missing"] = tidy(about.missing_rows(plan, lines), about.MISSING)
     return RunData(folder, suite, environment, plan, lines, layouts, shown, frames, places)
 

@@ -48,7 +48,9 @@ class Training(Section):
     order = 10
 
     def frames(self, lines: Lines) -> dict[str, pd.DataFrame]:
-        return {"training": tidy(training_rows(lines), COLUMNS), "curves": tidy(curve_rows(lines), CURVES)}
+        peak = any(line.measure == "training" and line.peak_bytes is not None for line, _ in lines)
+        training = tidy(training_rows(lines), [*COLUMNS, *(["peak_bytes"] if peak else [])])
+        return {"training": training, "curves": tidy(curve_rows(lines), CURVES)}
 
     def findings(self, run: RunData) -> Iterator[Finding]:
         for number, (variant, found) in enumerate(_by_variant(run).items()):
@@ -61,9 +63,9 @@ class Training(Section):
 
     def tables(self, run: RunData) -> Iterator[Table]:
         for number, (variant, found) in enumerate(_by_variant(run).items()):
-            yield _solve_table(numbered("solve", number), variant, found)
+            yield _solve_table(run, numbered("solve", number), variant, found)
         if len(run["training"]):
-            yield _training_table(run["training"])
+            yield _training_table(run)
 
     def numbers(self, run: RunData) -> Iterator[dict[str, Any]]:
         """Tokens to solve by layout: their median over seeds, nan while fewer than half solved, and how many did."""
@@ -194,8 +196,8 @@ def _solve_figure(
     return Figure(numbered("solve", number), title, caption, text, finish(chart, title, subtitle), data)
 
 
-def _solve_table(name: str, variant: str, found: list[Trained]) -> Table:
-    rows = [_solve_row(status.layout, status.short, own) for status, own in found]
+def _solve_table(run: RunData, name: str, variant: str, found: list[Trained]) -> Table:
+    rows = [_solve_row(run, status.layout, status.short, own) for status, own in found]
     bar = formats.listing(list(dict.fromkeys(status.bar for status, _ in found)))
     title = f"Tokens to solve: {bar}{in_brackets(variant)}"
     columns = ["Layout", "Taught", "Median", "Each seed", "Chosen by tuning", "Time of a training"]
@@ -206,13 +208,22 @@ def _solve_table(name: str, variant: str, found: list[Trained]) -> Table:
     return Table(name, title, columns, rows, note)
 
 
-def _solve_row(layout: str, short: str, own: pd.DataFrame) -> list[str]:
+def _solve_row(run: RunData, layout: str, short: str, own: pd.DataFrame) -> list[str]:
     each = [_seed_tokens(r) for r in rows_of(own)]
     reached = own["tokens_to_solve"].astype(float).fillna(float("inf"))
     median = reached.median()
     middle = formats.si(median) if median != float("inf") else NOT_TAUGHT if reached.min() == median else "not reached"
     chosen = formats.listing([text for text in dict.fromkeys(own["chosen"]) if text]) or formats.NOTHING
-    return [layout, short, middle, ", ".join(each), chosen, formats.seconds(own["seconds"].astype(float).median())]
+    return [layout, short, middle, ", ".join(each), chosen, _time(run, own)]
+
+
+def _time(run: RunData, own: pd.DataFrame) -> str:
+    """The median time of a training; where they ran on several kinds of machines, that on each."""
+    taken = own["seconds"].astype(float)
+    if not run.kinds:
+        return formats.seconds(taken.median())
+    by_kind = taken.groupby(own["case"].map(run.kinds), sort=False).median()
+    return "; ".join(f"{formats.seconds(median)} on {kind}" for kind, median in by_kind.items())
 
 
 def _seed_tokens(row: Any) -> str:
@@ -222,7 +233,8 @@ def _seed_tokens(row: Any) -> str:
     return formats.si(row.tokens_to_solve) if solved else f"> {formats.si(row.tokens)}"
 
 
-def _training_table(training: pd.DataFrame) -> Table:
+def _training_table(run: RunData) -> Table:
+    training = run["training"]
     columns = ["Layout", "For", "Seed", "Lengths", "Loads", "Chosen", "Steps", "Tokens", "Time", "First loss"]
     columns += ["Last loss", "Bar"]
     rows = [
@@ -243,6 +255,12 @@ def _training_table(training: pd.DataFrame) -> Table:
         for r in rows_of(training)
     ]
     note = "Losses in nats per scored token. Bar: the accuracy on held-out data at the end, where it passed."
+    if "peak_bytes" in training:
+        columns = [*columns, "Peak memory"]
+        rows = [[*row, formats.bytes_(peak)] for row, peak in zip(rows, training["peak_bytes"])]
+        note += " Peak memory: the most that the processes of a training held together."
+    if run.kinds:
+        columns, rows = [*columns, "Machine"], [[*row, run.kinds[case]] for row, case in zip(rows, training["case"])]
     return Table("training", "What was trained", columns, rows, note, text_columns=2)
 
 
