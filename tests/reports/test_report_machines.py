@@ -35,7 +35,7 @@ def place(line: ResultLine, name: str) -> ResultLine:
 
 
 def timed() -> list[ResultLine]:
-    """Training steps and peaks at three lengths: two layouts on the slow kind, the hostile one on either, by its length."""
+    """Training steps and peaks at three lengths; two layouts on the slow kind, the hostile one on either."""
     found = []
     for line in made_up_lines():
         length = (line.parameters.get("lengths") or [0])[0]
@@ -224,7 +224,7 @@ def test_the_site_keeps_a_mixed_run_apart_from_those_of_one_kind(mixed: Path) ->
 
 def test_a_single_kind_has_no_table_of_machines(make_run: Callable[..., Path]) -> None:
     folder = make_run(lambda line: line.measure == "speed")
-    names = {part for part in json.loads(export(read_run(folder), "json"))["run"]["environment"]}
+    names = json.loads(export(read_run(folder), "json"))["run"]["environment"]
     assert "machines" not in names
     with pytest.raises(ValueError, match="no table 'machines'"):
         export(read_run(folder), "csv", "machines")
