@@ -14,6 +14,7 @@ from ..charts import Figure
 from ..finding import Finding
 from ..heatmaps import heat_figures
 from ..lines import KEYS, Lines, Row, identity, measured, size, tidy
+from ..inference import Tally
 from ..recall import asked
 from ..recall_changes import recall_changes
 from ..recall_figures import recall_figures
@@ -86,11 +87,13 @@ def _depth_rows(lines: Lines) -> Iterator[Row]:
 
 
 def _answer_rows(lines: Lines) -> Iterator[Row]:
-    """One row for every length, load, number of passes and memory of a model; `hits` has a string for each sequence."""
+    """One row for every length, load, number of passes and memory of a model; `hits` is its `Tally`."""
     for _, metrics, known in measured(lines, "recall"):
         chances = {tuple(row.get(k) for k in CELL): row.get("chance", math.nan) for row in metrics["rows"]}
         for answer in metrics["answers"]:
-            yield {**known, **answer, "chance": chances.get(tuple(answer.get(k) for k in CELL), math.nan)}
+            hits = answer["hits"]
+            hits = hits if isinstance(hits, Tally) else Tally.of(hits)
+            yield {**known, **answer, "hits": hits, "chance": chances.get(tuple(answer.get(k) for k in CELL), math.nan)}
 
 
 def _failed_rows(lines: Lines) -> Iterator[Row]:
