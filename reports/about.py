@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from ..benchmarks.runs import ResultLine
+from .result import Result
 from .lines import Row, case_text, layout_line, size
 from .machines import machine_of
 
@@ -18,7 +18,7 @@ ATTEMPTS = ["layout", "measure", "seed", "what", "machine", "why", "seconds", "e
 MISSING = ["layout", "measure", "seed", "expected", "found"]
 
 
-def model_rows(lines: list[ResultLine], layouts: list[str]) -> Iterator[Row]:
+def model_rows(lines: list[Result], layouts: list[str]) -> Iterator[Row]:
     """Sizes of every layout's model; FLOPs of a forward pass at the greatest length where all were counted."""
     flops: dict[int, dict[str, float]] = {}
     for line in lines:
@@ -40,7 +40,7 @@ def model_rows(lines: list[ResultLine], layouts: list[str]) -> Iterator[Row]:
         yield {**model, **counted, **each, "layout": layout, "layout_line": layout_line(own[0])}
 
 
-def backend_rows(lines: list[ResultLine]) -> Iterator[Row]:
+def backend_rows(lines: list[Result]) -> Iterator[Row]:
     seen: dict[tuple[str, str, str, str], set[str]] = {}
     for line in lines:
         for op, names in sorted(line.backends.items()):
@@ -50,7 +50,7 @@ def backend_rows(lines: list[ResultLine]) -> Iterator[Row]:
         yield {"layout": layout, "measure": measure, "op": op, "backends": ", ".join(sorted(found)), "device": device}
 
 
-def failure_rows(lines: list[ResultLine], planned: dict[str, str]) -> Iterator[Row]:
+def failure_rows(lines: list[Result], planned: dict[str, str]) -> Iterator[Row]:
     """planned: what the plan says of a case, by its id; for cases without a mode or a length."""
     for line in lines:
         if line.status != "ok":
@@ -59,7 +59,7 @@ def failure_rows(lines: list[ResultLine], planned: dict[str, str]) -> Iterator[R
             yield {**known, "what": case_text(line) or planned.get(line.case, ""), "error": line.error or "no message"}
 
 
-def attempt_rows(lines: list[ResultLine], planned: dict[str, str]) -> Iterator[Row]:
+def attempt_rows(lines: list[Result], planned: dict[str, str]) -> Iterator[Row]:
     """The attempts at cases that came to nothing since a machine was lost."""
     for line in lines:
         for lost in line.attempts:
@@ -68,12 +68,12 @@ def attempt_rows(lines: list[ResultLine], planned: dict[str, str]) -> Iterator[R
             yield {**known, **{key: lost.get(key) for key in ("machine", "why", "seconds", "ended")}}
 
 
-def recorded(name: str, lines: list[ResultLine]) -> list[str]:
+def recorded(name: str, lines: list[Result]) -> list[str]:
     """The column `name` of failures, if any line has it."""
     return [name] if any(line.status != "ok" and getattr(line, name) is not None for line in lines) else []
 
 
-def missing_rows(plan: dict[str, Any] | None, lines: list[ResultLine]) -> Iterator[Row]:
+def missing_rows(plan: dict[str, Any] | None, lines: list[Result]) -> Iterator[Row]:
     """The planned cases that have no result, counted; a case that failed has one."""
     found = {line.case for line in lines}
     cases = (plan or {}).get("cases", [])

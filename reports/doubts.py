@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..benchmarks.runs import ResultLine, same_data
+from ..benchmarks.runs import same_data
+from .result import Result
 from . import formats
 from .in_turn import InTurn
 from .inference import LEAST_SEEDS
@@ -68,22 +69,22 @@ def doubts(run: RunData) -> list[Doubt]:
 # --- What is known of a case ---
 
 
-def device_of(line: ResultLine) -> str:
+def device_of(line: Result) -> str:
     return str(line.parameters.get("device") or "device not known")
 
 
-def threads_of(line: ResultLine) -> str:
+def threads_of(line: Result) -> str:
     count = line.parameters.get("threads")
     return f"{count} thread{'' if count == 1 else 's'}" if count else "threads not known"
 
 
-def precision_of(line: ResultLine) -> str:
+def precision_of(line: Result) -> str:
     """`bfloat16 with TF32`; nothing where it was not recorded."""
     known = (line.parameters.get("training") or line.parameters).get("precision")
     return f"{known}{' with TF32' if line.parameters.get('tf32') else ''}" if known else ""
 
 
-def corpus_of(line: ResultLine) -> str:
+def corpus_of(line: Result) -> str:
     text = (line.metrics or {}).get("text")
     return str(text.get("sha256") or "") if isinstance(text, dict) else ""
 
@@ -114,7 +115,7 @@ def text_of(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def choices_of(lines: list[ResultLine]) -> set[str]:
+def choices_of(lines: list[Result]) -> set[str]:
     return {choice_text((line.metrics or {}).get("choice")) for line in lines if line.measure == "tuning"} - {""}
 
 
@@ -265,8 +266,8 @@ def _in_turn(run: RunData) -> set[str]:
     return {section.measure for section in run.sections if isinstance(section, InTurn)}
 
 
-def _by_measure(run: RunData) -> dict[str, list[ResultLine]]:
-    found: dict[str, list[ResultLine]] = {}
+def _by_measure(run: RunData) -> dict[str, list[Result]]:
+    found: dict[str, list[Result]] = {}
     for line in run.lines:
         found.setdefault(line.measure, []).append(line)
     return found
@@ -374,7 +375,7 @@ def _rounds(run: RunData) -> Iterator[Doubt]:
             yield Doubt(f"{text}fewest of {min(few)}.", f"as few as {fewest}", frozenset({measure}))
 
 
-def _counted(line: ResultLine) -> Iterator[int]:
+def _counted(line: Result) -> Iterator[int]:
     metrics = line.metrics or {}
     found = [metrics, *(row for row in metrics.get("rows") or [] if isinstance(row, dict))]
     return (own["rounds"] for own in found if isinstance(own.get("rounds"), int))

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..benchmarks.runs import ResultLine, same_data
+from ..benchmarks.runs import same_data
+from .result import Result
 from . import formats
 from .doubts import (
     SHORT,
@@ -26,7 +27,7 @@ from .lines import choice_text
 from .table import Table
 from .tables import RunData
 
-Column = Callable[[str, list[ResultLine]], str]  # what stands in it for a layout and its results
+Column = Callable[[str, list[Result]], str]  # what stands in it for a layout and its results
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     return [(name, text) for name, text in facts if text]
 
 
-def _spread(run: RunData, of: Callable[[ResultLine], str], every: bool = False) -> str:
+def _spread(run: RunData, of: Callable[[Result], str], every: bool = False) -> str:
     """`A (speed); B (recall, memory)`: the values of the measures, in brackets whose they are where they differ.
 
     every: all values of a measure are one text.
@@ -152,7 +153,7 @@ def _table(run: RunData) -> Table | None:
     return Table("layouts", "What was compared", ["Layout", *kept], rows, note, text_columns)
 
 
-def _ran(lines: list[ResultLine]) -> str:
+def _ran(lines: list[Result]) -> str:
     """`attention: sdpa; fwpkm: torch`."""
     found: dict[str, dict[str, None]] = {}
     for line in lines:
@@ -161,7 +162,7 @@ def _ran(lines: list[ResultLine]) -> str:
     return "; ".join(f"{op}: {', '.join(names)}" for op, names in found.items())
 
 
-def _chosen(line: ResultLine) -> str:
+def _chosen(line: Result) -> str:
     """What tuning chose, or the learning rate of the suite."""
     rate = (line.parameters.get("training") or {}).get("learning_rate")
     fixed = f"learning_rate = {rate:g}, not tuned" if isinstance(rate, float) else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..benchmarks.runs import ResultLine
+from .result import Result
 from . import formats
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ class Place:
     kind: str
 
 
-def kind_of(line: ResultLine, environment: Mapping[str, Any]) -> str:
+def kind_of(line: Result, environment: Mapping[str, Any]) -> str:
     """The kind of machine that a case ran on: its own, or where it says nothing, that of the run's environment."""
     own = machine_of(line).get("kind")
     return str(own) if own else kind_in(environment)
 
 
-def machine_of(line: ResultLine) -> Mapping[str, str]:
+def machine_of(line: Result) -> Mapping[str, str]:
     """Name and kind of the machine as the line has them; empty where they were not recorded."""
     return line.machine or {}
 
@@ -49,18 +49,17 @@ def kind_in(environment: Mapping[str, Any]) -> str:
     return ", ".join(str(word) for word in words if word)
 
 
-def is_timed(line: ResultLine, section: Section) -> bool:
+def is_timed(line: Result, section: Section) -> bool:
     """Whether the numbers of a case depend on its machine.
 
     A line that says whether its case ran alone (`exclusive`) decides, else its section. A measure without a section is
     taken to depend on it.
     """
-    said = getattr(line, "exclusive", None)
-    return said if isinstance(said, bool) else section.holds_for != "any machine"
+    return section.holds_for != "any machine" if line.exclusive is None else line.exclusive
 
 
 def timed_kinds(
-    lines: Iterable[ResultLine], environment: Mapping[str, Any], sections: Iterable[Section]
+    lines: Iterable[Result], environment: Mapping[str, Any], sections: Iterable[Section]
 ) -> dict[str, str]:
     """Case -> the kind of machine that it was timed on; nothing for those whose numbers do not depend on it, nor for
     those without numbers of which no machine is known."""

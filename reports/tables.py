@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..benchmarks.runs import ResultLine, Run, RunError
+from ..benchmarks.runs import Run, RunError
+from .result import Result, Slimmer
 from . import about
 from .lines import tidy
 from .machines import Place, kind_of, machine_of, timed_kinds, told_apart
@@ -35,7 +36,7 @@ class RunData:
     suite: dict[str, Any]
     environment: dict[str, Any]
     plan: dict[str, Any] | None
-    lines: list[ResultLine]
+    lines: list[Result]
     layouts: list[str]
     sections: list[Section]
     frames: dict[str, pd.DataFrame]
@@ -64,9 +65,9 @@ class RunData:
         return timed_kinds(self.lines, self.environment, self.sections)
 
     @cached_property
-    def machines(self) -> dict[str, list[ResultLine]]:
+    def machines(self) -> dict[str, list[Result]]:
         """Name of a machine -> the cases that it ran, of those that say it."""
-        found: dict[str, list[ResultLine]] = {}
+        found: dict[str, list[Result]] = {}
         for line in self.lines:
             if name := machine_of(line).get("name"):
                 found.setdefault(str(name), []).append(line)
@@ -85,7 +86,7 @@ class RunData:
 def read_run(folder: str | Path) -> RunData:
     """Read a run folder. Raises `RunError` if there is none, or a line of its results cannot be read."""
     run = Run(folder)
-    suite, lines = run.suite(), run.results()
+    suite, lines = run.suite(), _results(run)
     if not isinstance(suite, dict):
         raise RunError(f"{run.suite_path} is not a suite; copy the suite that was run back to it")
     environment = run.environment() if run.environment_path.is_file() else {}
@@ -101,7 +102,7 @@ def tabulate(
     folder: Path,
     suite: dict[str, Any],
     environment: dict[str, Any],
-    lines: list[ResultLine],
+    lines: list[Result],
     plan: dict[str, Any] | None = None,
     variants: Mapping[str, str] | None = None,
     kinds: Mapping[str, str] | None = None,
@@ -133,6 +134,17 @@ def tabulate(
     frames["attempts"] = tidy(about.attempt_rows(lines, said), about.ATTEMPTS)
     frames["missing"] = tidy(about.missing_rows(plan, lines), about.MISSING)
     return RunData(folder, suite, environment, plan, lines, layouts, shown, frames, places)
+
+
+def _results(run: Run) -> list[Result]:
+    """The results of a run, each made slim as it is read."""
+    slim = Slimmer()
+    try:
+        return [slim(line) for line in run.lines()]
+    except RunError:
+        raise
+    except ValueError as error:
+        raise RunError(f"{run.results_path} holds answers that this version does not know: {error}") from error
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:
