@@ -28,10 +28,11 @@ def model_rows(lines: list[Result], layouts: list[str]) -> Iterator[Row]:
         elif "flops_per_token" in metrics and trained:
             flops.setdefault(trained, {})[line.layout] = metrics["flops_per_token"]
     length = max(flops, key=lambda n: (len(flops[n]), n), default=None)
-    for layout in layouts:
-        own = [line for line in lines if line.layout == layout]
-        if not own:
-            continue
+    by_layout: dict[str, list[Result]] = {}
+    for line in lines:
+        by_layout.setdefault(line.layout, []).append(line)
+    for layout in [layout for layout in layouts if layout in by_layout]:
+        own = by_layout[layout]
         model = dict(own[0].parameters.get("model", {}))
         if model.get("match"):
             model["d_ff"] = None  # the width before matching

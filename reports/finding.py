@@ -57,7 +57,7 @@ class Finding:
 def seeds_statement(seeds: pd.Series) -> str:
     """How many seeds there are, and that fewer than three say nothing of the spread between seeds."""
     numbers = sorted(set(seeds))
-    listed = formats.listing([str(n) for n in numbers])
+    listed = formats.numbers(numbers)
     if len(numbers) >= 3:
         return f"{len(numbers)} seeds ({listed})."
     count = "One seed" if len(numbers) == 1 else f"{len(numbers)} seeds"

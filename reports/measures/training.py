@@ -16,6 +16,7 @@ from ..charts import (
     WIDTH,
     Figure,
     Style,
+    alongside,
     finish,
     in_words,
     round_values,
@@ -38,6 +39,8 @@ COLUMNS += [*COMPILED, "last_loss", "bar", "bar_length", "bar_load", "reached", 
 COLUMNS += ["status", "case"]
 CURVES = [*KEYS, "measure", "step", "loss"]
 _ROW = 26  # pixels of a layout
+MOST_MARKS = 200  # of more trainings the chart has one mark for each layout
+MOST_SEEDS = 12  # that a cell of a table tells one by one
 
 Trained = tuple[Taught, pd.DataFrame]  # a layout with its trainings
 
@@ -159,7 +162,23 @@ def _tokens_to_solve(run: RunData, number: int, variant: str, found: list[Traine
     rows["shown"] = [f"{'' if ok else 'more than '}{formats.si(n)}" for ok, n in zip(solved_here, rows["read"])]
     bar = formats.listing(list(dict.fromkeys(status.bar for status, _ in found)))
     counts = {status.layout: status.short for status, _ in found}
+    if len(rows) > MOST_MARKS:
+        yield _solve_figure(run, _medians(rows), number, variant, bar, counts)
+        return
     yield _solve_figure(run, rows[["layout", "seed", "read", "outcome", "shown"]], number, variant, bar, counts)
+
+
+def _medians(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each layout: median and quartiles over its seeds; those without the bar count as what they read."""
+    medians = []
+    for layout, own in rows.groupby("layout", sort=False):
+        low, middle, high = own["read"].quantile([0.25, 0.5, 0.75])
+        solved_here = int((own["outcome"] == "bar reached").sum())
+        reached = 2 * solved_here > len(own)
+        outcome = "bar reached" if reached else "training ended without the bar"
+        shown = f"{'' if reached else 'more than '}{formats.si(middle)}, median of {len(own)} seeds"
+        medians.append([layout, f"{len(own)} seeds", middle, outcome, shown, low, high])
+    return pd.DataFrame(medians, columns=["layout", "seed", "read", "outcome", "shown", "low", "high"])
 
 
 def _solve_figure(
@@ -167,7 +186,9 @@ def _solve_figure(
 ) -> Figure:
     style = Style(run.layouts, legend=None)
     names = [name for name in run.layouts if name in set(rows["layout"])]
-    low, high = rows["read"].min() / 1.2, rows["read"].max() * 1.1
+    pooled = "low" in rows
+    least, most = (rows["low"], rows["high"]) if pooled else (rows["read"], rows["read"])
+    low, high = least.min() / 1.2, most.max() * 1.1
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
     axis = alt.Axis(labelExpr=COUNT, values=round_values(low, high))
     x = alt.X("read:Q", scale=scale, title="Tokens read in training", axis=axis)
@@ -183,16 +204,25 @@ def _solve_figure(
     marks = point.encode(x=x, y=y, shape=shape, color=style.colour(), opacity=style.opacity(0.85), tooltip=tips)
     said = pd.DataFrame([{"layout": name, "text": counts[name]} for name in names])
     base = alt.Chart(said).mark_text(align="left", dx=10, fontSize=12, color=MUTED)
-    chart = alt.layer(marks, base.encode(x=alt.value(WIDTH), y=y, text="text:N"))
+    quartiles = alt.Chart(rows).mark_rule(strokeWidth=1.5).encode(y=y, color=style.colour(), opacity=style.emphasis)
+    spans = [quartiles.encode(x=alongside(x, "low"), x2="high:Q")] if pooled else []
+    chart = alt.layer(*spans, marks, base.encode(x=alt.value(WIDTH), y=y, text="text:N"))
     chart = chart.properties(width=WIDTH, height=_ROW * len(names))
     title = titled("Tokens to solve", variant)
     caption = (
         "How much each seed had read when it first reached the bar on data that was held out; a triangle is a seed "
     )
     caption += "whose training ended without it."
-    text = "; ".join(f"{r.layout}, seed {r.seed}: {r.shown}" for r in rows_of(rows)) + "."
-    subtitle = f"bar: {bar}; one mark for each seed, further left is sooner"
-    data = in_words(rows, {"layout": "layout", "seed": "seed", "read": "tokens read", "outcome": "outcome"})
+    if pooled:
+        caption = "How much the seeds of a layout had read when they first reached the bar on data that was held out: a "
+        caption += "mark is their median, the bar beside it goes from the first to the third quartile. Seeds that ended "
+        caption += "without the bar count as what they read. Each by itself is in tables/training.csv."
+    text = "; ".join(f"{r.layout}, {'' if pooled else 'seed '}{r.seed}: {r.shown}" for r in rows_of(rows)) + "."
+    each = "median and quartiles over the seeds" if pooled else "one mark for each seed"
+    subtitle = f"bar: {bar}; {each}, further left is sooner"
+    quartile = {"low": "first quartile", "high": "third quartile"} if pooled else {}
+    named = {"layout": "layout", "seed": "seeds" if pooled else "seed", "read": "tokens read", "outcome": "outcome"}
+    data = in_words(rows, {**named, **quartile})
     return Figure(numbered("solve", number), title, caption, text, finish(chart, title, subtitle), data)
 
 
@@ -214,6 +244,9 @@ def _solve_row(run: RunData, layout: str, short: str, own: pd.DataFrame) -> list
     median = reached.median()
     middle = formats.si(median) if median != float("inf") else NOT_TAUGHT if reached.min() == median else "not reached"
     chosen = formats.listing([text for text in dict.fromkeys(own["chosen"]) if text]) or formats.NOTHING
+    if len(each) > MOST_SEEDS:
+        least, most = (formats.si(end) if end != float("inf") else "not reached" for end in reached.quantile([0, 1]))
+        each = [f"{least} to {most}, of {len(own)} seeds"]
     return [layout, short, middle, ", ".join(each), chosen, _time(run, own)]
 
 
