@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from .intervals import ALPHA, DRAWS, LEAST_SEEDS, Floats, accuracy_ends, chance_tail, difference_ends, spread
 
@@ -23,6 +23,7 @@ LEAST_ROUNDS = 5
 FEW_ROUNDS = 10
 MANY = 128  # rounds, above which resamples are not drawn one by one
 
+Rounds = Sequence[float] | Floats
 Kind = Literal["new seeds", "these models", "rounds", "nothing"]
 Verdict = Literal["better", "worse", "cannot tell"]
 Name = TypeVar("Name", bound=Hashable)
@@ -212,7 +213,7 @@ def above_chance(answers_by_layout: Mapping[str, Answers], chance: float) -> dic
     return {layout: p <= ALPHA for layout, p in holm(p_values).items()}
 
 
-def ratio_of_medians(a_rounds: Sequence[float], b_rounds: Sequence[float], paired: bool = True) -> Comparison:
+def ratio_of_medians(a_rounds: Rounds, b_rounds: Rounds, paired: bool = True) -> Comparison:
     """How many times the median of `a` is that of `b` (seconds a round); `a` is "better" if it takes less.
 
     Percentile bootstrap of the rounds, together for both where they were taken in turn (`paired`: round i of one beside
@@ -238,7 +239,7 @@ def ratio_of_medians(a_rounds: Sequence[float], b_rounds: Sequence[float], paire
     if rounds < FEW_ROUNDS:
         z = stats.norm.isf(ALPHA / 2)
         low, high = min(low, centre - z * error), max(high, centre + z * error)
-    p = float(2 * stats.t.sf(abs(centre) / error, rounds - 1)) if error else float(centre == 0)
+    p = float(2 * special.stdtr(rounds - 1, -abs(centre) / error)) if error else float(centre == 0)
     verdict: Verdict = "better" if high < 0 else "worse" if low > 0 else "cannot tell"
     return Comparison(ratio, math.exp(low), math.exp(high), verdict, p, rounds, "rounds")
 
@@ -265,7 +266,7 @@ def drawn_medians(rounds: bytes, others: int = 0) -> Floats:
     return (ordered[(size * lower).astype(int)] + ordered[np.minimum((size * upper).astype(int), size - 1)]) / 2
 
 
-def fastest(rounds_by_layout: Mapping[str, Sequence[float]], paired: bool = True) -> Ranking:
+def fastest(rounds_by_layout: Mapping[str, Rounds], paired: bool = True) -> Ranking:
     """Which layout has the shortest rounds (seconds), and who cannot be told apart from it."""
     values = {layout: -float(np.median(rounds)) for layout, rounds in rounds_by_layout.items()}
     rounds = rounds_by_layout

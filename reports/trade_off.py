@@ -26,6 +26,7 @@ from .finding import common_length
 from .formats import mode_name
 from .labels import beside_points
 from .recall import asked
+from .recall_figures import names_beside
 from .statistics import Interval, pool_speed, rows_of
 from .tables import RunData
 
@@ -107,11 +108,7 @@ def trade_off(run: RunData) -> Iterator[Figure]:
             tooltip=tooltips(("shown", "accuracy [95 %]"), ("speed", "speed [quartiles]"), ("state", "state")),
         ),
     ]
-    for place, row, name in zip(beside_points(points, names, radii, width), table.to_dict("records"), names):
-        label = alt.Chart(pd.DataFrame([{**row, "label": name}])).mark_text(
-            dx=place.dx, dy=place.dy, align=place.align, fontSize=12
-        )
-        layers.append(label.encode(x=x, y=y, text="label:N", color=style.colour(), opacity=style.emphasis))
+    layers += names_beside(table, beside_points(points, names, radii, width), names, style, x, y)
     chart = alt.layer(*layers).properties(width=width, height=height)
     title = "Recall against speed"
     caption = "Bubble: bytes of the state of one sequence. Untaught layouts have none. "

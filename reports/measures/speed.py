@@ -18,7 +18,7 @@ from ..lines import COMPILED, FAILED, KEYS, Lines, Row, failed_rows, measured, s
 from ..machines import ELSEWHERE, elsewhere, not_compared, with_machine
 from ..scaling_figures import speed_figures, speed_growth_tables
 from ..section import Section
-from ..statistics import Interval, pool_speed, rows_of
+from ..statistics import Interval, pool_speed, rounds_of, rows_of
 from ..summary import ran
 from ..table import Table, compiled_note, each, in_brackets, wide
 from ..tables import RunData
@@ -98,9 +98,7 @@ def _fastest(run: RunData, variant: str, mode: str, rows: pd.DataFrame) -> Findi
     own = rows[rows["length"] == length]
     rates = {r.layout: Interval(r.tokens_per_second, r.low, r.high) for r in rows_of(pool_speed(own, ["layout"]))}
     shown = {name: formats.rate_interval(rate) for name, rate in rates.items()}
-    rounds: dict[str, list[float]] = {}
-    for r in rows_of(own):
-        rounds.setdefault(r.layout, []).extend(r.samples or [r.seconds])
+    rounds = {str(layout): rounds_of(timed) for layout, timed in own.groupby("layout", sort=False)}
     ranking = fastest(rounds, paired=False)  # each layout was timed in a process of its own
     best = (ranking.leader, *ranking.tied) if ranking.comparisons else ()
     others = elsewhere(run["speed"][run["speed"]["mode"] == mode], variant, run.places, set(rows["layout"]))
@@ -150,7 +148,7 @@ def _decoding(r: Any) -> str:
 
 def _changed(key: tuple, own: pd.DataFrame, other: pd.DataFrame) -> Change:
     layout, variant, mode, length = key
-    rounds = [[s for r in rows_of(rows) for s in (r.samples or [r.seconds])] for rows in (own, other)]
+    rounds = [rounds_of(rows) for rows in (own, other)]
     shown = [formats.seconds(float(np.median(seconds))) for seconds in rounds]
     return Change(
         measure="speed",
