@@ -6,6 +6,8 @@ What takes long to import is imported by the command that needs it, so that `--h
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points, version
@@ -58,8 +60,10 @@ def build_app() -> typer.Typer:
     app.command("import")(cli_import.import_command)
     for entry in entry_points(group=COMMAND_GROUP):
         try:
-            app.command(entry.name)(entry.load())
-        except Exception as error:  # somebody else's code: whatever it raises must not take the other commands away
+            with contextlib.redirect_stderr(io.StringIO()):  # what it says of its failure is said below, once
+                loaded = entry.load()
+            app.command(entry.name)(loaded)
+        except (Exception, SystemExit) as error:  # somebody else's code must not take the other commands away
             complain(f"the command {entry.name!r} ({entry.value}) could not be loaded: {error}", style="yellow")
     return app
 

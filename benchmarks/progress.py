@@ -35,7 +35,8 @@ def reporter_for(console: Console) -> Reporter:
 
 def complain(message: str, style: str = "red") -> None:
     """Say what is wrong, on stderr."""
-    Console(stderr=True).print(f"[{style}]{escape(message)}[/]", highlight=False, soft_wrap=True)
+    text = "\n".join(map(shown, message.split("\n")))
+    Console(stderr=True).print(f"[{style}]{text}[/]", highlight=False, soft_wrap=True)
 
 
 def shown(text: str) -> str:

@@ -170,8 +170,10 @@ def run_case(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
     from ..mixers.tf32 import tf32
     from ..models import ModelConfig
     from .device import make_current
+    from .plugins import load_quietly
     from .suite import parse_measure
 
+    load_quietly()
     torch.set_num_threads(job["threads"])
     device = torch.device(job["device"])
     make_current(device)

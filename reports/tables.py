@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 
 from ..benchmarks.runs import Run, RunError
-from .result import Result, Slimmer
 from . import about
 from .lines import tidy
 from .machines import Place, kind_of, machine_of, timed_kinds, told_apart
+from .result import Result, Slimmer
 from .section import Section, sections
 from .variants import experiments
 

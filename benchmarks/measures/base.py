@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from typing_extensions import Self
 
 from ...models import ModelConfig
@@ -19,8 +19,6 @@ from ..tasks import Task
 from ..training import Compile
 from .entry import Entry
 from .registry import register
-
-Size = Annotated[int, Field(ge=1)]
 
 
 class CallSeconds(Protocol):

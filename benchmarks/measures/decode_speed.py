@@ -9,11 +9,12 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from ...mixers.limits import Count, Size
 from ...models import ModelConfig
 from ..doing import Progress
 from ..training import Precision
 from .bars import Bar, decoder_ratios
-from .base import CallSeconds, Size, part_of
+from .base import CallSeconds, part_of
 from .contest import Contender, Contest, in_turn_seconds, peaks_in_turn, row, time_in_turn
 from .workload import Workload
 
@@ -30,9 +31,9 @@ class DecodeSpeed(Contest):
 
     measure: Literal["decode_speed"] = "decode_speed"
     lengths: tuple[Size, ...] = Field(default=(512,), min_length=1)
-    batch: int = Field(default=1, ge=1)
-    rounds: int = Field(default=9, ge=3)
-    new_tokens: int = Field(default=128, ge=1)
+    batch: Size = 1
+    rounds: Count = Field(default=9, ge=3)
+    new_tokens: Size = 128
     precision: Precision = "auto"
     bars: tuple[Bar, ...] = ()
 

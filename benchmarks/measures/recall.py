@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
+from ...mixers.limits import Amount, Count, Size
 from ...mixers.memory.fwpkm_inspection import watch_fwpkm
 from ...models import LanguageModel, ModelState
 from ..doing import Doing, Progress
@@ -19,7 +20,7 @@ from ..errors import NotFiniteError
 from ..runs import ResultLine
 from ..tasks import IGNORE, Batch, NeedleTask, RecallTask, Task
 from ..training import autocast
-from .base import CallSeconds, Size, part_of
+from .base import CallSeconds, part_of
 from .entry import Entry, one_decimal
 from .sparse_memories import SparseMemories
 from .trained import Trained
@@ -51,10 +52,10 @@ class Recall(Trained):
     loads: tuple[Size, ...] | None = Field(default=None, min_length=1)
     passes: tuple[Size, ...] = Field(default=(1,), min_length=1)
     memory: tuple[Memory, ...] = Field(default=("fresh",), min_length=1)
-    examples: int = Field(default=64, ge=1)
-    eval_batch: int = Field(default=8, ge=1)
-    chunk_size: int = Field(default=4096, ge=1)
-    recent: int = Field(default=64, ge=0)
+    examples: Count = 64
+    eval_batch: Size = 8
+    chunk_size: Size = 4096
+    recent: Amount = 64
 
     @field_validator("passes")
     @classmethod

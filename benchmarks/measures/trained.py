@@ -15,11 +15,12 @@ from statistics import median
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from torch.nn import functional as F
 from typing_extensions import Self
 
 from ...mixers import check_option, mixer_options
+from ...mixers.limits import Amount, Count, Real, Seed, shown
 from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
 from ..doing import Doing, Progress
 from ..runs import ResultLine
@@ -45,10 +46,10 @@ class Sweep(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    seeds: tuple[int, ...] = Field(default=(1000,), min_length=1)
-    rungs: tuple[float, ...] = Field(default=(0.2,), min_length=1)
-    keep: float = Field(default=0.5, gt=0, lt=1)
-    examples: int = Field(default=16, ge=1)
+    seeds: tuple[Seed, ...] = Field(default=(1000,), min_length=1)
+    rungs: tuple[Real, ...] = Field(default=(0.2,), min_length=1)
+    keep: Real = Field(default=0.5, gt=0, lt=1)
+    examples: Count = 16
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -108,12 +109,23 @@ class Trained(Measure):
     sweep: Sweep | None = None
     trained: str | None = None
 
+    @field_validator("sweep")
+    @classmethod
+    def _check_sweep(cls, sweep: Sweep | None, known: ValidationInfo) -> Sweep | None:
+        """Refuse values that the training cannot have; here, so that the message points at the sweep."""
+        training = known.data.get("training")
+        for name, values in sweep.options.items() if sweep is not None and training is not None else ():
+            for value in values if _mixer(name) is None else ():
+                try:
+                    TrainingSettings.model_validate({**training.model_dump(), name: value})
+                except ValidationError as error:
+                    why = error.errors()[0]["msg"].removeprefix("Value error, ")
+                    raise ValueError(f"{name} cannot be {shown(value)}: {why}") from None
+        return sweep
+
     @model_validator(mode="after")
     def _check_training(self) -> Self:
         self.training.check(self.task)
-        for name, values in self.sweep.options.items() if self.sweep is not None else ():
-            for value in values if _mixer(name) is None else ():
-                TrainingSettings.model_validate({**self.training.model_dump(), name: value})
         return self
 
     def training_case(self, choice: Choice, training: TrainingSettings) -> Training:
@@ -229,8 +241,8 @@ class Tuning(_Trains):
 
     measure: Literal["tuning"] = "tuning"
     choice: Choice = Field(default_factory=dict)
-    rung: int = Field(default=0, ge=0)
-    examples: int = Field(default=16, ge=1)
+    rung: Amount = 0
+    examples: Count = 16
 
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress

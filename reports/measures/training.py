@@ -214,8 +214,12 @@ def _solve_figure(
     )
     caption += "whose training ended without it."
     if pooled:
-        caption = "How much the seeds of a layout had read when they first reached the bar on data that was held out: a "
-        caption += "mark is their median, the bar beside it goes from the first to the third quartile. Seeds that ended "
+        caption = (
+            "How much the seeds of a layout had read when they first reached the bar on data that was held out: a "
+        )
+        caption += (
+            "mark is their median, the bar beside it goes from the first to the third quartile. Seeds that ended "
+        )
         caption += "without the bar count as what they read. Each by itself is in tables/training.csv."
     text = "; ".join(f"{r.layout}, {'' if pooled else 'seed '}{r.seed}: {r.shown}" for r in rows_of(rows)) + "."
     each = "median and quartiles over the seeds" if pooled else "one mark for each seed"
