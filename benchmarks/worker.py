@@ -6,7 +6,6 @@ Nothing here imports torch before a case needs it, so that the runner can be tes
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import math
 import os
@@ -22,10 +21,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from . import guardian
 from .doing import Doing
 from .errors import NotFiniteError
 
-_PR_SET_PDEATHSIG = 1
 _MESSAGE_INTERVAL = 0.25  # seconds between two progress lines
 _TRACEBACK_CHARACTERS = 4000
 
@@ -90,9 +89,9 @@ def serve(
         os.dup2(stderr.descriptor, stream)
     faulthandler.enable()
     _ask_kernel_to_die_with_parent()
+    guardian.adopt_orphans()
     threading.Thread(target=_die_with_runner, args=(connection,), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(job["threads"])
-    connection.send({"parent": os.getppid()})
     channel = Channel(connection)
     outcome = _outcome(run_case, job, channel)
     outcome["backends"] = {op: sorted(names) for op, names in channel.backends.items()}
@@ -181,8 +180,10 @@ def _not_finite(value: Any, path: str = "") -> str | None:
 
 def _ask_kernel_to_die_with_parent() -> None:
     """Die even while native code runs; and where memory runs out, go before the runner does."""
+    guardian.die_with_parent()
+    if guardian.fork_server_pid not in (None, os.getppid()):
+        os._exit(1)  # it died before
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         with contextlib.suppress(OSError):  # some containers forbid it
             Path("/proc/self/oom_score_adj").write_text("1000")
 
