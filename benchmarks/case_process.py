@@ -15,11 +15,10 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import psutil
-
 from . import guardian
 from .doing import Doing
 from .executors.base import Ended, Job, Lost, News
+from .family import Family
 from .machine import MachineLock, this_machine
 from .worker import Inherited, RunCase, run_case, serve
 
@@ -61,10 +60,11 @@ class CaseProcess:
         self._started = time.monotonic()
         self._process = _start(context, arguments)
         theirs.close()
-        self._family = _Family(self._process.pid or 0)
+        self._family = Family(self._process.pid or 0)
         self._server = guardian.fork_server()
         self._said: dict[str, Any] = {}
         self._outcome: dict[str, Any] | None = None
+        self._code: int | None = None
         self._killed: tuple[str, str] | None = None
         self._peak_bytes = 0
         self._looked = 0.0
@@ -77,7 +77,7 @@ class CaseProcess:
     def look(self) -> bool:
         """Hear what it says and keep its limits; whether it is over."""
         self._receive()
-        if self._outcome is not None or not self._process.is_alive():
+        if self._outcome is not None or self._code is not None or not self._process.is_alive():
             self._receive()  # what it said last
             return True
         if self._killed is None:
@@ -103,7 +103,7 @@ class CaseProcess:
 
     def stop(self) -> None:
         """Kill it and all that it started, whatever it is doing."""
-        self._family.kill(self._process.kill)
+        self._family.kill()
         self._process.join()
         guardian.kill_leftovers()
         self._process.close()
@@ -117,6 +117,8 @@ class CaseProcess:
                 if "outcome" in message:
                     self._outcome = message["outcome"]
                     self._peak_bytes = max(self._peak_bytes, message["peak_bytes"])
+                elif "exit_code" in message:
+                    self._code = message["exit_code"]
                 else:
                     self._said = message
 
@@ -132,13 +134,14 @@ class CaseProcess:
             self._killed = "timeout", f"stopped after the suite's time limit of {time_limit:g} s"
         elif memory_limit is not None and held > memory_limit:
             limit = f"the suite's limit is {memory_limit / 1e9:.2f} GB"
-            self._killed = "out_of_memory", f"held {held / 1e9:.2f} GB{self._family.of_how_many()}, {limit}"
+            where = f" in {self._family.size} processes" if self._family.size > 1 else ""
+            self._killed = "out_of_memory", f"held {held / 1e9:.2f} GB{where}, {limit}"
         if self._killed is not None:
-            self._family.kill(self._process.kill)
+            self._family.kill()
 
     def _server_died(self) -> bool:
-        """Whether the fork server went, and took the case with it."""
-        if self._process.exitcode != _NOBODY_KNOWS or self._server is None:
+        """Whether the fork server went: nobody tells any more how the process of the case ends."""
+        if self._code is not None or self._process.exitcode != _NOBODY_KNOWS or self._server is None:
             return False
         guardian.wait_for_end(self._server, _DEATH_SECONDS)
         return not guardian.is_alive(self._server)
@@ -148,7 +151,7 @@ class CaseProcess:
         if self._killed is not None:
             status, error = self._killed
             return {"status": status, "error": error}
-        code = self._process.exitcode or 0
+        code = self._code if self._code is not None else self._process.exitcode or 0
         if code == -signal.SIGKILL:
             held = f"last seen with {self._peak_bytes / 1e9:.2f} GB" if self._peak_bytes else "early"
             error = f"killed by SIGKILL, which the runner did not send: the system ran out of memory ({held})"
@@ -167,52 +170,10 @@ def _start(context: ForkServerContext | SpawnContext, arguments: tuple[Any, ...]
             process.start()
         except (EOFError, ConnectionError):  # the fork server died just now; once it is gone, there will be another
             guardian.wait_for_end(guardian.fork_server(), _DEATH_SECONDS)
+            guardian.kill_leftovers()  # perhaps it had forked already
         else:
             return process
     raise OSError("the process that starts the cases dies again and again; is somebody killing it, or no memory left?")
-
-
-class _Family:
-    """The process of a case and all that it started, as far as they were seen: those too that left its group, or whose
-    parent is gone. What they share counts for each."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._seen: dict[int, psutil.Process] = {}
-        self.resident_bytes = 0
-        with contextlib.suppress(psutil.NoSuchProcess):
-            self._seen[pid] = psutil.Process(pid)
-
-    def look(self) -> None:
-        """See who is there, and what they hold."""
-        for process in list(self._seen.values()):
-            with contextlib.suppress(psutil.Error):
-                if process.ppid() not in self._seen:  # the first one, or its parent is gone
-                    self._seen |= {p.pid: p for p in process.children(recursive=True) if p.pid not in self._seen}
-        self._seen = {pid: p for pid, p in self._seen.items() if p.is_running()}
-        self.resident_bytes = sum(map(_resident_bytes, self._seen.values()))
-
-    def of_how_many(self) -> str:
-        """` in 3 processes` if there are several."""
-        return f" in {len(self._seen)} processes" if len(self._seen) > 1 else ""
-
-    def kill(self, kill_first: Callable[[], None]) -> None:
-        """Kill all of them. kill_first: kills the process of the case, which may not have made its group yet."""
-        with contextlib.suppress(psutil.Error):
-            self.look()
-        kill_first()
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # all gone already
-            os.killpg(self._pid, signal.SIGKILL)
-        for process in self._seen.values():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-
-
-def _resident_bytes(process: psutil.Process) -> int:
-    try:
-        return process.memory_info().rss
-    except psutil.Error:
-        return 0
 
 
 def _task(job: Job) -> dict[str, Any]:

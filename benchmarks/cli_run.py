@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shlex
 import signal
@@ -95,6 +96,8 @@ def run_command(
     others = [Run(folder) for folder in reuse or ()]
     run = Run(out or Path("runs") / f"{settings.name}-{datetime.now():%Y%m%d-%H%M%S}")
     check_folder(run, resolved, place)
+    limits = Limits(jobs or settings.jobs, settings.time_limit_seconds, settings.memory_limit_bytes, attempts=attempts)
+    where = make_executor(executor, limits, place, address, slurm or [])
     if dry_run:
         console.print(_case_table(planner, run))
     if estimate:
@@ -104,7 +107,7 @@ def run_command(
     begun = time.monotonic()
     examined = cli_doctor.before_run(loaded.select(only), place, doctor, console)
     seconds = None if minutes is None else max(0.0, 60 * minutes - (time.monotonic() - begun))
-    limits = Limits(jobs or settings.jobs, settings.time_limit_seconds, settings.memory_limit_bytes, seconds, attempts)
+    limits = dataclasses.replace(limits, run_seconds=seconds)
     options = {
         "--only": only, "--device": device, "--jobs": jobs, "--reuse": reuse, "--scale": scale, "--executor": executor,
         "--address": address, "--slurm": slurm, "--attempts": attempts,
@@ -112,10 +115,9 @@ def run_command(
     again = _again(suite, run, options, watch)
     page = PageWatch(run, console) if watch else None
     reporter = Several(StatusFile(run, again), reporter_for(console), *([page] if page else []))
-    where = make_executor(executor, limits, place, address, slurm or [])
     notes = {"doctor": examined, "plugins_failed": failed_plugins}
     try:
-        with _terminated_like_interrupted():
+        with terminated_like_interrupted():
             results = execute(
                 planner,
                 run,
@@ -154,7 +156,7 @@ def make_executor(name: str, limits: Limits, device: str, address: str | None, s
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM, as schedulers send it, ends a run like Ctrl-C: cases are stopped, results kept."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -33,8 +33,6 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _FORK_SERVER = re.compile(r"from multiprocessing\.forkserver import main; main\((\d+), ")  # begins its command
 _PAUSE_SECONDS, _PATIENCE_SECONDS = 0.002, 10.0
 
-fork_server_pid: int | None = None
-"""In the fork server and all that is forked from it, its process id; elsewhere None."""
 _children_before: frozenset[int] | None = None  # of this process, when it began to adopt others
 
 
@@ -89,7 +87,10 @@ def _is_adopted(child: int) -> bool:
 
 
 def _kill(roots: Callable[[], list[psutil.Process]]) -> None:
-    """Kill these processes and all below them until there are none; what waits for a dead disk is given up."""
+    """Kill these processes and all below them until there are none; what waits for a dead disk is given up.
+
+    Children go before their parents: should this process be killed meanwhile, who watches over them is still there.
+    """
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while living := [one for root in roots() for one in _family(root) if is_alive(one)]:
         for process in living:
@@ -102,7 +103,7 @@ def _kill(roots: Callable[[], list[psutil.Process]]) -> None:
 
 def _family(root: psutil.Process) -> list[psutil.Process]:
     with contextlib.suppress(psutil.Error):
-        return [root, *root.children(recursive=True)]
+        return [*root.children(recursive=True)[::-1], root]
     return [root]
 
 
@@ -125,16 +126,16 @@ def _prctl(option: int, value: int) -> None:
 
 def _guard(listener: int) -> None:
     """Make this process, the fork server, what the head of this file says. listener: the file number of its socket."""
-    global fork_server_pid
-    fork_server_pid, runner = os.getpid(), os.getppid()
+    runner, address = os.getppid(), _address(listener)
 
     def end_with_runner(number: int, frame: FrameType | None) -> None:
-        if os.getppid() != runner:  # not only the thread is gone that started this process
-            sys.exit()
+        if os.getppid() != runner:  # else only the thread is gone that started this process
+            _end_all(address)
+            os._exit(0)
 
     os.setsid()
     adopt_orphans()
-    atexit.register(_end_all, _address(listener))
+    atexit.register(_end_all, address)
     signal.signal(signal.SIGTERM, end_with_runner)
     die_with_parent(signal.SIGTERM)
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -10,7 +10,6 @@ import faulthandler
 import math
 import os
 import resource
-import signal
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from typing import Any
 from . import guardian
 from .doing import Doing
 from .errors import NotFiniteError
+from .family import Family
 
 _MESSAGE_INTERVAL = 0.25  # seconds between two progress lines
 _TRACEBACK_CHARACTERS = 4000
@@ -79,18 +79,32 @@ RunCase = Callable[[dict[str, Any], Channel], dict[str, Any]]
 def serve(
     run_case: RunCase, job: dict[str, Any], connection: Connection, stderr: Inherited, held: list[Inherited]
 ) -> None:
-    """Run one job with `run_case(job, channel)`, and send back metrics or what went wrong; the child's main function.
+    """Run one job with `run_case(job, channel)` in a child, which sends back metrics or what went wrong.
 
+    This process runs nothing that is measured. It is the ancestor of all that the case starts, so that nothing of it
+    stays: when the runner dies, it kills them and itself; when the case is over, it waits until it is killed.
     stderr: where everything that is printed goes. held: locks, of the run and of the machine, which are thereby held
     until the runner and all its cases are gone.
     """
     os.setsid()  # a group of its own: Ctrl-C goes to the runner alone, a kill to all of the case
     for stream in (1, 2):
         os.dup2(stderr.descriptor, stream)
-    faulthandler.enable()
-    _ask_kernel_to_die_with_parent()
     guardian.adopt_orphans()
-    threading.Thread(target=_die_with_runner, args=(connection,), daemon=True).start()
+    child = os.fork()  # before there is any thread
+    if child == 0:
+        _ask_kernel_to_die_with_parent()
+        _serve(run_case, job, connection)
+        os._exit(0)
+    watch = threading.Thread(target=_die_with_runner, args=(connection,), daemon=True)
+    watch.start()
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(OSError):  # the runner is gone: `watch` is at work
+        connection.send({"exit_code": os.waitstatus_to_exitcode(status)})
+    watch.join()
+
+
+def _serve(run_case: RunCase, job: dict[str, Any], connection: Connection) -> None:
+    faulthandler.enable()
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(job["threads"])
     channel = Channel(connection)
     outcome = _outcome(run_case, job, channel)
@@ -181,17 +195,12 @@ def _not_finite(value: Any, path: str = "") -> str | None:
 def _ask_kernel_to_die_with_parent() -> None:
     """Die even while native code runs; and where memory runs out, go before the runner does."""
     guardian.die_with_parent()
-    if guardian.fork_server_pid not in (None, os.getppid()):
-        os._exit(1)  # it died before
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # some containers forbid it
             Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _die_with_runner(connection: Connection) -> None:
-    """Covers what the kernel does not: other systems, the children of this process, a runner that was gone before.
-
-    The runner never sends anything: there is something to read when its end is closed.
-    """
+    """The runner never sends anything: there is something to read when its end is closed."""
     wait([connection])
-    os.killpg(0, signal.SIGKILL)
+    Family(os.getpid()).kill()

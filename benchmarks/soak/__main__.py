@@ -6,6 +6,7 @@ import json
 import platform
 import random
 import shutil
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -45,7 +46,7 @@ def soak_folder(stage: Stage, actions: Sequence[Action], stop_at: int, tally: Ta
         if stage.runner is None:
             stage.runner = stage.start()
         if tally.kills < stop_at:
-            _let_pass(stage)
+            _let_pass(stage, stage.runner)
         else:
             stage.wait_for(stage.runner, {0}, "left in peace")
         if stage.runner.poll() is not None:
@@ -65,10 +66,13 @@ def soak_folder(stage: Stage, actions: Sequence[Action], stop_at: int, tally: Ta
     tally.slowest = max(tally.slowest, stage.slowest)
 
 
-def _let_pass(stage: Stage) -> None:
-    """A random time, a quarter of them so short that the runner has just been started."""
-    early = stage.draw.random() < 0.25
-    time.sleep(stage.draw.uniform(0.0, 0.25) if early else stage.draw.uniform(0.1, 0.9))
+def _let_pass(stage: Stage, runner: subprocess.Popen[bytes]) -> None:
+    """A random time: a quarter of them from now on, in which the runner may just have been started; the others from
+    when cases are at work."""
+    if stage.draw.random() >= 0.25:
+        while not stage.is_working(runner):
+            time.sleep(0.005)
+    time.sleep(stage.draw.uniform(0.0, 0.4))
 
 
 def main(

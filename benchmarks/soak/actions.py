@@ -30,7 +30,7 @@ class Stage:
     """One folder with its runners. place: holds the run's folder and, beside it, all that the soak needs.
 
     runner: the one that is in charge, None if none is. started: those that may be there; starts: how many there were.
-    done: the names of the actions so far. slowest: the most seconds until nothing was left of a run.
+    done: the names of the actions so far. heard: the notes of the journal when a fork server was killed. slowest: the most seconds until nothing was left of a run.
     """
 
     place: Path
@@ -40,6 +40,7 @@ class Stage:
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
     starts: int = 0
     done: list[str] = field(default_factory=list)
+    heard: int = 0
     slowest: float = 0.0
 
     def __post_init__(self) -> None:
@@ -72,6 +73,12 @@ class Stage:
     def begun(self, runner: subprocess.Popen[bytes]) -> bool:
         """Whether it is past its imports."""
         return any(note.pid == runner.pid for note in self.kept.notes() if note.case < 0)
+
+    def is_working(self, runner: subprocess.Popen[bytes]) -> bool:
+        """Whether a case of this runner has noted something, or the runner is gone."""
+        notes = self.kept.notes()
+        first = next((number for number, note in enumerate(notes) if note.pid == runner.pid), len(notes))
+        return len(notes) > first + 1 or runner.poll() is not None
 
     def wait_for(self, runner: subprocess.Popen[bytes], codes: set[int], what: str) -> int:
         """Wait for the end of a runner. Raises `Broken` if its exit code is another one, or if it does not end."""
@@ -140,38 +147,22 @@ def kill_holders(stage: Stage, runner: subprocess.Popen) -> bool:
 
 
 def kill_fork_server(stage: Stage, runner: subprocess.Popen) -> bool:
-    server = processes.fork_server(runner)
-    if server is None:
+    """Seldom if no case was begun since the last time: a runner gives up after some vain attempts."""
+    server, heard = processes.fork_server(runner), len(stage.kept.notes())
+    if server is None or (heard == stage.heard and stage.draw.random() < 0.8):
         return False
+    stage.heard = heard
     signal_all([server], signal.SIGKILL)
     return True
 
 
 def kill_worker(stage: Stage, runner: subprocess.Popen) -> bool:
-    """Its case is said to have run out of memory, and no other is."""
-    found = _choose(stage, workers(runner))
-    if found is None:
-        return False
-    signal_all([found], signal.SIGSTOP)  # so that it is known what it had done
-    case = case_of(stage.kept, found.pid)
-    over = case is not None and any(n.pid == found.pid and n.what == "end" for n in stage.kept.notes())
-    if case is None:
-        stage.kept.unknown += 1
-    else:
-        stage.kept.killed.add(case.id)
-    signal_all([found], signal.SIGKILL)
-    if case is None:
-        return True
-    deadline = time.monotonic() + PROMPT_SECONDS
-    while case.id not in (results := stage.kept.results()):
-        if time.monotonic() > deadline:
-            raise Broken(f"the worker of case {case.seed} was killed, and no result says so")
-        if runner.poll() is not None:
-            raise Broken(f"the runner ended with code {runner.returncode} when a worker was killed")
-        time.sleep(0.01)
-    if not over and results[case.id].status != "out_of_memory":
-        raise Broken(f"case {case.seed} was killed at work and is {results[case.id].status}")
-    return True
+    return _kill_case(stage, runner, lambda worker: [worker])
+
+
+def kill_watcher(stage: Stage, runner: subprocess.Popen) -> bool:
+    """What stands between the fork server and a case: the case goes with it."""
+    return _kill_case(stage, runner, processes.parent)
 
 
 def kill_child(stage: Stage, runner: subprocess.Popen) -> bool:
@@ -198,11 +189,11 @@ def kill_worker_and_runner(stage: Stage, runner: subprocess.Popen) -> bool:
 
 
 def kill_runner_of_stopped(stage: Stage, runner: subprocess.Popen) -> bool:
-    """A stopped worker cannot see that its runner is gone."""
+    """A stopped worker cannot see that its runner is gone, nor can what watches over it if that is stopped as well."""
     found = _choose(stage, workers(runner))
     if found is None:
         return False
-    signal_all([found], signal.SIGSTOP)
+    signal_all([found, *(processes.parent(found) if stage.draw.random() < 0.5 else [])], signal.SIGSTOP)
     return kill_runner(stage, runner)
 
 
@@ -295,6 +286,7 @@ ACTIONS = (
     Action("SIGKILL of every process", "holder", 5, kill_everything),
     Action("SIGKILL of the fork server", "forkserver", 10, kill_fork_server),
     Action("SIGKILL of a worker", "worker", 12, kill_worker),
+    Action("SIGKILL of what watches over a worker", "worker", 5, kill_watcher),
     Action("SIGKILL of a worker, then of the runner", "worker", 4, kill_worker_and_runner),
     Action("SIGKILL of a child of a worker", "worker", 6, kill_child),
     Action("SIGTERM of the runner", "signal", 6, terminate, kills=False),
@@ -306,6 +298,36 @@ ACTIONS = (
     Action("a second runner", "second", 3, start_second, kills=False),
     Action("a second runner while the first is stopped", "second", 3, stop_and_start_second, kills=False),
 )
+
+
+def _kill_case(
+    stage: Stage, runner: subprocess.Popen, choose: Callable[[psutil.Process], list[psutil.Process]]
+) -> bool:
+    """Kill a case by one of its processes: it is said to have run out of memory, and no other is."""
+    worker = _choose(stage, workers(runner))
+    if worker is None:
+        return False
+    signal_all([worker], signal.SIGSTOP)  # so that it is known what it had done
+    case = case_of(stage.kept, worker.pid)
+    over = any(note.pid == worker.pid and note.what == "end" for note in stage.kept.notes())
+    if case is None:
+        stage.kept.unknown += 1
+    else:
+        stage.kept.killed.add(case.id)
+    signal_all(choose(worker), signal.SIGKILL)
+    signal_all([worker], signal.SIGCONT)
+    if case is None:
+        return True
+    deadline = time.monotonic() + PROMPT_SECONDS
+    while case.id not in (results := stage.kept.results()):
+        if time.monotonic() > deadline:
+            raise Broken(f"the worker of case {case.seed} was killed, and no result says so")
+        if runner.poll() is not None:
+            raise Broken(f"the runner ended with code {runner.returncode} when a worker was killed")
+        time.sleep(0.01)
+    if not over and results[case.id].status != "out_of_memory":
+        raise Broken(f"case {case.seed} was killed at work and is {results[case.id].status}")
+    return True
 
 
 def _dead(stage: Stage, runner: subprocess.Popen) -> bool:

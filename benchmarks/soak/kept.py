@@ -129,7 +129,8 @@ class Kept:
     def _strange_files(self) -> list[str]:
         known = {".lock", "suite.yaml", "environment.json", "plan.json", "status.json", "results.jsonl"}
         known |= {f"checkpoints/{case}/state.json" for case in self._cases}
-        files = (p for p in self.run.folder.rglob("*") if not p.is_dir() and not p.name.startswith((".suite", ".env", ".plan", ".status", ".state")))
+        soon = (".suite", ".env", ".plan", ".status", ".state")
+        files = (p for p in self.run.folder.rglob("*") if not p.is_dir() and not p.name.startswith(soon))
         return [name for path in files if (name := path.relative_to(self.run.folder).as_posix()) not in known]
 
     def _check_alone(self) -> None:

@@ -14,6 +14,7 @@ import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
 _FORK_SERVER = "multiprocessing.forkserver"
+_PF_FORKNOEXEC = 0x40  # of a process: it was forked, and has executed no other program since
 
 
 def adopt_orphans() -> None:
@@ -52,13 +53,26 @@ def wait_until_gone(started: Iterable[subprocess.Popen[bytes]], seconds: float) 
 
 def fork_server(runner: subprocess.Popen[bytes]) -> psutil.Process | None:
     """The process that the cases of `runner` are forked from; None if there is none now."""
-    return next((p for p in _children(runner.pid) if _is_fork(p)), None)
+    return next((p for p in _children(runner.pid) if _FORK_SERVER in _command(p) and not _is_forked(p)), None)
+
+
+def watchers(runner: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Those that stand between the fork server and the cases at work, one each."""
+    server = fork_server(runner)
+    return [p for p in _children(server.pid) if _is_forked(p)] if server is not None else []
 
 
 def workers(runner: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The processes of the cases at work."""
-    server = fork_server(runner)
-    return [p for p in _children(server.pid) if _is_fork(p)] if server is not None else []
+    return [p for watcher in watchers(runner) for p in _children(watcher.pid) if _is_forked(p)]
+
+
+def parent(process: psutil.Process) -> list[psutil.Process]:
+    """Its parent; nothing if it is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found = process.parent()
+        return [] if found is None else [found]
+    return []
 
 
 def below(process: psutil.Process) -> list[psutil.Process]:
@@ -96,9 +110,17 @@ def _children(pid: int) -> list[psutil.Process]:
     return []
 
 
-def _is_fork(process: psutil.Process) -> bool:
+def _command(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
-        return any(_FORK_SERVER in word for word in process.cmdline())
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _is_forked(process: psutil.Process) -> bool:
+    """Whether it still runs its parent's program."""
+    with contextlib.suppress(OSError):
+        stat = Path(f"/proc/{process.pid}/stat").read_text()
+        return bool(int(stat.rpartition(")")[2].split()[6]) & _PF_FORKNOEXEC)
     return False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ..cli_run import _terminated_like_interrupted
+from ..cli_run import terminated_like_interrupted
 from ..executors.local import LocalExecutor
 from ..limits import Limits
 from ..progress import StatusFile
@@ -23,7 +23,7 @@ def main(folder: str, seed: str) -> int:
     try:
         write_note(-1, "start")
         executor = LocalExecutor(limits, "cpu", run_case, [run_case.__module__])
-        with _terminated_like_interrupted():
+        with terminated_like_interrupted():
             execute(SoakPlanner(seed), run, SUITE, limits, StatusFile(run, ["soak"]), executor, device="cpu")
     except RunError as error:
         print(error, file=sys.stderr)
