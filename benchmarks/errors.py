@@ -1,5 +1,13 @@
-"""What can go wrong with a case, beyond Python's own exceptions."""
+"""What can go wrong with a case, or with a run's folder, beyond Python's own exceptions."""
 
 
 class NotFiniteError(ArithmeticError):
     """A loss, a gradient or a logit became NaN or infinite."""
+
+
+class RunError(ValueError):
+    """A run folder that cannot be read, or not be written to; the message says what to do."""
+
+
+class StorageError(OSError, RunError):
+    """The file system does not take what is to be written: it is full, or not to be written to."""

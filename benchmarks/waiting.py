@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .case import Case, Plan
+from .known import known, known_results
 from .live import LiveRun
 from .runs import ResultLine, Run, RunLock
 
@@ -16,7 +17,7 @@ Planner = Callable[[Mapping[str, ResultLine]], Plan]
 
 
 class Queue:
-    """What is still to be run, and what is known so far.
+    """What is still to be run, and what is known so far: `results`, by case, see `known`.
 
     planner: makes the plan of the results. store: where what is taken over from other runs (`reuse`) is added.
     With `retry_failed`, results that are not `ok` count for nothing.
@@ -32,11 +33,11 @@ class Queue:
         reuse: Sequence[Run],
     ) -> None:
         self._planner, self._run, self._store, self._live = planner, run, store, live
-        self.results = {r.case: r for r in run.results() if r.status == "ok" or not retry_failed}
+        self.results = {c: r for c, r in known_results(run).items() if r.status == "ok" or not retry_failed}
         self.lost: dict[str, list[dict[str, Any]]] = {}
         self._taken: set[str] = set()
-        others = ((r, other) for other in reuse for r in other.results())
-        self._elsewhere = {r.case: (r, other) for r, other in others if r.status == "ok"}
+        others = ((head, other) for other in reuse for head in other.index().values())
+        self._elsewhere = {head.case: (head, other) for head, other in others if head.status == "ok"}
         self._make_plan()
 
     def begin(self) -> None:
@@ -70,7 +71,7 @@ class Queue:
 
     def finished(self, case: Case, result: ResultLine) -> None:
         """A case has a result, which may add others."""
-        self.results[result.case] = result
+        self.results[result.case] = known(result)
         self._taken.discard(case.id)
         self._live.finished(case, result)
         if case.id in self.plan.waits_for:
@@ -98,13 +99,14 @@ class Queue:
             if case.reusable and case.id in self._elsewhere
         ]:
             for case in found:
-                result, other = self._elsewhere[case.id]
+                head, other = self._elsewhere[case.id]
+                (result,) = other.lines([head])
                 source, target = other.checkpoint_folder(case.id), self._run.checkpoint_folder(case.id)
                 if source.is_dir():
                     shutil.copytree(source, target, dirs_exist_ok=True)
                 adopted = result.model_copy(update={"layout": case.label})
                 self._store.append(adopted)
-                self.results[case.id] = adopted
+                self.results[case.id] = known(adopted)
             self._note_reuse({self._elsewhere[case.id][1].folder for case in found})
             self._make_plan()
 
