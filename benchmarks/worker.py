@@ -6,12 +6,10 @@ Nothing here imports torch before a case needs it, so that the runner can be tes
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import math
 import os
 import resource
-import signal
 import sys
 import threading
 import time
@@ -22,12 +20,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from . import guardian
 from .doing import Doing
 from .errors import NotFiniteError
 from .family import Family
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
 _MESSAGE_INTERVAL = 0.25  # seconds between two progress lines
 _TRACEBACK_CHARACTERS = 4000
 
@@ -92,8 +89,7 @@ def serve(
     os.setsid()  # a group of its own: Ctrl-C goes to the runner alone, a kill to all of the case
     for stream in (1, 2):
         os.dup2(stderr.descriptor, stream)
-    _adopt_orphans()
-    connection.send({"parent": os.getppid()})
+    guardian.adopt_orphans()
     child = os.fork()  # before there is any thread
     if child == 0:
         _ask_kernel_to_die_with_parent()
@@ -200,16 +196,10 @@ def _not_finite(value: Any, path: str = "") -> str | None:
 
 def _ask_kernel_to_die_with_parent() -> None:
     """Die even while native code runs; and where memory runs out, go before the runner does."""
+    guardian.die_with_parent()
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         with contextlib.suppress(OSError):  # some containers forbid it
             Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _adopt_orphans() -> None:
-    """Stay the ancestor of daemons as well."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _die_with_runner(connection: Connection) -> None:
