@@ -28,7 +28,6 @@ Compile = Annotated[Literal[False] | CompileMode, BeforeValidator(_read_compile)
 """`off` (false), or the mode of `torch.compile`: `default` or `max-autotune`."""
 
 EVALUATIONS = 20  # during a training with a bar, unless the bar says otherwise
-SAVES = 10
 
 
 class Bar(Part):
@@ -76,7 +75,8 @@ class TrainingSettings(Part):
     window_dropout: probability of a step in which softmax layers see only the last `dropout_window` tokens (Zhao &
         Jones 2026, arXiv 2601.00671: 0.9 and 512).
     parallel: `ddp` or `fsdp` (FSDP2) for several processes under `torchrun`, each of which reads its part of the rows.
-    save_every: steps between saves that a killed training resumes from; None: a tenth of the steps.
+    save_every: steps between saves that a killed training resumes from; None: by the clock, every ten seconds, or so
+        seldom that saving takes a hundredth of the time.
     log_to: trackers that the training logs to, beside the lines in its folder; see `Log`.
     """
 
@@ -130,11 +130,6 @@ class TrainingSettings(Part):
     def evaluate_every(self) -> int:
         """Steps between evaluations, where there is a bar."""
         return (self.bar and self.bar.every) or max(1, self.steps // EVALUATIONS)
-
-    @property
-    def keep_every(self) -> int:
-        """Steps between saves."""
-        return self.save_every or max(1, self.steps // SAVES)
 
     def bar_at(self, task: Task) -> tuple[int, int | None]:
         """Length and load at which a bar is set; load None for a task without load."""

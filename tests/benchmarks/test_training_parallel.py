@@ -50,7 +50,7 @@ with process_group("cpu") as device:
         try:
             run(stop)
         except Stop:
-            assert (folder / "resume.pt").is_file()
+            assert (folder / "resume-5.safetensors").is_file()
         model, record = run(lambda *_: None)
         assert {{type(p).__name__ for p in model.parameters()}} == {{"Parameter"}}
         assert not model.training
@@ -84,7 +84,7 @@ def test_two_processes_follow_the_curve_of_one_even_when_resumed(tmp_path):
         model = LanguageModel.load(tmp_path / parallel)
         for (name, p), q in zip(one.named_parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(q, p, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
-        assert not (tmp_path / parallel / "resume.pt").exists()
+        assert two["resumed_at"] == [5] and not list((tmp_path / parallel).glob("resume*"))
 
 
 def test_ranks_share_the_rows_of_a_batch():
