@@ -135,8 +135,9 @@ def _probe(case: Case, device: torch.device) -> Probe:
     assert isinstance(measure, Trained | Training | Tuning)
     config = dataclasses.replace(ModelConfig.from_dict(case.model), seed=case.seed)
     model = LanguageModel(config).to(device)
-    # as it is: compiling would take longer than all the steps
-    short = measure.training.shortened(PROBE_STEPS / measure.training.steps).model_copy(update={"compile": False})
+    # as it is: compiling would take longer than all the steps, and so would starting processes
+    alone = measure.training.alone.model_copy(update={"compile": False})
+    short = alone.shortened(PROBE_STEPS / measure.training.steps)
     records = []
     reading = measure_memory(
         lambda: records.append(train(model, measure.task, short, seed=case.seed, device=device)), device

@@ -15,14 +15,17 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import reduction
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .doing import Doing
-from .errors import NotFiniteError
+from .errors import NotFiniteError, RankError
+
+if TYPE_CHECKING:
+    import torch
 
 _PR_SET_PDEATHSIG = 1
 _MESSAGE_INTERVAL = 0.25  # seconds between two progress lines
@@ -49,6 +52,10 @@ class Channel:
             self._connection.send(
                 {"fraction": share, "doing": Doing(str(doing.stage), values), "cuda_bytes": _cuda_bytes()}
             )
+
+    def pass_on(self, message: dict[str, Any]) -> None:
+        """Tell what the channel of another process told."""
+        self._connection.send(message)
 
 
 def _cuda_bytes() -> int | None:
@@ -85,8 +92,7 @@ def serve(run_case: RunCase, job: dict[str, Any], connection: Connection, stderr
     for stream in (1, 2):
         os.dup2(stderr.descriptor, stream)
     faulthandler.enable()
-    _ask_kernel_to_die_with_parent()
-    threading.Thread(target=_die_with_runner, args=(connection,), daemon=True).start()
+    die_with([connection])  # the runner never sends anything: there is something to read when its end is closed
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(job["threads"])
     channel = Channel(connection)
     outcome = _outcome(run_case, job, channel)
@@ -103,11 +109,18 @@ def _outcome(run_case: RunCase, job: dict[str, Any], channel: Channel) -> dict[s
             return {"status": "not_finite", "error": f"the metric {where} is not a finite number"}
         return {"status": "ok", "metrics": metrics}
     except Exception as error:
-        status = classify(error)
-        text = f"{type(error).__name__}: {error}"
-        if status == "crashed":
-            text += "\n" + traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
-        return {"status": status, "error": text}
+        return failure_of(error)
+
+
+def failure_of(error: Exception) -> dict[str, Any]:
+    """Status and error of a case that `error`, which is being handled, ends."""
+    if isinstance(error, RankError):
+        return {"status": error.status, "error": str(error)}
+    status = classify(error)
+    text = f"{type(error).__name__}: {error}"
+    if status == "crashed":
+        text += "\n" + traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
+    return {"status": status, "error": text}
 
 
 # What says that memory ran out where the error has no type of its own: torch's CPU allocator, the CUDA runtime and
@@ -140,18 +153,32 @@ def classify(error: BaseException) -> str:
 
 
 def run_case(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
-    """Run a measure on a model; returns its metrics."""
+    """Run a measure on a model, by as many processes as it takes; returns its metrics."""
+    import torch
+
+    from .device import make_current
+    from .suite import parse_measure
+
+    measure = parse_measure({"measure": job["measure"], **job["parameters"]})
+    if measure.processes > 1:
+        from .ranks import run_ranks
+
+        return run_ranks(job, channel, measure.processes)
+    device = torch.device(job["device"])
+    make_current(device)
+    return measure_on(job, channel, device)
+
+
+def measure_on(job: dict[str, Any], channel: Channel, device: torch.device) -> dict[str, Any]:
+    """Run the measure of a job in this process."""
     import torch
 
     from ..mixers.ops.dispatch import record_backends
     from ..mixers.tf32 import tf32
     from ..models import ModelConfig
-    from .device import make_current
     from .suite import parse_measure
 
     torch.set_num_threads(job["threads"])
-    device = torch.device(job["device"])
-    make_current(device)
     config = ModelConfig.from_dict(job["model"])
     measure = parse_measure({"measure": job["measure"], **job["parameters"]})
     with tf32(job["tf32"]), record_backends() as channel.backends:
@@ -181,10 +208,13 @@ def _ask_kernel_to_die_with_parent() -> None:
             Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _die_with_runner(connection: Connection) -> None:
-    """Covers what the kernel does not: other systems, the children of this process, a runner that was gone before.
+def die_with(others: Sequence[Any]) -> None:
+    """Have this process and its group killed as soon as its parent is gone, or something of `others` can be read."""
+    _ask_kernel_to_die_with_parent()
+    threading.Thread(target=_die_when_ready, args=(others,), daemon=True).start()
 
-    The runner never sends anything: there is something to read when its end is closed.
-    """
-    wait([connection])
+
+def _die_when_ready(others: Sequence[Any]) -> None:
+    """Covers what the kernel does not: other systems, the children of this process, a parent that was gone before."""
+    wait(others)
     os.killpg(0, signal.SIGKILL)

@@ -61,6 +61,11 @@ class Measure(BaseModel):
         return self.model_copy(update=changes)
 
     @property
+    def processes(self) -> int:
+        """How many processes a case of it has, each with a GPU of its own, where it runs on GPUs."""
+        return 1
+
+    @property
     def computes_in(self) -> Precision:
         """The precision that it measures in; of a trained model, that of its training; float32 if it has neither."""
         fields = dict(self)

@@ -153,6 +153,10 @@ class _Trains(Measure):
         self.training.check(self.task)
         return self
 
+    @property
+    def processes(self) -> int:
+        return self.training.processes
+
     def train(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> tuple[LanguageModel, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""One training by several processes, started by `torchrun`: every rank reads its rows of the same batches."""
+"""One training by several processes, of `torchrun` or of a case: every rank reads its rows of the same batches."""
 
 from __future__ import annotations
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from typing_extensions import Self
 
 from ...models import CompileMode
@@ -74,7 +82,8 @@ class TrainingSettings(Part):
     checkpoint_activations: compute the blocks' activations again in the backward pass instead of keeping them.
     window_dropout: probability of a step in which softmax layers see only the last `dropout_window` tokens (Zhao &
         Jones 2026, arXiv 2601.00671: 0.9 and 512).
-    parallel: `ddp` or `fsdp` (FSDP2) for several processes under `torchrun`, each of which reads its part of the rows.
+    parallel: `ddp` or `fsdp` (FSDP2) for several processes, each of which reads its part of the rows. processes: how
+        many a case of a suite starts; `mixerzoo train` leaves it to `torchrun`.
     save_every: steps between saves that a killed training resumes from; None: by the clock, every ten seconds, or so
         seldom that saving takes a hundredth of the time.
     log_to: trackers that the training logs to, beside the lines in its folder; see `Log`.
@@ -100,8 +109,29 @@ class TrainingSettings(Part):
     window_dropout: float = Field(default=0.0, ge=0, le=1)
     dropout_window: int = Field(default=512, ge=1)
     parallel: Parallel = "none"
+    processes: int = Field(default=1, ge=1, le=1024, validate_default=True)
     save_every: int | None = Field(default=None, ge=1)
     log_to: tuple[Tracker, ...] = ()
+
+    @field_validator("processes")
+    @classmethod
+    def _check_processes(cls, processes: int, info: ValidationInfo) -> int:
+        """Here, and not with the rest, so that the message is about this setting."""
+        given = info.data  # without those that are wrong themselves
+        if processes > 1 and given.get("parallel") == "none":
+            raise ValueError("several processes need parallel: ddp or parallel: fsdp")
+        if processes > 1 and {"batch", "length", "curriculum"} <= given.keys():
+            draws = [draw.length for phase in given["curriculum"] for draw in phase.mix]
+            longest = max(draws, default=given["length"])
+            if (rows := max(1, given["batch"] * given["length"] // longest)) < processes:
+                raise ValueError(f"they cannot share a step of {rows} sequences of {longest} tokens; raise batch")
+        return processes
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Trainings by one process do not say so: those of before there was the choice keep their ids."""
+        fields = dump(self)
+        return {name: value for name, value in fields.items() if name != "processes" or value > 1}
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -155,6 +185,11 @@ class TrainingSettings(Part):
         if self.bar is not None:
             _refuse_load(task, self.bar.load, alone=True)
             check_fits(task, *self.bar_at(task))
+
+    @property
+    def alone(self) -> TrainingSettings:
+        """The same training by this process alone."""
+        return self.model_copy(update={"parallel": "none", "processes": 1})
 
     def on(self, device: str) -> TrainingSettings:
         """The same training with its precision decided, where that is left to the device."""
