@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Any
@@ -19,7 +20,8 @@ class Case:
     label: the layout's name in the suite. layout_line: the layout itself. model: the model's configuration as a dict.
     measure: name of the measure. parameters: those of the measure, `measure` itself left out.
     device: `cpu`, `cuda` or `cuda:N`. exclusive: nothing else may run beside it. tf32: whether it may use TF32.
-    reusable: another run's result of the same case serves as well.
+    reusable: another run's result of the same case serves as well. processes: that share the work, each with a GPU of
+    its own on CUDA.
     """
 
     label: str
@@ -32,8 +34,9 @@ class Case:
     exclusive: bool
     tf32: bool = False
     reusable: bool = False
+    processes: int = 1
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """12 hex digits that depend on what the case means, not on its label, its suite, which of several GPUs runs it,
         or what runs beside it."""
@@ -47,6 +50,11 @@ class Case:
         } | ({"tf32": True} if self.tf32 else {})
         canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def checkpoint_id(self) -> str:
+        """The case in whose folder its models are: that which trains the one that this case asks, or itself."""
+        return self.parameters.get("trained") or self.id
 
     @property
     def sizes(self) -> str:
@@ -63,10 +71,15 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run consists of, as far as its results say. final: no result can add a case."""
+    """What a run consists of, as far as its results say. waits_for: ids of cases whose results may add others."""
 
     cases: tuple[Case, ...]
-    final: bool
+    waits_for: frozenset[str] = frozenset()
+
+    @property
+    def final(self) -> bool:
+        """No result can add a case."""
+        return not self.waits_for
 
     def to_json(self) -> dict[str, Any]:
         """For `plan.json`."""

@@ -36,8 +36,7 @@ def collect_environment(
         "machine": machine(),
         **(_cuda(device, tf32) if kind_of(device) == "cuda" else {}),
         "gpus": gpus(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        **software(),
         "source": source(),
     }
 
@@ -62,6 +61,11 @@ def machine() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "os": platform.platform(),
     }
+
+
+def software() -> dict[str, Any]:
+    """Python, and the packages that what is measured depends on."""
+    return {"python": platform.python_version(), "packages": {name: _version(name) for name in PACKAGES}}
 
 
 def usable_cores() -> int:

@@ -20,12 +20,12 @@ from ..models import LanguageModel, ModelConfig
 from .case import Case
 from .device import make_current
 from .environment import usable_cores
+from .limits import Limits
 from .measures import Perplexity, Recall, Training, Tuning
 from .measures.meter import measure_memory
 from .measures.trained import Trained
 from .plan import Planner, everything
 from .precision import autocast
-from .runner import Limits
 from .runs import Run
 from .suite import parse_measure
 from .training import train

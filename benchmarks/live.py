@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import statistics
@@ -11,11 +10,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import psutil
-
 from .case import Case, Plan
-from .doing import Doing
 from .environment import utc_time
+from .executors.base import News
 from .runs import ResultLine
 from .status import CaseAtWork, RunStatus
 
@@ -33,14 +30,21 @@ class TimeLeft:
     def finished(self, case: Case, seconds: float) -> None:
         self._seconds.setdefault(case.measure, []).append(seconds)
 
-    def of(self, pending: Mapping[str, Case]) -> tuple[float | None, bool]:
-        """Seconds that the cases take (None if no case has finished), and whether it is those of some measures only."""
-        ran = sum(sum(seconds) for seconds in self._seconds.values())
+    def of(self, pending: Mapping[tuple[str, bool], int]) -> tuple[float | None, bool]:
+        """Seconds that cases take (None if no case has finished), and whether it is those of some measures only.
+
+        pending: how many there are by measure and whether they are exclusive.
+        """
+        ran = sum(map(sum, self._seconds.values()))
         side_by_side = max(1.0, ran / max(1e-9, time.monotonic() - self._begun))
-        known = [case for case in pending.values() if case.measure in self._seconds]
         means = {measure: statistics.fmean(seconds) for measure, seconds in self._seconds.items()}
-        left = sum(means[case.measure] / (1.0 if case.exclusive else side_by_side) for case in known)
-        return (left if means else None), len(known) < len(pending)
+        left = sum(
+            count * means[measure] / (1.0 if exclusive else side_by_side)
+            for (measure, exclusive), count in pending.items()
+            if measure in means
+        )
+        unknown = any(count and measure not in means for (measure, _), count in pending.items())
+        return (left if means else None), unknown
 
 
 @dataclass
@@ -48,13 +52,9 @@ class _Work:
     """What is known of a case at work; times are of `time.monotonic`."""
 
     case: Case
-    pid: int
     started: float
-    doing: Doing = field(default_factory=lambda: Doing("start"))
-    fraction: float = 0.0
-    heard: list[tuple[float, float]] = field(default_factory=list)  # time and fraction of the first news and the last
-    resident_bytes: int = 0
-    cuda_bytes: int | None = None
+    news: News
+    heard: list[tuple[float, float]] = field(default_factory=list)  # time and fraction of the first rise and the last
 
     def seconds_left(self) -> float | None:
         """From the rise of the fraction since the first news: what came before, or was resumed, is no guide. None if it
@@ -76,36 +76,36 @@ class LiveRun:
         self.cases = 0
         self.done: Counter[str] = Counter()
         self.more_may_follow = True
-        self._pending: dict[str, Case] = {}
+        self._pending: Counter[tuple[str, bool]] = Counter()
         self._work: dict[str, _Work] = {}
         self._left = TimeLeft()
-        self._looked = -1e9
 
     def update(self, plan: Plan, results: Mapping[str, ResultLine]) -> None:
         """Take over the cases that are known now, and which of them have a result."""
         self.cases, self.more_may_follow = len(plan.cases), not plan.final
         self.done = Counter(results[case.id].status for case in plan.cases if case.id in results)
-        self._pending = {case.id: case for case in plan.cases if case.id not in results}
+        self._pending = Counter((case.measure, case.exclusive) for case in plan.cases if case.id not in results)
 
-    def start(self, case: Case, pid: int) -> None:
-        self._work[case.id] = _Work(case, pid, time.monotonic())
+    def start(self, case: Case) -> None:
+        """A case is given to the executor."""
+        self._work[case.id] = _Work(case, time.monotonic(), News(case.id))
 
-    def hear(self, case: Case, fraction: float, doing: Doing, cuda_bytes: int | None) -> None:
+    def hear(self, news: News) -> None:
         """A case at work has said something."""
-        work, news = self._work[case.id], (time.monotonic(), fraction)
-        work.fraction, work.doing, work.cuda_bytes = fraction, doing, cuda_bytes
-        work.heard = [*work.heard[:1], news]
+        work = self._work[news.case]
+        if news.fraction > 0 and news.fraction != work.news.fraction:
+            work.heard = [*work.heard[:1], (time.monotonic(), news.fraction)]
+        work.news = news
 
-    def finish(self, case: Case, seconds: float) -> None:
+    def leave(self, case: Case) -> None:
+        """A case is at work no more."""
         del self._work[case.id]
-        self._left.finished(case, seconds)
 
-    def look(self) -> None:
-        """Read the memory of the cases at work, unless that was done a moment ago."""
-        if time.monotonic() - self._looked >= max(1.0, self.pause):
-            for work in self._work.values():
-                work.resident_bytes = _resident_bytes(work.pid)
-            self._looked = time.monotonic()
+    def finished(self, case: Case, result: ResultLine) -> None:
+        """A case has a result."""
+        self.done[result.status] += 1
+        self._pending[case.measure, case.exclusive] -= 1
+        self._left.finished(case, result.seconds)
 
     @property
     def at_work(self) -> set[str]:
@@ -131,7 +131,7 @@ class LiveRun:
             started=self.started,
             updated=utc_time(),
             done=dict(self.done),
-            to_do=len(self._pending),
+            to_do=self._pending.total(),
             more_may_follow=self.more_may_follow,
             seconds_left=seconds_left,
             at_least=at_least,
@@ -202,7 +202,7 @@ class Several(Reporter):
 
 
 def _at_work(work: _Work) -> CaseAtWork:
-    case = work.case
+    case, news = work.case, work.news
     return CaseAtWork(
         case=case.id,
         title=case.title,
@@ -210,22 +210,11 @@ def _at_work(work: _Work) -> CaseAtWork:
         measure=case.measure,
         seed=case.seed,
         exclusive=case.exclusive,
-        stage=work.doing.stage,
-        values=dict(work.doing.values),
-        fraction=work.fraction,
+        stage=news.doing.stage,
+        values=dict(news.doing.values),
+        fraction=news.fraction,
         seconds=time.monotonic() - work.started,
         seconds_left=work.seconds_left(),
-        resident_bytes=work.resident_bytes,
-        cuda_bytes=work.cuda_bytes,
+        resident_bytes=news.resident_bytes,
+        cuda_bytes=news.cuda_bytes,
     )
-
-
-def _resident_bytes(pid: int) -> int:
-    """Of a process and all that it started; what they share counts for each."""
-    total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        for one in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                total += one.memory_info().rss
-    return total

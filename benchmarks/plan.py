@@ -29,9 +29,9 @@ class Planner:
 
     def __call__(self, results: Mapping[str, ResultLine]) -> Plan:
         """The plan, given results by case. Entries whose sizes overlap share the cases that they have in common."""
-        self._results, self._final = results, True
+        self._results, self._waits_for = results, set[str]()
         cases = {case.id: case for entry in self.suite.entries for case in self._entry(entry)}
-        return Plan(tuple(cases.values()), self._final)
+        return Plan(tuple(cases.values()), frozenset(self._waits_for))
 
     def _entry(self, entry: Entry) -> Iterator[Case]:
         for label in entry.labels:
@@ -64,7 +64,11 @@ class Planner:
         name = parameters.pop("measure")
         line = self.suite.layouts[label]
         tf32 = allows_tf32(self.suite.settings.tf32, measure.computes_in, self.device)
-        how = {"exclusive": measure.exclusive, "reusable": measure.reusable}
+        how: dict[str, Any] = {
+            "exclusive": measure.exclusive,
+            "reusable": measure.reusable,
+            "processes": measure.processes,
+        }
         return Case(label, line, model, name, parameters, seed, self.device, tf32=tf32, **how)
 
     def _model(self, label: str, seed: int) -> dict[str, Any]:
@@ -77,7 +81,8 @@ class Planner:
     def _result(self, case: Case) -> ResultLine | None:
         """The result of `case`; without one, the plan may still grow."""
         result = self._results.get(case.id)
-        self._final = self._final and result is not None
+        if result is None:
+            self._waits_for.add(case.id)
         return result
 
 

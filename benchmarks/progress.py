@@ -28,6 +28,11 @@ def reporter_for(console: Console) -> Reporter:
     return TableReporter(console) if console.is_terminal else LineReporter(console)
 
 
+def complain(message: str, style: str = "red") -> None:
+    """Say what is wrong, on stderr."""
+    Console(stderr=True).print(f"[{style}]{escape(message)}[/]", highlight=False, soft_wrap=True)
+
+
 def shown(text: str) -> str:
     """Text from a run as rich markup: it stays text, and moves no cursor."""
     return escape("".join(character if character.isprintable() else "�" for character in text))

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from .errors import RankError
 from .training.distributed import process_group
-from .worker import Channel, die_with, failure_of, measure_on
+from .worker import Channel, ask_kernel_to_die_with_parent, failure_of, measure_on
 
 # A rank that is gone takes the connections of the others with it. Their errors must not be taken for the first one: it
 # is given time to be seen, and those who only report a lost connection wait for it much longer.
@@ -147,9 +147,8 @@ def _stderr_tail() -> str:
 def _run_rank(job: dict[str, Any], connections: Sequence[Connection]) -> tuple[dict[str, Any], dict[str, set[str]]]:
     """What a rank runs: the case, as if it were alone, but for its part of every batch."""
     faulthandler.enable()
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    die_with([parent.sentinel])
+    ask_kernel_to_die_with_parent()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     rank = int(os.environ["RANK"])
     channel = Channel(connections[rank])
     if rank > 0:
@@ -163,6 +162,14 @@ def _run_rank(job: dict[str, Any], connections: Sequence[Connection]) -> tuple[d
     except Exception as error:
         _fail(error, rank, connections[rank])
     raise AssertionError("a rank that fails has gone")
+
+
+def _die_with_parent() -> None:
+    """Where the kernel does not do it, and where the parent was gone before it was asked."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _fail(error: Exception, rank: int, connection: Connection) -> None:

@@ -36,6 +36,9 @@ class ResultLine(BaseModel):
         `tf32` (whether CUDA might compute float32 in TF32; missing where it was not recorded).
     backends: op -> names of the implementations that ran. seconds: wall-clock time of the whole case.
     ended: when the case was over, ISO 8601 in UTC; None where that was not recorded.
+    machine: `name` and `kind` of where it ran (see `Machine`); None where that was not recorded, or is not known.
+    attempts: those before that came to nothing because a machine was lost: `machine`, `ended`, `seconds` and `why`.
+    peak_bytes: the most resident memory that its processes held together; None where that was not recorded.
     metrics: what the measure returned, None unless status is `ok`. error: what went wrong, None if nothing did.
     """
 
@@ -51,6 +54,9 @@ class ResultLine(BaseModel):
     backends: dict[str, list[str]] = Field(default_factory=dict)
     seconds: float
     ended: str | None = None
+    machine: dict[str, str] | None = None
+    attempts: list[dict[str, Any]] = Field(default_factory=list)
+    peak_bytes: int | None = None
     metrics: dict[str, Any] | None = None
     error: str | None = None
 

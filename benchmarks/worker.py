@@ -10,6 +10,7 @@ import ctypes
 import faulthandler
 import math
 import os
+import resource
 import signal
 import sys
 import threading
@@ -23,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from .doing import Doing
 from .errors import NotFiniteError, RankError
+from .family import Family
 
 if TYPE_CHECKING:
     import torch
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _MESSAGE_INTERVAL = 0.25  # seconds between two progress lines
 _TRACEBACK_CHARACTERS = 4000
 
@@ -83,22 +86,43 @@ def _inherit(duplicate: Any) -> Inherited:
 RunCase = Callable[[dict[str, Any], Channel], dict[str, Any]]
 
 
-def serve(run_case: RunCase, job: dict[str, Any], connection: Connection, stderr: Inherited, lock: Inherited) -> None:
-    """Run one job with `run_case(job, channel)`, and send back metrics or what went wrong; the child's main function.
+def serve(
+    run_case: RunCase, job: dict[str, Any], connection: Connection, stderr: Inherited, held: list[Inherited]
+) -> None:
+    """Run one job with `run_case(job, channel)` in a child, which sends back metrics or what went wrong.
 
-    stderr: where everything that is printed goes. lock: of the run, held until the runner and all its cases are gone.
+    This process runs nothing that is measured. It is the ancestor of all that the case starts, so that nothing of it
+    stays: when the runner dies, it kills them and itself; when the case is over, it waits until it is killed.
+    stderr: where everything that is printed goes. held: locks, of the run and of the machine, which are thereby held
+    until the runner and all its cases are gone.
     """
     os.setsid()  # a group of its own: Ctrl-C goes to the runner alone, a kill to all of the case
     for stream in (1, 2):
         os.dup2(stderr.descriptor, stream)
+    _adopt_orphans()
+    connection.send({"parent": os.getppid()})
+    child = os.fork()  # before there is any thread
+    if child == 0:
+        ask_kernel_to_die_with_parent()
+        _serve(run_case, job, connection)
+        os._exit(0)
+    watch = threading.Thread(target=_die_with_runner, args=(connection,), daemon=True)
+    watch.start()
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(OSError):  # the runner is gone: `watch` is at work
+        connection.send({"exit_code": os.waitstatus_to_exitcode(status)})
+    watch.join()
+
+
+def _serve(run_case: RunCase, job: dict[str, Any], connection: Connection) -> None:
     faulthandler.enable()
-    die_with([connection])  # the runner never sends anything: there is something to read when its end is closed
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(job["threads"])
     channel = Channel(connection)
     outcome = _outcome(run_case, job, channel)
     outcome["backends"] = {op: sorted(names) for op, names in channel.backends.items()}
     sys.stdout.flush()
-    connection.send({"outcome": outcome})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    connection.send({"outcome": outcome, "peak_bytes": peak})
 
 
 def _outcome(run_case: RunCase, job: dict[str, Any], channel: Channel) -> dict[str, Any]:
@@ -200,7 +224,7 @@ def _not_finite(value: Any, path: str = "") -> str | None:
     return next((where for where in found if where is not None), None)
 
 
-def _ask_kernel_to_die_with_parent() -> None:
+def ask_kernel_to_die_with_parent() -> None:
     """Die even while native code runs; and where memory runs out, go before the runner does."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -208,13 +232,13 @@ def _ask_kernel_to_die_with_parent() -> None:
             Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def die_with(others: Sequence[Any]) -> None:
-    """Have this process and its group killed as soon as its parent is gone, or something of `others` can be read."""
-    _ask_kernel_to_die_with_parent()
-    threading.Thread(target=_die_when_ready, args=(others,), daemon=True).start()
+def _adopt_orphans() -> None:
+    """Stay the ancestor of daemons as well."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _die_when_ready(others: Sequence[Any]) -> None:
-    """Covers what the kernel does not: other systems, the children of this process, a parent that was gone before."""
-    wait(others)
-    os.killpg(0, signal.SIGKILL)
+def _die_with_runner(connection: Connection) -> None:
+    """The runner never sends anything: there is something to read when its end is closed."""
+    wait([connection])
+    Family(os.getpid()).kill()

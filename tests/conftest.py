@@ -16,6 +16,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
 # what was proven on this machine must not decide what is tested
 os.environ["MIXERZOO_CACHE"] = tempfile.mkdtemp(prefix="mixerzoo-tests-")
+# tests that run beside each other must not wait for the machine
+os.environ["MIXERZOO_LOCKS"] = tempfile.mkdtemp(prefix="mixerzoo-locks-")
 
 # A package that brings a measure in one file; the other things that it announces do not load.
 PLUGIN = """

@@ -61,16 +61,16 @@ class Measure(BaseModel):
         return self.model_copy(update=changes)
 
     @property
-    def processes(self) -> int:
-        """How many processes a case of it has, each with a GPU of its own, where it runs on GPUs."""
-        return 1
-
-    @property
     def computes_in(self) -> Precision:
         """The precision that it measures in; of a trained model, that of its training; float32 if it has neither."""
         fields = dict(self)
         of_training = fields["training"].precision if "training" in fields else "float32"
         return fields.get("precision", of_training)
+
+    @property
+    def processes(self) -> int:
+        """How many processes share the work of a case, each with a GPU of its own on CUDA."""
+        return 1
 
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress

@@ -14,7 +14,9 @@ from mixerzoo.benchmarks.case import Case, Plan
 from mixerzoo.benchmarks.doing import Doing
 from mixerzoo.benchmarks.live import Several
 from mixerzoo.benchmarks.progress import StatusFile, reporter_for
-from mixerzoo.benchmarks.runner import Limits, execute
+from mixerzoo.benchmarks.executors.local import LocalExecutor
+from mixerzoo.benchmarks.limits import Limits
+from mixerzoo.benchmarks.runner import execute
 from mixerzoo.benchmarks.runs import Run
 from mixerzoo.benchmarks.watch import PageWatch
 from rich.console import Console
@@ -39,14 +41,15 @@ if __name__ == "__main__":
     plan = Plan(tuple(
         Case(c.pop("label", "lin"), "line", {}, c.pop("measure", "fake"), c, seed, "cpu", c.pop("exclusive", False))
         for seed, c in enumerate(cases)
-    ), final=True)
+    ))
     run, console = Run(folder), Console(width=80)
     reporters = [StatusFile(run, ["mixerzoo", "run", "a suite", "--out", folder]), reporter_for(console)]
     if watch:
         PageWatch.pause_seconds = PageWatch.pause_times = 0.0
         reporters.append(PageWatch(run, console, watch))
-    execute(lambda _: plan, run, {"name": "fake"}, Limits(jobs=jobs), Several(*reporters), device="cpu",
-            run_case=run_case, preloaded=[])
+    limits = Limits(jobs=jobs)
+    executor = LocalExecutor(limits, "cpu", run_case, preloaded=[])
+    execute(lambda _: plan, run, {"name": "fake"}, limits, Several(*reporters), executor, device="cpu")
 """
 
 

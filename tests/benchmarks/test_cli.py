@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import json
+import os
 import re
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import time
 
 import pytest
-from mixerzoo.benchmarks import cli
+from mixerzoo.benchmarks import cli, cli_run
 from mixerzoo.benchmarks.case import Case
 from mixerzoo.benchmarks.runs import ResultLine, Run
 from mixerzoo.benchmarks.status import read_status
@@ -303,3 +304,23 @@ def test_summary_tables_put_layouts_by_sizes():
     failures = failure_table(results)
     assert failures is not None and list(failures.columns[5].cells) == [r"ValueError: \[bold]no\[/]"]
     assert failure_table(results[:1]) is None
+
+
+def test_a_run_that_is_terminated_ends_like_one_that_is_interrupted():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), cli_run.terminated_like_interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--address", "auto"], "give --executor ray"),
+        (["--slurm", "partition=gpu"], "give --executor slurm"),
+    ],
+)
+def test_options_of_another_executor_are_refused(mixerzoo, tmp_path, options, said):
+    code, _, err = mixerzoo("run", "smoke", "--out", tmp_path / "run", "--no-estimate", *options)
+    assert code == 2 and said in err and not (tmp_path / "run").exists()

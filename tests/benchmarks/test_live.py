@@ -18,6 +18,7 @@ import pytest
 from mixerzoo.benchmarks import cli, live, overview
 from mixerzoo.benchmarks.case import Case, Plan
 from mixerzoo.benchmarks.doing import Doing
+from mixerzoo.benchmarks.executors.base import News
 from mixerzoo.benchmarks.live import LiveRun, TimeLeft
 from mixerzoo.benchmarks.progress import LineReporter, StatusFile, TableReporter, reporter_for, work_table
 from mixerzoo.benchmarks.runs import ResultLine, Run
@@ -42,9 +43,9 @@ def result(of: Case, status="ok", seconds=1.0, error=None) -> ResultLine:
     )  # fmt: skip
 
 
-def live_run(*cases: Case, done=(), final=True) -> LiveRun:
+def live_run(*cases: Case, done=()) -> LiveRun:
     run = LiveRun()
-    run.update(Plan(tuple(cases), final), {r.case: r for r in done})
+    run.update(Plan(tuple(cases)), {r.case: r for r in done})
     return run
 
 
@@ -130,13 +131,12 @@ def test_a_terminal_gets_a_table_and_a_file_one_line_a_case(monkeypatch):
         assert isinstance(reporter, TableReporter if terminal else LineReporter)
         run = live_run(first, second)
         reporter.begin(run)
-        run.start(first, os.getpid())
-        run.hear(first, 0.5, Doing("half way", {"loss": 1.0}), None)
-        run.look()
+        run.start(first)
+        run.hear(News(first.id, 0.5, Doing("half way", {"loss": 1.0})))
         reporter.look()
-        run.finish(first, 1.0)
+        run.leave(first)
         failed = result(first, "invalid", error="ValueError: [bold]no[/]\nmore")
-        run.update(Plan((first, second), True), {first.id: failed})
+        run.finished(first, failed)
         reporter.finished(first, failed)
         reporter.end()
         text = screen.file.getvalue()
@@ -153,8 +153,8 @@ def test_a_long_case_gets_a_line_a_minute_where_there_is_no_terminal():
     screen, slow = console(False), case()
     reporter, run = LineReporter(screen), live_run(slow)
     reporter.begin(run)
-    run.start(slow, os.getpid())
-    run.hear(slow, 0.25, Doing("round 1"), None)
+    run.start(slow)
+    run.hear(News(slow.id, 0.25, Doing("round 1")))
     for seconds in (59, 61, 62, 121, 122):
         run._work[slow.id].started = time.monotonic() - seconds
         reporter._pace._last = -1e9
@@ -168,29 +168,25 @@ def test_drawing_and_writing_keep_their_distance_most_beside_a_timed_case(monkey
     for exclusive, expected in ((False, 20), (True, 5)):
         work = case(exclusive=exclusive)
         run = live_run(work)
-        run.start(work, os.getpid())
+        run.start(work)
         pace = live.Pace(run)
         due = 0
         for _ in range(100):
             due += pace.due()
             clock[0] += 0.1
         assert due == pytest.approx(expected, abs=1)
-        run.finish(work, 1.0)
+        run.leave(work)
         assert pace.due() and not pace.due()  # another case, or none: at once
 
 
-def test_time_left_counts_each_measure_by_its_own(monkeypatch):
-    cases = {c.id: c for c in [case(seed) for seed in range(3)]}
-    quick = {c.id: c for c in [case(seed, measure="speed", exclusive=True) for seed in range(100)]}
-    left = TimeLeft()
-    assert left.of(cases) == (None, True)
+def test_time_left_counts_each_measure_by_its_own():
+    left, quick = TimeLeft(), {("speed", True): 100}
+    assert left.of({("recall", False): 3}) == (None, True)
     left._begun -= 200.0
-    slow, *others = cases.values()
-    left.finished(slow, 200.0)
-    pending = {c.id: c for c in others}
-    assert left.of({**pending, **quick}) == (pytest.approx(400.0), True)  # nothing is known of speed
-    left.finished(next(iter(quick.values())), 1.0)
-    seconds, at_least = left.of({**pending, **quick})
+    left.finished(case(), 200.0)
+    assert left.of({("recall", False): 2, **quick}) == (pytest.approx(400.0), True)  # nothing is known of speed
+    left.finished(case(measure="speed", exclusive=True), 1.0)
+    seconds, at_least = left.of({("recall", False): 2, **quick, ("another", False): 0})
     assert seconds == pytest.approx(500.0, rel=0.01) and not at_least
 
 
@@ -199,40 +195,22 @@ def test_time_left_of_a_case_is_guessed_from_its_own_rise(monkeypatch):
     monkeypatch.setattr(live.time, "monotonic", lambda: clock[0])
     work = case()
     run = live_run(work)
-    run.start(work, os.getpid())
+    run.start(work)
 
     def left():
         return run.status().at_work[0].seconds_left
 
     assert left() is None
     clock[0] += 30.0  # until it begins
-    run.hear(work, 0.5, Doing("resumed"), None)
+    run.hear(News(work.id, 0.5, Doing("resumed")))
     assert left() is None
     clock[0] += 10.0
-    run.hear(work, 0.6, Doing("on"), None)
+    run.hear(News(work.id, 0.6, Doing("on")))
     assert left() == pytest.approx(40.0)
     clock[0] += 15.0
     assert left() == pytest.approx(25.0) and run.status().at_work[0].seconds == pytest.approx(55.0)
     clock[0] += 30.0
     assert left() is None  # overdue
-
-
-def test_memory_is_that_of_all_processes_of_a_case():
-    child = "b = bytearray(60_000_000); print('ready', flush=True); input()"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    process = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout.readline() == b"ready\n"
-        work = case()
-        run = live_run(work)
-        run.start(work, process.pid)
-        run.look()
-        assert run.status().at_work[0].resident_bytes > 60_000_000
-    finally:
-        process.communicate(b"\n")
-    run._looked = -1e9
-    run.look()
-    assert run.status().at_work[0].resident_bytes == 0
 
 
 def test_status_of_a_run_at_work_killed_and_ended(tmp_path, mixerzoo):
@@ -298,7 +276,7 @@ def test_status_of_what_is_no_run_or_damaged_is_a_mistake_with_a_message(tmp_pat
     run.write_suite({"name": "x"})
     code, out, _ = mixerzoo("status", run.folder)
     assert code == 0 and "it kept no plan" in out
-    run.write_plan(Plan((case(),), True).to_json())
+    run.write_plan(Plan((case(),)).to_json())
     code, out, _ = mixerzoo("status", run.folder)
     assert code == overview.UNFINISHED and f"go on with: mixerzoo run SUITE --out {run.folder}" in out
     for name in ("plan.json", "status.json"):
@@ -311,7 +289,7 @@ def test_status_of_what_is_no_run_or_damaged_is_a_mistake_with_a_message(tmp_pat
 def test_a_command_from_a_status_file_stays_words(tmp_path, mixerzoo):
     run, reporter = Run(tmp_path / "run"), None
     run.write_suite({"name": "x"})
-    run.write_plan(Plan((case(),), True).to_json())
+    run.write_plan(Plan((case(),)).to_json())
     for again, said in (
         (["mixerzoo", "run", "x; rm -rf ~"], "mixerzoo run 'x; rm -rf ~'"),
         (["rm"], "run SUITE --out"),
@@ -405,9 +383,9 @@ def test_rebuilds_keep_their_distance_and_a_failing_one_is_said_once(tmp_path, m
     assert rebuilds(1.0) == 1 and rebuilds(2.0) == 1
     watch.finished(work, result(work))
     assert rebuilds(10.0) == 1  # too early
-    run.start(work, os.getpid())
+    run.start(work)
     assert rebuilds(12.0) == 1  # beside a timed case
-    run.finish(work, 1.0)
+    run.leave(work)
     assert rebuilds(13.0) == 2
     watch.rebuild()
     assert rebuilds(14.0) == 3

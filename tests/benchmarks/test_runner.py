@@ -17,17 +17,30 @@ from pathlib import Path
 import psutil
 import pytest
 from mixerzoo.benchmarks.case import Case, Plan
+from mixerzoo.benchmarks.case_process import WAITS_ALONE
 from mixerzoo.benchmarks.environment import collect_environment, differences
+from mixerzoo.benchmarks.executors.base import Ended, Executor, Lost
+from mixerzoo.benchmarks.executors.local import LocalExecutor
+from mixerzoo.benchmarks.limits import Limits
 from mixerzoo.benchmarks.live import Reporter
+from mixerzoo.benchmarks.machine import FOLDER_VARIABLE, Machine, MachineLock, this_machine
 from mixerzoo.benchmarks.plan import Planner
-from mixerzoo.benchmarks.runner import Limits, TimeIsUp, execute, suite_differences
+from mixerzoo.benchmarks.runner import TimeIsUp, execute, suite_differences
 from mixerzoo.benchmarks.runs import ResultLine, Run, RunError
 from mixerzoo.benchmarks.suite import load_suite
 
 # A case that does what its parameters say, without torch.
-FAKE_CASE = """
+FAKE_CASE = '''
 import ctypes, os, signal, subprocess, sys, time
 from mixerzoo.benchmarks.errors import NotFiniteError
+
+DAEMON = """
+import os, sys, time
+if os.fork(): os._exit(0)
+os.setsid()
+open(sys.argv[1], "a").write(f"0 daemon 0 {os.getpid()} 1\\\\n")
+time.sleep(60)
+"""
 
 def run_case(job, channel):
     parameters = job["parameters"]
@@ -47,12 +60,13 @@ def run_case(job, channel):
     if act == "hold": held = bytearray(300_000_000)
     while act == "meet" and open(parameters["log"]).read().count("start") < 2: time.sleep(0.01)
     if act == "child": subprocess.Popen(["sleep", "60"])
+    if act == "daemon": subprocess.run([sys.executable, "-c", DAEMON, parameters["log"]])
     time.sleep(parameters.get("sleep", 0))
     with open(parameters["log"], "a") as log:
         log.write(f"{job['seed']} end {time.monotonic()} {os.getpid()} {job['threads']}\\n")
     channel.backends = {"fake_op": {"torch"}}
     return {"answer": 42 + job["seed"]}
-"""
+'''
 
 
 class Silent(Reporter):
@@ -103,17 +117,21 @@ class Bench:
         parameters = {"log": str(self.log), **parameters}
         return Case("label", "line", {"layout": "line"}, "fake", parameters, seed, "cpu", exclusive)
 
-    def execute(self, cases, suite=SUITE, device="cpu", retry_failed=False, reuse=(), **limits) -> list[ResultLine]:
+    def execute(
+        self, cases, suite=SUITE, device="cpu", retry_failed=False, reuse=(), executor=None, **limits
+    ) -> list[ResultLine]:
+        run_case = importlib.import_module("fake_case").run_case
+        limited = Limits(**limits)
         return execute(
-            cases if callable(cases) else lambda results: Plan(tuple(cases), final=True),
+            cases if callable(cases) else lambda results: Plan(tuple(cases)),
             self.run,
             suite,
-            Limits(**limits),
+            limited,
             self.reporter,
+            executor or LocalExecutor(limited, device, run_case),
             device=device,
             retry_failed=retry_failed,
             reuse=reuse,
-            run_case=importlib.import_module("fake_case").run_case,
         )
 
     def spans(self) -> dict[str, tuple[float, float]]:
@@ -132,6 +150,11 @@ def test_ok_case_has_everything_in_its_line(bench):
     assert result.parameters["device"] == "cpu" and result.parameters["log"] == str(bench.log)
     assert result.backends == {"fake_op": ["torch"]} and result.seconds >= 0  # to the millisecond
     assert abs(datetime.now(timezone.utc) - datetime.fromisoformat(str(result.ended))) < timedelta(minutes=1)
+    machine = this_machine("cpu")
+    assert result.machine == {"name": machine.name, "kind": machine.kind} and result.attempts == []
+    assert result.peak_bytes and bench.run.environment()["machines"] == {
+        machine.name: {"kind": machine.kind, **machine.details}
+    }
     assert bench.reporter.told == Counter(cases=1, before=1, ok=1, end=1)
     assert Run(bench.run.folder).results() == [result] and bench.run.suite() == SUITE
     environment = bench.run.environment()
@@ -209,7 +232,7 @@ def test_results_add_cases_to_the_plan(bench):
     def planner(results):
         more = (second,) if first.id in results and results[first.id].metrics == {"answer": 42} else ()
         more += (third,) if second.id in results else ()
-        return Plan((first, *more), final=len(more) == 2)
+        return Plan((first, *more), frozenset({first.id, second.id} - results.keys()))
 
     assert [r.seed for r in bench.execute(planner, jobs=2)] == [0, 1, 2]
     spans = bench.spans()
@@ -238,7 +261,8 @@ def test_trained_models_of_another_run_are_taken_over(bench):
     renamed = dataclasses.replace(trained, label="new name")
 
     def planner(results):
-        return Plan((renamed, *([bench.case(3)] if trained.id in results else []), bench.case(2)), final=True)
+        more = [bench.case(3)] if trained.id in results else []
+        return Plan((renamed, *more, bench.case(2)), frozenset({trained.id} - results.keys()))
 
     results = bench.execute(planner, reuse=[other])
     assert [(r.layout, r.seed) for r in results] == [("new name", 1), ("label", 3), ("label", 2)]
@@ -272,7 +296,7 @@ def test_a_published_run_of_the_first_schema_goes_on(bench):
 
 def test_the_plan_on_disk_names_what_is_still_to_run(bench):
     stopped = bench.case(1, act="error")
-    bench.execute(lambda results: Plan((stopped,), final=False))
+    bench.execute(lambda results: Plan((stopped,), frozenset({"another"})))
     assert bench.run.plan() == {
         "final": False,
         "cases": [{"case": stopped.id, "layout": "label", "measure": "fake", "seed": 1, "what": ""}],
@@ -323,15 +347,18 @@ RUNNER = """
 import sys
 from mixerzoo.benchmarks.case import Case, Plan
 from mixerzoo.benchmarks.live import Reporter
-from mixerzoo.benchmarks.runner import Limits, execute
+from mixerzoo.benchmarks.executors.local import LocalExecutor
+from mixerzoo.benchmarks.limits import Limits
+from mixerzoo.benchmarks.runner import execute
 from mixerzoo.benchmarks.runs import Run
 folder, path, log, count = sys.argv[1:]
 sys.path.insert(0, path)
 from fake_case import run_case
 parameters = {"log": log, "sleep": 0.05}
 cases = [Case("label", "line", {}, "fake", parameters, seed, "cpu", seed % 3 == 0) for seed in range(int(count))]
-plan, run, suite = Plan(tuple(cases), True), Run(folder), {"name": "fake"}
-execute(lambda _: plan, run, suite, Limits(jobs=2), Reporter(), device="cpu", run_case=run_case, preloaded=[])
+plan, run, limits = Plan(tuple(cases)), Run(folder), Limits(jobs=2)
+executor = LocalExecutor(limits, "cpu", run_case, preloaded=[])
+execute(lambda _: plan, run, {"name": "fake"}, limits, Reporter(), executor, device="cpu")
 """
 
 
@@ -358,19 +385,90 @@ def test_killed_at_random_moments_no_case_is_lost_or_doubled(bench):
     assert len(bench.run.results()) == count
 
 
-def test_no_worker_outlives_a_killed_runner(bench):
-    bench.fake.write_text(FAKE_CASE.replace('parameters.get("sleep", 0)', "60"))
+def test_nothing_outlives_a_killed_runner_not_even_a_daemon_of_a_case(bench):
+    bench.fake.write_text(
+        FAKE_CASE.replace('parameters.get("act")', '"daemon"').replace('get("sleep", 0)', 'get("", 60)')
+    )
     runner = start_runner(bench, 2)
     deadline = time.monotonic() + 30
-    while not (bench.log.exists() and len(bench.log.read_text().splitlines()) == 1):
-        assert time.monotonic() < deadline, "the worker never started"
+    while not (bench.log.exists() and len(bench.log.read_text().splitlines()) == 2):
+        assert time.monotonic() < deadline, "the worker and its daemon never started"
         time.sleep(0.02)
-    pid = int(bench.log.read_text().split()[3])
+    pids = [int(line.split()[3]) for line in bench.log.read_text().splitlines()]
     runner.kill()
     runner.communicate()
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "the worker outlived its runner"
+    deadline = time.monotonic() + 30
+    while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
+        assert time.monotonic() < deadline, "a process outlived its runner"
         time.sleep(0.02)
+
+
+def test_an_exclusive_case_waits_for_the_cases_of_another_run_and_they_for_it(bench, monkeypatch, tmp_path):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "locks"))
+    other = MachineLock("cpu", False)
+    assert other.take()
+
+    class Patient(Silent):
+        def look(self):
+            super().look()
+            self.stages = getattr(self, "stages", set()) | {work.stage for work in self.live.status().at_work}
+            if WAITS_ALONE.stage in self.stages and other.filenos:
+                assert not bench.log.exists(), "it did not wait"
+                other.release()
+
+    bench.reporter = Patient()
+    assert bench.execute([bench.case(exclusive=True, sleep=0.1)])[0].status == "ok"
+    assert WAITS_ALONE.stage in bench.reporter.stages
+
+
+class Elsewhere(Executor):
+    """Loses what its `ends` say, by case and attempt; else each case is run at once by a machine of two."""
+
+    jobs = 2
+
+    def __init__(self, lost):
+        self.lost, self.waiting, self.stopped = lost, [], False
+
+    def begin(self, run, store, cases):
+        self.began = cases
+
+    def room(self, exclusive):
+        return 2 - len(self.waiting)
+
+    def submit(self, case, attempt):
+        self.waiting.append((case, attempt))
+
+    def wait(self, seconds):
+        case, attempt = self.waiting.pop()
+        if (case.seed, attempt) in self.lost:
+            return [Lost(case.id, "the node left", 1.5, f"node {attempt}")]
+        machine = Machine(f"node {case.seed % 2}", f"kind {case.seed % 2}", {"cpu": "a"})
+        outcome = {"status": "ok", "metrics": {"attempt": attempt}, "backends": {}}
+        return [Ended(case.id, outcome, 2.0, threads=3, peak_bytes=10, machine=machine)]
+
+    def stop(self):
+        self.stopped = True
+
+
+def test_a_lost_case_goes_again_until_its_attempts_are_over_and_all_of_them_are_recorded(bench):
+    cases = [bench.case(seed, exclusive=seed == 2) for seed in range(3)]
+    elsewhere = Elsewhere({(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)})
+    never, twice, given_up = bench.execute(cases, executor=elsewhere, attempts=3)
+    assert elsewhere.began == 3 and elsewhere.stopped
+    assert (never.attempts, never.metrics, never.machine) == ([], {"attempt": 1}, {"name": "node 0", "kind": "kind 0"})
+    assert twice.status == "ok" and twice.metrics == {"attempt": 3} and twice.peak_bytes == 10
+    assert [(a["machine"], a["seconds"], a["why"]) for a in twice.attempts] == [
+        ("node 1", 1.5, "the node left"),
+        ("node 2", 1.5, "the node left"),
+    ]
+    assert all(datetime.fromisoformat(attempt["ended"]) for attempt in twice.attempts)
+    assert given_up.status == "crashed" and given_up.machine is None and len(given_up.attempts) == 3
+    assert given_up.error == "given up after 3 attempts that were lost; the last one: the node left"
+    assert bench.execute(cases, executor=elsewhere) == [never, twice, given_up], "nothing was left to run"
+    assert bench.run.environment()["machines"] == {
+        "node 0": {"kind": "kind 0", "cpu": "a"},
+        "node 1": {"kind": "kind 1", "cpu": "a"},
+    }
 
 
 def test_interrupt_stops_cleanly_and_can_be_resumed(bench):

@@ -1,0 +1,1 @@
+"""Where cases run: processes of this machine (`local`), or engines that spread them over many."""
