@@ -15,7 +15,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,15 @@ _LOST_CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection res
 _SPAWN = "spawn"  # a fork would copy the threads of this process as they are, in the middle of their work
 
 
-def run_ranks(job: dict[str, Any], channel: Channel, processes: int) -> dict[str, Any]:
+Work = Callable[[dict[str, Any], Channel, torch.device], dict[str, Any]]
+
+
+def run_ranks(job: dict[str, Any], channel: Channel, processes: int, work: Work = measure_on) -> dict[str, Any]:
     """Run a job by `processes` ranks; returns the metrics of rank 0, whose progress and backends `channel` is told.
 
-    On a CUDA device each rank has a GPU of its own, on a CPU its share of the job's threads. Raises `ValueError` where
-    there are too few GPUs, `RankError` with the first cause if a rank fails.
+    work: what each rank does, within a group of processes. On a CUDA device each rank has a GPU of its own, on a CPU
+    its share of the job's threads. Raises `ValueError` where there are too few GPUs, `RankError` with the first cause
+    if a rank fails.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -66,7 +70,7 @@ def run_ranks(job: dict[str, Any], channel: Channel, processes: int) -> dict[str
     )
     with _Listening(channel, processes) as ranks:
         try:
-            returned = elastic_launch(config, _run_rank)({**job, "threads": threads}, ranks.theirs)
+            returned = elastic_launch(config, _run_rank)({**job, "threads": threads}, ranks.theirs, work)
         except ChildFailedError as error:
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
             returned = None
@@ -144,7 +148,9 @@ def _stderr_tail() -> str:
     return tail.decode(errors="replace").strip()
 
 
-def _run_rank(job: dict[str, Any], connections: Sequence[Connection]) -> tuple[dict[str, Any], dict[str, set[str]]]:
+def _run_rank(
+    job: dict[str, Any], connections: Sequence[Connection], work: Work
+) -> tuple[dict[str, Any], dict[str, set[str]]]:
     """What a rank runs: the case, as if it were alone, but for its part of every batch."""
     faulthandler.enable()
     ask_kernel_to_die_with_parent()
@@ -156,7 +162,7 @@ def _run_rank(job: dict[str, Any], connections: Sequence[Connection]) -> tuple[d
     try:
         with process_group(job["device"]) as device:
             try:
-                return measure_on(job, channel, device), channel.backends
+                return work(job, channel, device), channel.backends
             except Exception as error:
                 _fail(error, rank, connections[rank])
     except Exception as error:

@@ -5,9 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+from mixerzoo.benchmarks.executors.local import LocalExecutor
+from mixerzoo.benchmarks.limits import Limits
+from mixerzoo.benchmarks.live import Reporter
+from mixerzoo.benchmarks.plan import Planner
+from mixerzoo.benchmarks.runner import execute
+from mixerzoo.benchmarks.runs import Run
+from mixerzoo.benchmarks.suite import parse_suite
 from mixerzoo.benchmarks.tasks import NeedleTask
 from mixerzoo.benchmarks.training import TrainingSettings, train_or_load
 from mixerzoo.models import ModelConfig
@@ -42,6 +50,37 @@ train_or_load(CONFIG, TASK, SETTINGS, seed=3, device=CPU, folder=Path(sys.argv[1
 """
 
 
+RUN = """
+name: resumed
+model: {preset: nano, d_model: 16, n_layers: 2, d_ff: 16, vocab_size: 449}
+layouts:
+  both: softmax_attention(heads=2), gated_deltanet(heads=2) | fwpkm(n_subkeys=8, d_k=8, d_v=8, chunk_size=8)@1
+measures:
+  - measure: recall
+    task: {task: needle, n_needles: 2, n_keys: 128}
+    training: {steps: 120, batch: 4, length: 32, optimizer: muon, save_every: 15}
+    lengths: [32]
+    examples: 2
+"""
+RUNNER = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_training_resume import run_suite
+if __name__ == "__main__":
+    run_suite(sys.argv[1])
+"""
+
+
+def run_suite(folder):
+    """Run the suite in this process, as `mixerzoo run` does; returns the result of its training."""
+    # two at a time, though there is one: each has one thread of two cores, as two are slow where others are at work
+    suite, limits = parse_suite(RUN, "resumed.yaml"), Limits(jobs=2)
+    executor = LocalExecutor(limits, "cpu")
+    results = execute(Planner(suite, "cpu"), Run(folder), suite.resolved(), limits, Reporter(), executor, device="cpu")
+    assert [r.status for r in results] == ["ok", "ok"], [r.error for r in results]
+    return results[0]
+
+
 def finish(folder, settings=SETTINGS, config=CONFIG):
     """The model, its record without what a clock says, and the steps that were made."""
     said = []
@@ -73,6 +112,30 @@ def test_a_killed_training_ends_as_if_nothing_had_been(tmp_path):
     assert record["data"]["batches"] == 24 and record["data"]["tokens"] == record["tokens"]
     for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_a_case_whose_runner_was_killed_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
+    (tmp_path / "runner.py").write_text(RUNNER.format(tests=os.path.dirname(__file__)))
+    runner = subprocess.Popen([sys.executable, tmp_path / "runner.py", tmp_path / "killed"])
+    (checkpoint,) = wait_for(lambda: list((tmp_path / "killed").glob("checkpoints/*/*/resume.sha256")), runner)
+    runner.kill()
+    assert runner.wait() == -signal.SIGKILL
+    assert Run(tmp_path / "killed").results() == [] and not (checkpoint.parent / "model.safetensors").exists()
+    killed, whole = run_suite(tmp_path / "killed").metrics, run_suite(tmp_path / "whole").metrics
+    (step,) = killed["training"].pop("resumed_at")
+    assert 15 <= step < 120 and whole["training"].pop("resumed_at") == []
+    assert killed["training"].pop("seconds") > 0 and whole["training"].pop("seconds") > 0
+    assert killed == whole and killed["data"]["batches"] == 120
+    files = [next((tmp_path / name).glob("checkpoints/*/*/model.safetensors")) for name in ("killed", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def wait_for(found, process):
+    """What `found` gives once it gives something."""
+    while not (value := found()):
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.005)
+    return value
 
 
 def test_what_a_training_resumes_from_goes_with_its_end(tmp_path):
