@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .executors.base import Executor
     from .limits import Limits
     from .plan import Planner
-    from .runs import ResultLine, Run
+    from .runs import Results, Run
 
 STOPPED, INTERRUPTED = 3, 130
 
@@ -180,9 +180,10 @@ def _again(suite: str, run: Run, options: dict[str, Any], watch: bool) -> list[s
 
 
 def _case_table(planner: Planner, run: Run) -> Table:
+    from .known import known_results
     from .progress import status_text
 
-    done = {r.case: r for r in run.results()} if run.exists else {}
+    done = known_results(run)
     plan = planner(done)
     grows = "" if plan.final else "; more follow from their results"
     table = Table("case", "layout", "measure", "sizes", "seed", "status", title=f"{len(plan.cases)} cases{grows}")
@@ -192,18 +193,18 @@ def _case_table(planner: Planner, run: Run) -> Table:
     return table
 
 
-def _print_results(console: Console, results: Sequence[ResultLine], run: Run) -> int:
+def _print_results(console: Console, results: Results, run: Run) -> int:
     """The tables that end a run; returns how many cases are not ok."""
     from .summary import failure_table, summary_tables
 
     for title, table in summary_tables(results).items():
         console.print(f"\n[bold]{escape(title)}[/]", highlight=False)
         console.print(table)
-    failures = failure_table(results)
+    failures = failure_table(results.failed())
     if failures is not None:
         console.print("\n[bold red]not ok[/]")
         console.print(failures)
-    failed = sum(r.status != "ok" for r in results)
+    failed = len(results.failed())
     kept = f", {failed} not ok" if failed else ""
     console.print(f"{len(results)} cases{kept}; the run is in {escape(str(run.folder) + os.sep)}", soft_wrap=True)
     return failed

@@ -1,4 +1,4 @@
-"""What can go wrong with a case, beyond Python's own exceptions."""
+"""What can go wrong with a case, or with a run's folder, beyond Python's own exceptions."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -11,3 +11,11 @@ class RankError(Exception):
     def __init__(self, status: str, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class RunError(ValueError):
+    """A run folder that cannot be read, or not be written to; the message says what to do."""
+
+
+class StorageError(OSError, RunError):
+    """The file system does not take what is to be written: it is full, or not to be written to."""

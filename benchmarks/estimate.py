@@ -20,6 +20,7 @@ from ..models import LanguageModel, ModelConfig
 from .case import Case
 from .device import make_current
 from .environment import usable_cores
+from .known import known_results
 from .limits import Limits
 from .measures import Perplexity, Recall, Training, Tuning
 from .measures.meter import measure_memory
@@ -101,7 +102,7 @@ class Probe:
 def estimate_run(planner: Planner, run: Run, device: str, jobs: int | None) -> Estimate:
     """Estimate what is still to be done of a run, as if every layout were taught."""
     begun = time.perf_counter()
-    done = {r.case: r for r in run.results()} if run.exists else {}
+    done = known_results(run)
     pending = [case for case in everything(planner, done) if case.id not in done]
     jobs = Limits(jobs).choose_jobs(device, sum(not case.exclusive for case in pending))
     threads = torch.get_num_threads()

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from .progress import first_line, shown, status_text, work_table
-from .runs import ResultLine, Run, RunError
+from .runs import Index, LineHead, ResultLine, Run, RunError
 from .status import RunStatus, is_at_work, read_status
 
 LOOK_SECONDS = 1.0  # between two looks; twice that beside a case that is timed
@@ -29,20 +29,20 @@ class Overview:
     latest result that is not ok. at_work: whether a runner is. status: what the last runner wrote.
     """
 
-    def __init__(self, run: Run, results: list[ResultLine], status: RunStatus | None, at_work: bool) -> None:
+    def __init__(self, run: Run, index: dict[str, LineHead], status: RunStatus | None, at_work: bool) -> None:
         self.run, self.status, self.at_work = run, status, at_work
-        by_case = {result.case: result for result in results}
         cases, self.final = _planned(run)
         self.has_plan = cases is not None
         if cases is None:
-            cases = [(result.case, result.layout, result.measure) for result in results]
+            cases = [(head.case, head.layout, head.measure) for head in index.values()]
         self.cells: dict[tuple[str, str], Counter[str]] = {}
         for case, layout, measure in cases:
-            result = by_case.get(case)
-            kind = "to_do" if result is None else "done" if result.status == "ok" else "failed"
+            head = index.get(case)
+            kind = "to_do" if head is None else "done" if head.status == "ok" else "failed"
             self.cells.setdefault((layout, measure), Counter())[kind] += 1
         self.totals = sum(self.cells.values(), Counter[str]())
-        self.last_failure = next((r for r in reversed(results) if r.status != "ok"), None)
+        failed = [head for head in reversed(index.values()) if head.status != "ok"]
+        self.last_failure = next(run.lines(failed[:1]), None)
 
     @property
     def state(self) -> str:
@@ -117,9 +117,7 @@ class Onlooker:
     """Looks at a run from outside, without holding its runner up: results that did not change are not read again."""
 
     def __init__(self, run: Run) -> None:
-        self._run = run
-        self._seen: tuple[int, int] | None = None
-        self._results: list[ResultLine] = []
+        self._run, self._index = run, Index(run)
 
     def __call__(self) -> Overview:
         """Raises `RunError` if there is no run, or it cannot be read."""
@@ -127,15 +125,7 @@ class Onlooker:
             raise RunError(f"{self._run.folder} holds no run; make one with `mixerzoo run SUITE --out FOLDER`")
         at_work = is_at_work(self._run)  # first: what a runner wrote before it ended is read after it
         status = read_status(self._run)
-        self._read_results()
-        return Overview(self._run, self._results, status, at_work)
-
-    def _read_results(self) -> None:
-        path = self._run.results_path
-        stat = path.stat() if path.is_file() else None
-        seen = None if stat is None else (stat.st_size, stat.st_mtime_ns)
-        if seen is None or seen != self._seen:
-            self._seen, self._results = seen, self._run.results()
+        return Overview(self._run, self._index.update(), status, at_work)
 
 
 def follow_run(look: Onlooker, console: Console, as_json: bool) -> Overview:
@@ -171,13 +161,10 @@ def _pause(found: Overview) -> float:
 
 def _planned(run: Run) -> tuple[list[tuple[str, str, str]] | None, bool]:
     """Case, layout and measure of all cases that are known (None without a plan), and whether no result can add any."""
-    try:
-        plan = run.plan()
-        if plan is None:
-            return None, True
-        return [(str(c["case"]), str(c["layout"]), str(c["measure"])) for c in plan["cases"]], bool(plan["final"])
-    except (ValueError, KeyError, TypeError):
-        raise RunError(f"{run.plan_path} is damaged; remove it, the next start of the run writes it anew") from None
+    plan = run.plan()
+    if plan is None:
+        return None, True
+    return [(case["case"], case["layout"], case["measure"]) for case in plan["cases"]], plan["final"]
 
 
 def _cell(cell: Counter[str]) -> str:

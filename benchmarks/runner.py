@@ -16,7 +16,7 @@ from .executors.base import Ended, Executor, Lost, News
 from .limits import Limits
 from .live import LiveRun, Reporter
 from .machine import Machine
-from .runs import SCHEMA_VERSION, ResultLine, Run, RunError, RunLock
+from .runs import SCHEMA_VERSION, ResultLine, Results, Run, RunError, RunLock
 from .waiting import Planner, Queue
 
 # What may change between two starts of one run: it decides how the cases are run, not what they mean.
@@ -40,7 +40,7 @@ def execute(
     retry_failed: bool = False,
     reuse: Sequence[Run] = (),
     notes: dict[str, Any] | None = None,
-) -> list[ResultLine]:
+) -> Results:
     """Run those cases of the plan that `run` has no result of (with `retry_failed`, no `ok` result), and those that
     their results add to it; return the results of all cases in their order.
 
@@ -71,7 +71,8 @@ def execute(
                 environment = run.environment()
                 ended = [*environment.get("finished", []), end_of_start(start)]
                 run.write_environment({**environment, "finished": ended})
-    return [queue.results[case.id] for case in queue.plan.cases]
+    index = run.index()
+    return Results(run, [index[case.id] for case in queue.plan.cases])
 
 
 class _Runner:

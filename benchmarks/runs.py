@@ -5,60 +5,52 @@ no finished case is lost or doubled.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import json
 import os
-import time
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, overload
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .schema import SCHEMA_VERSION, SchemaError, migrate, migrate_environment
+from .errors import RunError, StorageError
+from .files import FULL, storage_error, write_atomically
+from .lock import FolderLock
+from .result_lines import (
+    STATUSES,
+    DamagedLine,
+    HeadReader,
+    LineHead,
+    ResultLine,
+    Status,
+    decode_line,
+    encode_line,
+    is_torn,
+    is_whole,
+)
+from .schema import SCHEMA_VERSION, SchemaError, migrate_environment
 
-Status = Literal["ok", "out_of_memory", "timeout", "crashed", "not_finite", "invalid"]
-"""How a case ended."""
-STATUSES: tuple[Status, ...] = get_args(Status)
-"""All that a case may end with."""
+__all__ = [
+    "SCHEMA_VERSION",
+    "STATUSES",
+    "Index",
+    "LineHead",
+    "ResultLine",
+    "Results",
+    "Run",
+    "RunError",
+    "RunLock",
+    "Status",
+    "results_digest",
+    "same_data",
+    "write_atomically",
+]
 
-
-class RunError(ValueError):
-    """A run folder that cannot be read, or not be written to; the message says what to do."""
-
-
-class ResultLine(BaseModel):
-    """One finished case, one line of `results.jsonl`; fields that this version does not know are kept.
-
-    case: id, a hash of what was measured. layout: the layout's label in the suite.
-    parameters: those of the measure, and `model` (the resolved configuration), `layout_line`, `device`, `threads`, and
-        `tf32` (whether CUDA might compute float32 in TF32; missing where it was not recorded).
-    backends: op -> names of the implementations that ran. seconds: wall-clock time of the whole case.
-    ended: when the case was over, ISO 8601 in UTC; None where that was not recorded.
-    machine: `name` and `kind` of where it ran (see `Machine`); None where that was not recorded, or is not known.
-    attempts: those before that came to nothing because a machine was lost: `machine`, `ended`, `seconds` and `why`.
-    peak_bytes: the most resident memory that its processes held together; None where that was not recorded.
-    metrics: what the measure returned, None unless status is `ok`. error: what went wrong, None if nothing did.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    schema_version: int = SCHEMA_VERSION
-    case: str
-    layout: str
-    measure: str
-    parameters: dict[str, Any]
-    seed: int
-    status: Status
-    backends: dict[str, list[str]] = Field(default_factory=dict)
-    seconds: float
-    ended: str | None = None
-    machine: dict[str, str] | None = None
-    attempts: list[dict[str, Any]] = Field(default_factory=list)
-    peak_bytes: int | None = None
-    metrics: dict[str, Any] | None = None
-    error: str | None = None
+_RESERVE_BYTES = 1 << 20  # kept for the result that finds the disk full: more than any line takes
+_BLOCK_BYTES = 1 << 16
 
 
 class Run:
@@ -76,14 +68,25 @@ class Run:
         """Whether the folder holds a run."""
         return self.suite_path.is_file()
 
+    @property
+    def repair(self) -> str:
+        """The command that mends it."""
+        return f"`mixerzoo repair {shlex.quote(str(self.folder))}`"
+
     def checkpoint_folder(self, case: str) -> Path:
         """Where a case keeps its checkpoints; made by the case that needs it."""
         return self.folder / "checkpoints" / case
 
     def suite(self) -> dict[str, Any]:
-        """The resolved suite. Raises `RunError` if the folder holds no run."""
+        """The resolved suite. Raises `RunError` if the folder holds no run, or a damaged suite."""
         self._require(self.suite_path)
-        return yaml.safe_load(self.suite_path.read_text(encoding="utf-8"))
+        try:
+            suite = yaml.safe_load(self.suite_path.read_bytes())
+        except (yaml.YAMLError, ValueError, RecursionError):
+            suite = None
+        if not isinstance(suite, dict):
+            raise RunError(f"{self.suite_path} is damaged, it is not a suite; {self.repair} says what can be done")
+        return suite
 
     def environment(self) -> dict[str, Any]:
         """The machine and the software that the run was made with, and its mixers, see `describe_mixers`.
@@ -101,20 +104,32 @@ class Run:
         """Whether another tool measured it: the environment's `foreign` says which, and no claim may rest on it."""
         return self.environment_path.is_file() and "foreign" in self._environment()
 
+    def index(self) -> dict[str, LineHead]:
+        """What is known of each finished case without reading what was measured, in the order of `results`.
+
+        Quick, and small: of 100,000 results it holds 40 MB. Raises as `results`.
+        """
+        return Index(self).update()
+
+    def lines(self, heads: Iterable[LineHead] | None = None) -> Iterator[ResultLine]:
+        """The results, or those of `heads` in their order, each read when it is asked for; else as `results`."""
+        with contextlib.ExitStack() as stack:
+            file = self._open_results(stack)
+            if file is None:
+                return
+            for head in Index(self).read(file).values() if heads is None else heads:
+                file.seek(head.offset)
+                with self._at(head.number):
+                    result = decode_line(file.read(head.size))
+                yield result
+
     def results(self) -> list[ResultLine]:
         """The finished cases in the order in which each first finished; of a case that ran again, the last line.
 
-        A last line that was torn by a kill is passed over. Raises `RunError` for any other line that is no result.
+        All of them at once: of many, read `lines`. A last line that was torn by a kill is passed over.
+        Raises `RunError` for any other line that is no result.
         """
-        if not self.results_path.is_file():
-            self._require(self.suite_path)
-            return []
-        lines, _ = split_torn_line(self.results_path.read_bytes())
-        found: dict[str, ResultLine] = {}
-        for number, line in enumerate(lines, start=1):
-            result = self._parse(number, line)
-            found[result.case] = result
-        return list(found.values())
+        return list(self.lines())
 
     def locked(self) -> RunLock:
         """A context in which this process is the only one that adds results."""
@@ -128,8 +143,16 @@ class Run:
         write_atomically(self.environment_path, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
 
     def plan(self) -> dict[str, Any] | None:
-        """The cases that are known: `final` (no result can add any) and `cases`; None for a run that kept no plan."""
-        return json.loads(self.plan_path.read_text(encoding="utf-8")) if self.plan_path.is_file() else None
+        """The cases that are known: `final` (no result can add any) and `cases`; None for a run that kept no plan.
+
+        Raises `RunError` for a damaged one.
+        """
+        if not self.plan_path.is_file():
+            return None
+        plan = _read_json(self.plan_path)
+        if not is_plan(plan):
+            raise RunError(f"{self.plan_path} is damaged, it is not a plan of cases; {self.repair} mends it")
+        return plan
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         write_atomically(self.plan_path, json.dumps(plan, ensure_ascii=False) + "\n")
@@ -137,112 +160,205 @@ class Run:
     def _environment(self) -> dict[str, Any]:
         """What stands in `environment.json`, of whatever version."""
         self._require(self.environment_path)
-        try:
-            data = json.loads(self.environment_path.read_bytes())
-        except ValueError:
-            data = None
+        data = _read_json(self.environment_path)
         if not isinstance(data, dict):
             raise RunError(
-                f"{self.environment_path} is not a JSON object; copy the one that the run was made with back"
+                f"{self.environment_path} is not a JSON object; copy the one that the run was made with back, or "
+                f"{self.repair} writes one that says that it was lost"
             )
         return data
 
     def _layouts(self) -> dict[str, str]:
         """The layout lines of the suite by label; none without a suite."""
-        suite = self.suite() if self.exists else None
-        layouts = suite.get("layouts") if isinstance(suite, dict) else None
+        layouts = self.suite().get("layouts") if self.exists else None
         return layouts if isinstance(layouts, dict) else {}
 
     def _require(self, path: Path) -> None:
         if not path.is_file():
             raise RunError(f"{self.folder} holds no run: it has no {path.name}; make one with `mixerzoo run SUITE`")
 
-    def _parse(self, number: int, line: bytes) -> ResultLine:
-        where = f"{self.results_path}:{number}"
+    def _open_results(self, stack: contextlib.ExitStack) -> IO[bytes] | None:
+        """The file of results; None if a run has none yet."""
+        if not self.results_path.is_file():
+            self._require(self.suite_path)
+            return None
+        return stack.enter_context(self.results_path.open("rb", buffering=_BLOCK_BYTES))
+
+    @contextlib.contextmanager
+    def _at(self, number: int) -> Iterator[None]:
+        """Errors of a line say where it stands."""
         try:
-            data = json.loads(line)
-        except ValueError:
-            raise RunError(f"{where} is not JSON; remove that line and run again") from None
-        if not isinstance(data, dict):
-            raise RunError(f"{where} is not a result line: it is no JSON object")
-        try:
-            return ResultLine.model_validate(migrate(data))
+            yield
+        except DamagedLine as error:
+            raise RunError(
+                f"{self.results_path}:{number} {error}; {self.repair} mends it, and keeps the file as it is now"
+            ) from None
         except SchemaError as error:
-            raise RunError(f"{where} {error}") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise RunError(f"{where} is not a result line: {field}: {first['msg']}") from None
+            raise RunError(f"{self.results_path}:{number} {error}") from None
+
+
+class Index:
+    """The heads of a run's results, kept up to date without reading again what was read before."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._begin()
+
+    def update(self) -> dict[str, LineHead]:
+        """See `Run.index`."""
+        with contextlib.ExitStack() as stack:
+            file = self.run._open_results(stack)
+            return {} if file is None else self.read(file)
+
+    def read(self, file: IO[bytes]) -> dict[str, LineHead]:
+        """The same of a file that is open already."""
+        there = os.fstat(file.fileno())
+        if self._file != (there.st_dev, there.st_ino) or there.st_size < self._offset:
+            self._begin()
+            self._file = there.st_dev, there.st_ino
+        file.seek(self._offset)
+        for line in file:
+            whole = line.removesuffix(b"\n")
+            if whole is line and is_torn(whole):
+                break
+            with self.run._at(self._number + 1):
+                head = self._heads_of(whole, self._number + 1, self._offset)
+            self._found[head.case] = head
+            if whole is line:  # its newline may still come
+                break
+            self._number, self._offset = self._number + 1, self._offset + len(line)
+        return self._found
+
+    def _begin(self) -> None:
+        self._file: tuple[int, int] | None = None
+        self._number = self._offset = 0
+        self._found: dict[str, LineHead] = {}
+        self._heads_of = HeadReader()
+
+
+class Results(Sequence[ResultLine]):
+    """The results of `heads` in their order, each read from its run when it is asked for."""
+
+    def __init__(self, run: Run, heads: Sequence[LineHead]) -> None:
+        self.run, self.heads = run, heads
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    @overload
+    def __getitem__(self, which: int) -> ResultLine: ...
+    @overload
+    def __getitem__(self, which: slice) -> list[ResultLine]: ...
+    def __getitem__(self, which: int | slice) -> ResultLine | list[ResultLine]:
+        if isinstance(which, slice):
+            return list(self.run.lines(self.heads[which]))
+        return next(self.run.lines([self.heads[which]]))
+
+    def __iter__(self) -> Iterator[ResultLine]:
+        return self.run.lines(self.heads)
+
+    def failed(self) -> Results:
+        """Those that are not `ok`."""
+        return Results(self.run, [head for head in self.heads if head.status != "ok"])
 
 
 class RunLock:
     """The right to add results, from `Run.locked()`. Held by the open file `fileno`, so the kernel takes it back when
-    this process dies; a child that inherits `fileno` keeps it until it is gone as well.
+    this process dies; a child that inherits `fileno` keeps it until it is gone as well. Raises `RunError` if another
+    holds it, or the folder cannot be written to.
     """
-
-    patience_seconds = 5.0  # children of a killed runner need a moment to die
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._lock: int | None = None
+        self._lock = FolderLock(run.folder)
         self._results: int | None = None
+        self._reserve = run.folder / ".reserve"
 
     @property
     def fileno(self) -> int:
-        assert self._lock is not None, "the lock is not held"
-        return self._lock
+        return self._lock.fileno
 
     def __enter__(self) -> RunLock:
-        self.run.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.run.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            self._acquire()
-            self._results = os.open(self.run.results_path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            self._repair()
+            self._lock.acquire()
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._results = os.open(self.run.results_path, flags, 0o644)
+            _sync_folder(self.run.folder)
+            self._mend_tail()
+            self._keep_reserve()
+        except OSError as error:
+            self.__exit__()
+            raise storage_error(self.run.results_path, error) from error
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in (self._results, self._lock):
-            if descriptor is not None:
-                os.close(descriptor)
-        self._results = self._lock = None
+        if self._results is not None:
+            self._reserve.unlink(missing_ok=True)
+            os.close(self._results)
+            self._results = None
+        self._lock.release()
 
     def append(self, result: ResultLine) -> None:
-        """Add one result; when this returns, the line is on the disk."""
+        """Add one result; when this returns, the line is on the disk. Raises `StorageError` if it cannot be, and then
+        nothing of it stays; if the disk is full, room was kept for it, and the error says that it was stored."""
         assert self._results is not None, "the lock is not held"
-        # NaN is not JSON: a measure that returns one is told so by its worker, before it comes here
-        line = json.dumps(result.model_dump(mode="python"), allow_nan=False, ensure_ascii=False)
-        data = line.encode() + b"\n"
-        if os.write(self._results, data) != len(data):
-            raise OSError(f"{self.run.results_path}: the disk took only a part of a result line; is it full?")
-        os.fsync(self._results)
+        data = encode_line(result.model_dump(mode="python"))
+        self._lock.check()
+        try:
+            self._write(data)
+        except OSError as error:
+            if error.errno in FULL and self._write_into_reserve(data):
+                said = f"{self.run.folder}: the disk is full; the result that was just measured was still stored"
+                raise StorageError(f"{said}; free some space, then start again") from error
+            raise storage_error(self.run.results_path, error) from error
 
-    def _acquire(self) -> None:
-        deadline = time.monotonic() + self.patience_seconds
-        while True:
+    def _write(self, data: bytes) -> None:
+        """All of `data` at the end of the results, on the disk; or, if that fails, nothing of it."""
+        assert self._results is not None
+        size = os.fstat(self._results).st_size
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._results, rest) :]
+            os.fsync(self._results)
+        except OSError:
+            with contextlib.suppress(OSError):  # what then stays is torn: the next writer removes it
+                os.ftruncate(self._results, size)
+            raise
+
+    def _write_into_reserve(self, data: bytes) -> bool:
+        """Whether the room that was kept was enough."""
+        try:
+            self._reserve.unlink()
+            self._write(data)
+        except OSError:
+            return False
+        return True
+
+    def _keep_reserve(self) -> None:
+        """Take room on the disk, so that a result that was measured finds some when it is full."""
+        with contextlib.suppress(OSError, AttributeError):  # full already, or a system that cannot
+            descriptor = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                fcntl.flock(self.fileno, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RunError(
-                        f"another run is at work in {self.run.folder}; wait for it, or choose another folder with --out"
-                    ) from None
-                time.sleep(0.05)
+                os.posix_fallocate(descriptor, 0, _RESERVE_BYTES)
+            finally:
+                os.close(descriptor)
 
-    def _repair(self) -> None:
+    def _mend_tail(self) -> None:
         """Finish or remove a last line that was torn, so that the next one starts on a line of its own."""
         assert self._results is not None
-        _, torn = split_torn_line(self.run.results_path.read_bytes())
-        if torn is None:
+        tail = _tail(self._results)
+        if not tail:
             return
-        if torn and _is_json(torn):
+        if is_whole(tail):
             os.write(self._results, b"\n")
+        elif is_torn(tail):
+            os.ftruncate(self._results, os.fstat(self._results).st_size - len(tail))
         else:
-            os.ftruncate(self._results, os.fstat(self._results).st_size - len(torn))
+            raise RunError(f"{self.run.results_path} does not end with a result; {self.run.repair} mends it")
         os.fsync(self._results)
 
 
@@ -251,11 +367,12 @@ def results_digest(folder: str | Path) -> str:
 
     Of a run that has no results yet it is that of no bytes. Raises `RunError` if the folder holds no run.
     """
-    run = Run(folder)
-    if not run.results_path.is_file():
-        run._require(run.suite_path)
-        return hashlib.sha256().hexdigest()
-    return hashlib.sha256(run.results_path.read_bytes()).hexdigest()
+    run, digest = Run(folder), hashlib.sha256()
+    with contextlib.ExitStack() as stack:
+        file = run._open_results(stack)
+        while file is not None and (block := file.read(_BLOCK_BYTES)):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def same_data(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool | None:
@@ -271,31 +388,38 @@ def same_data(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool 
     return None if common is None else ours[common] == theirs[common]
 
 
-def split_torn_line(data: bytes) -> tuple[list[bytes], bytes | None]:
-    """The whole lines of a results file, and what follows the last newline (None if nothing does).
-
-    A tail that only lacks its newline is whole: JSON objects are not valid before their last brace.
-    """
-    *lines, tail = data.split(b"\n")
-    if not tail:
-        return lines, None
-    return ([*lines, tail] if _is_json(tail) else lines), tail
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
+def is_plan(plan: Any) -> bool:
+    """Whether it is what `plan.json` holds: `final`, and `cases` with their ids, layouts and measures."""
+    if not isinstance(plan, dict) or not isinstance(plan.get("final"), bool) or not isinstance(plan.get("cases"), list):
         return False
-    return True
+    named = ("case", "layout", "measure")
+    return all(isinstance(case, dict) and all(isinstance(case.get(n), str) for n in named) for case in plan["cases"])
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write text, as UTF-8, or bytes, so that a reader, or a run after a kill, sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _read_json(path: Path) -> Any:
+    """What stands in a file; None if that is no JSON."""
+    try:
+        return json.loads(str(path.read_bytes(), "utf-8"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _tail(descriptor: int) -> bytes:
+    """What follows the last newline of a file."""
+    start = os.fstat(descriptor).st_size
+    tail = b""
+    while start > 0 and b"\n" not in tail:
+        size = min(_BLOCK_BYTES, start)
+        start -= size
+        tail = os.pread(descriptor, size, start) + tail
+    return tail.rpartition(b"\n")[2]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a new file still be there after the power is lost."""
+    with contextlib.suppress(OSError):  # some systems cannot
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SCHEMA_VERSION = 2
-"""Of the lines of `results.jsonl`."""
+SCHEMA_VERSION = 3
+"""Of the lines of `results.jsonl`, and of `environment.json`."""
+CHECKSUM_VERSION = 3
+"""From this version on every line has a checksum."""
 
 Record = dict[str, Any]
 _IN_TURN = ("op_speed", "overhead", "mixer_speed", "library_overhead", "decode_speed")
@@ -26,7 +28,7 @@ def migrate(line: Record) -> Record:
 
     Raises `SchemaError` for a newer version, or none at all.
     """
-    return _walk(line, {1: _line_from_1})
+    return _walk(line, {1: _line_from_1, 2: _line_from_2})
 
 
 def migrate_environment(environment: Record, layouts: Callable[[], Mapping[str, str]]) -> Record:
@@ -35,7 +37,7 @@ def migrate_environment(environment: Record, layouts: Callable[[], Mapping[str, 
     layouts: gives the run's layout lines by label; called for an environment of before version 2 alone, which then
     gets its mixers from the registry. That imports them, and torch with them. Raises as `migrate`.
     """
-    return _walk(environment, {1: lambda old: _environment_from_1(old, layouts)})
+    return _walk(environment, {1: lambda old: _environment_from_1(old, layouts), 2: _environment_from_2})
 
 
 def _walk(record: Record, steps: Mapping[int, Callable[[Record], Record]]) -> Record:
@@ -61,6 +63,11 @@ def _environment_from_1(environment: Record, layouts: Callable[[], Mapping[str, 
     return {**describe_mixers({} if "foreign" in environment else layouts()), **environment}
 
 
+def _environment_from_2(environment: Record) -> Record:
+    """Version 3 brought `machines`, those that cases ran on, by name."""
+    return {"machines": {}, **environment}
+
+
 def _line_from_1(line: Record) -> Record:
     """Version 2 brought `ended` and the hash of a training's data; the rest came with versions of mixerzoo before."""
     measure, parameters, metrics = (line.get(name) for name in ("measure", "parameters", "metrics"))
@@ -69,6 +76,16 @@ def _line_from_1(line: Record) -> Record:
     if isinstance(metrics, dict):
         line = {**line, "metrics": _metrics_from_1(measure, metrics)}
     return {**line, "ended": None}
+
+
+def _line_from_2(line: Record) -> Record:
+    """Version 3 brought where a case ran, what was lost before, and its memory; a checksum, which none had; and how
+    often a training was started and what was found damaged then."""
+    metrics = line.get("metrics")
+    training = metrics.get("training") if isinstance(metrics, dict) else None
+    if line.get("measure") in ("tuning", "training") and isinstance(metrics, dict) and isinstance(training, dict):
+        line = {**line, "metrics": {**metrics, "training": {"resumed_at": None, "warnings": [], **training}}}
+    return {"machine": None, "attempts": [], "peak_bytes": None, **line}
 
 
 def _parameters_from_1(measure: Any, parameters: Record) -> Record:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-
 from pydantic import BaseModel, Field, ValidationError
 
 from .doing import Doing
+from .lock import is_locked
 from .runs import Run, RunError
 
 STATUS_FILE = "status.json"
@@ -74,20 +72,9 @@ def read_status(run: Run) -> RunStatus | None:
     except FileNotFoundError:
         return None
     except ValidationError:
-        raise RunError(f"{path} is damaged; remove it, a runner writes it anew") from None
+        raise RunError(f"{path} is damaged; {run.repair} sets it aside, a runner writes it anew") from None
 
 
 def is_at_work(run: Run) -> bool:
     """Whether a runner holds the run's lock, or cases of one that was killed have not died yet."""
-    try:
-        lock = os.open(run.folder / ".lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        # shared, so that several may look at once; given back at once, so that a runner that starts gets it
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
+    return is_locked(run.folder)

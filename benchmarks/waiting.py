@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .case import Case, Plan
+from .known import known, known_results
 from .live import LiveRun
 from .runs import ResultLine, Run, RunLock
 
@@ -16,10 +17,11 @@ Planner = Callable[[Mapping[str, ResultLine]], Plan]
 
 
 class Queue:
-    """What is still to be run, and what is known so far.
+    """What is still to be run, and what is known so far: `results`, by case, see `known`.
 
     planner: makes the plan of the results. store: where what is taken over from other runs (`reuse`) is added.
-    With `retry_failed`, results that are not `ok` count for nothing.
+    With `retry_failed`, results that are not `ok` count for nothing, nor do trainings whose model is to be asked again
+    and is not whole any more.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class Queue:
         reuse: Sequence[Run],
     ) -> None:
         self._planner, self._run, self._store, self._live = planner, run, store, live
-        self.results = {r.case: r for r in run.results() if r.status == "ok" or not retry_failed}
+        self.results = {c: r for c, r in known_results(run).items() if r.status == "ok" or not retry_failed}
         self.lost: dict[str, list[dict[str, Any]]] = {}
         self._taken: set[str] = set()
-        others = ((r, other) for other in reuse for r in other.results())
-        self._elsewhere = {r.case: (r, other) for r, other in others if r.status == "ok"}
+        others = ((head, other) for other in reuse for head in other.index().values())
+        self._elsewhere = {head.case: (head, other) for head, other in others if head.status == "ok"}
         self._make_plan()
+        if retry_failed:
+            self._forget_damaged_models()
 
     def begin(self) -> None:
         """Take over what other runs hold, and write the plan down."""
@@ -70,7 +74,7 @@ class Queue:
 
     def finished(self, case: Case, result: ResultLine) -> None:
         """A case has a result, which may add others."""
-        self.results[result.case] = result
+        self.results[result.case] = known(result)
         self._taken.discard(case.id)
         self._live.finished(case, result)
         if case.id in self.plan.waits_for:
@@ -89,6 +93,18 @@ class Queue:
         }
         self._live.update(self.plan, self.results)
 
+    def _forget_damaged_models(self) -> None:
+        waiting = [case for cases in self._waiting.values() for case in cases]
+        asked = {case.checkpoint_id for case in waiting if case.checkpoint_id != case.id} & self.results.keys()
+        if not asked:
+            return
+        from .measures.trained import is_whole  # imports torch
+
+        for trained in asked:
+            if not is_whole(self._run.checkpoint_folder(trained)):
+                del self.results[trained]
+        self._make_plan()
+
     def _adopt(self) -> None:
         """Take over what other runs hold of the plan, and of what follows from it."""
         while found := [
@@ -98,13 +114,15 @@ class Queue:
             if case.reusable and case.id in self._elsewhere
         ]:
             for case in found:
-                result, other = self._elsewhere[case.id]
+                head, other = self._elsewhere[case.id]
+                (result,) = other.lines([head])
                 source, target = other.checkpoint_folder(case.id), self._run.checkpoint_folder(case.id)
                 if source.is_dir():
-                    shutil.copytree(source, target, dirs_exist_ok=True)
+                    # links stay links, which no loader follows out of a checkpoint: the run may be anybody's
+                    shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
                 adopted = result.model_copy(update={"layout": case.label})
                 self._store.append(adopted)
-                self.results[case.id] = adopted
+                self.results[case.id] = known(adopted)
             self._note_reuse({self._elsewhere[case.id][1].folder for case in found})
             self._make_plan()
 

@@ -263,7 +263,7 @@ def test_looking_does_not_hold_a_runner_up(tmp_path, monkeypatch):
     assert not is_at_work(run)
     with run.locked():
         assert is_at_work(run)
-    monkeypatch.setattr("mixerzoo.benchmarks.runs.RunLock.patience_seconds", 0.0)
+    monkeypatch.setattr("mixerzoo.benchmarks.lock.FolderLock.patience_seconds", 0.0)
     assert not is_at_work(run)
     with run.locked():  # at once: nobody holds the lock by having looked
         assert is_at_work(run) and is_at_work(run)
@@ -282,7 +282,7 @@ def test_status_of_what_is_no_run_or_damaged_is_a_mistake_with_a_message(tmp_pat
     for name in ("plan.json", "status.json"):
         (run.folder / name).write_text('{"cases": 3')
         code, _, err = mixerzoo("status", run.folder)
-        assert code == 2 and f"{name} is damaged; remove it" in err
+        assert code == 2 and f"{name} is damaged" in err and f"`mixerzoo repair {run.folder}`" in err
         (run.folder / name).unlink()
 
 

@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from mixerzoo.benchmarks.runs import ResultLine, Run, RunError, RunLock, results_digest
+from mixerzoo.benchmarks.lock import FolderLock
+from mixerzoo.benchmarks.result_lines import encode_line
+from mixerzoo.benchmarks.runs import ResultLine, Run, RunError, results_digest
 
 
 def line(case: str, status: str = "ok", **changes) -> ResultLine:
@@ -57,28 +59,28 @@ def test_broken_line_in_the_middle_is_an_error_that_names_it(run):
 
 def test_lines_of_a_newer_schema_or_with_missing_fields_are_refused(run):
     data = line("a").model_dump()
-    run.results_path.write_text(json.dumps({**data, "schema_version": 99, "new": 1}) + "\n")
+    run.results_path.write_bytes(encode_line({**data, "schema_version": 99, "new": 1}))
     with pytest.raises(RunError, match=r":1 has schema version 99"):
         run.results()
-    run.results_path.write_text(json.dumps({**data, "schema_version": "two"}) + "\n")
+    run.results_path.write_bytes(encode_line({**data, "schema_version": "two"}))
     with pytest.raises(RunError, match=r":1 has no schema version but 'two'"):
         run.results()
     run.results_path.write_text("[1]\n")
     with pytest.raises(RunError, match=r":1 is not a result line: it is no JSON object"):
         run.results()
     del data["seed"]
-    run.results_path.write_text(json.dumps(data) + "\n")
+    run.results_path.write_bytes(encode_line(data))
     with pytest.raises(RunError, match=r":1 is not a result line: seed"):
         run.results()
 
 
 def test_fields_that_nobody_knows_survive_reading_and_writing(run):
     data = {**line("a").model_dump(), "colour": "red", "more": {"deep": [1, None]}, "metrics": {"x": {"y": 2}, "z": []}}
-    run.results_path.write_text(json.dumps(data) + "\n")
+    run.results_path.write_bytes(encode_line(data))
     (read,) = run.results()
     with run.locked() as store:
         store.append(read.model_copy(update={"case": "b"}))
-    assert json.loads(run.results_path.read_text().splitlines()[1]) == {**data, "case": "b"}
+    assert run.results_path.read_bytes().splitlines(keepends=True)[1] == encode_line({**data, "case": "b"})
 
 
 def test_the_digest_is_that_of_the_file(run):
@@ -113,7 +115,7 @@ def test_a_damaged_environment_is_a_clear_error(run, text):
 
 
 def test_lock_keeps_others_out_and_goes_with_its_process(run, monkeypatch):
-    monkeypatch.setattr(RunLock, "patience_seconds", 0.1)
+    monkeypatch.setattr(FolderLock, "patience_seconds", 0.1)
     program = "import sys, time; from mixerzoo.benchmarks.runs import Run\nwith Run(sys.argv[1]).locked():\n"
     program += "    print('locked', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", program, str(run.folder)], stdout=subprocess.PIPE, text=True)

@@ -58,7 +58,7 @@ layouts:
 measures:
   - measure: recall
     task: {task: needle, n_needles: 2, n_keys: 128}
-    training: {steps: 120, batch: 4, length: 32, optimizer: muon, save_every: 15}
+    training: {steps: 60, batch: 4, length: 32, optimizer: muon, save_every: 8}
     lengths: [32]
     examples: 2
 """
@@ -71,14 +71,16 @@ if __name__ == "__main__":
 """
 
 
-def run_suite(folder):
-    """Run the suite in this process, as `mixerzoo run` does; returns the result of its training."""
+def run_suite(folder, ends=("ok", "ok"), **options):
+    """Run the suite in this process, as `mixerzoo run` does; returns the results of its training and its recall."""
     # two at a time, though there is one: each has one thread of two cores, as two are slow where others are at work
     suite, limits = parse_suite(RUN, "resumed.yaml"), Limits(jobs=2)
     executor = LocalExecutor(limits, "cpu")
-    results = execute(Planner(suite, "cpu"), Run(folder), suite.resolved(), limits, Reporter(), executor, device="cpu")
-    assert [r.status for r in results] == ["ok", "ok"], [r.error for r in results]
-    return results[0]
+    run, options = Run(folder), {"device": "cpu", **options}
+    execute(Planner(suite, "cpu"), run, suite.resolved(), limits, Reporter(), executor, **options)
+    results = run.results()
+    assert tuple(r.status for r in results) == ends, [r.error for r in results]
+    return results
 
 
 def finish(folder, settings=SETTINGS, config=CONFIG):
@@ -121,13 +123,24 @@ def test_a_case_whose_runner_was_killed_goes_on_and_ends_as_if_nothing_had_been(
     runner.kill()
     assert runner.wait() == -signal.SIGKILL
     assert Run(tmp_path / "killed").results() == [] and not (checkpoint.parent / "model.safetensors").exists()
-    killed, whole = run_suite(tmp_path / "killed").metrics, run_suite(tmp_path / "whole").metrics
+    killed, whole = (run_suite(tmp_path / name)[0].metrics for name in ("killed", "whole"))
     (step,) = killed["training"].pop("resumed_at")
-    assert 15 <= step < 120 and whole["training"].pop("resumed_at") == []
+    assert 8 <= step < 60 and whole["training"].pop("resumed_at") == []
     assert killed["training"].pop("seconds") > 0 and whole["training"].pop("seconds") > 0
-    assert killed == whole and killed["data"]["batches"] == 120
-    files = [next((tmp_path / name).glob("checkpoints/*/*/model.safetensors")) for name in ("killed", "whole")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    assert killed == whole and killed["data"]["batches"] == 60
+    ours, theirs = (next((tmp_path / name).glob("checkpoints/*/*/model.safetensors")) for name in ("killed", "whole"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    # a damaged model: what asks it says which command trains it again, and it does
+    ours.write_bytes(b"\0" * 1000)
+    lines = (tmp_path / "killed" / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "killed" / "results.jsonl").write_bytes(lines[0])
+    _, asking = run_suite(tmp_path / "killed", ("ok", "invalid"))
+    assert "model.safetensors is corrupt" in asking.error and "suite.yaml --out" in asking.error
+    assert "--retry-failed` trains it again" in asking.error
+    again, _ = run_suite(tmp_path / "killed", retry_failed=True)
+    assert again.metrics["training"]["curve"] == whole["training"]["curve"]
+    assert "model.safetensors is corrupt" in again.metrics["training"]["warnings"][0]
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 def wait_for(found, process):

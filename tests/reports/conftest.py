@@ -58,7 +58,7 @@ CARDS: dict[str, dict[str, Any]] = {
 }
 UNTAUGHT = [label for label, layout in LAYOUTS.items() if layout.taught == 0]
 ENVIRONMENT: dict[str, Any] = {
-    "schema_version": 2,
+    "schema_version": 3,
     "started": "2026-01-02T03:04:05+00:00",
     "command": "mixerzoo run quick --out runs/quick",
     "device": "cpu",
@@ -340,7 +340,7 @@ def write_run(folder: Path, lines: list[ResultLine], plan: dict[str, Any] | None
     with run.locked() as results:
         for line in lines:
             results.append(line)
-    assert SCHEMA_VERSION == 2, "the made-up lines follow version 2 of the schema"
+    assert SCHEMA_VERSION == 3, "the made-up lines follow version 3 of the schema"
     return folder
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mixerzoo.benchmarks.cli import build_app
+from mixerzoo.benchmarks.result_lines import encode_line
 from mixerzoo.benchmarks.runs import ResultLine, Run, RunError
 from mixerzoo.reports import compare_text
 from mixerzoo.reports.change import Change, judged
@@ -40,8 +41,7 @@ def made_up_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written(folder: Path, lines: list[ResultLine]) -> Path:
     """`lines` as all results of a run, without the syncing of each that a run that may be killed needs."""
-    text = "".join(f"{json.dumps(line.model_dump(), ensure_ascii=False)}\n" for line in lines)
-    (folder / "results.jsonl").write_text(text, encoding="utf-8")
+    (folder / "results.jsonl").write_bytes(b"".join(encode_line(line.model_dump()) for line in lines))
     return folder
 
 

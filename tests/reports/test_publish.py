@@ -405,7 +405,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no suite": (lambda run: (run / "suite.yaml").unlink(), "has no suite.yaml"),
     "no environment": (lambda run: (run / "environment.json").unlink(), "no environment.json"),
     "an environment that is no JSON": (_replace("environment.json", "{", "{{"), "environment.json is not a JSON"),
-    "a suite that is no YAML": (_replace("suite.yaml", "name:", "name: ["), "ParserError|ScannerError"),
+    "a suite that is no YAML": (_replace("suite.yaml", "name:", "name: ["), "is not a suite"),
     "no results": (lambda run: (run / "results.jsonl").unlink(), "no result yet"),
     "a newer version": (_replace("results.jsonl", '"schema_version": 1', '"schema_version": 99'), "version 99"),
     "a plan that is none": (_replace("plan.json", '"final"', '"finale"'), "plan.json is not a plan"),

@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from mixerzoo.benchmarks.result_lines import encode_line
 from mixerzoo.benchmarks.runs import ResultLine, RunError
 from mixerzoo.reports import write_report
 from mixerzoo.reports.summary import summary
@@ -23,7 +24,7 @@ def edit_lines(run: Path, change: Callable[[dict], None]) -> Path:
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     for line in lines:
         change(line)
-    results.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    results.write_bytes(b"".join(map(encode_line, lines)))
     return run
 
 
