@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 import math
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -21,7 +22,10 @@ from typing_extensions import Self
 
 from ...mixers import check_option, mixer_options
 from ...mixers.limits import Amount, Count, Real, Seed, shown
+from ...mixers.stored import file_in
 from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
+from ...models.checksums import check_sums
+from ...models.language_model import CONFIG_FILE, WEIGHTS_FILE
 from ..doing import Doing, Progress
 from ..runs import ResultLine
 from ..tasks import IGNORE, AnyTask, NeedleTask, Task, TextTask
@@ -139,18 +143,32 @@ class Trained(Measure):
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> dict[str, Any]:
-        """See `Measure.run`. folder: of the training case. Raises `ValueError` if it holds no trained model."""
+        """See `Measure.run`. folder: of the training case. Raises `ValueError` if it holds no model that is whole."""
         check_vocabulary(config, self.task)
-        if not (folder / CHECKPOINT / "config.json").is_file():
+        try:
+            model = LanguageModel.load(folder / CHECKPOINT, device).eval()
+        except (ValueError, OSError) as error:
+            run = folder.parents[1]
+            command = shlex.join(["mixerzoo", "run", str(run / "suite.yaml"), "--out", str(run), "--retry-failed"])
             raise ValueError(
-                f"the trained model of case {self.trained} is not in {folder}; run the suite in a new folder"
-            )
-        model = LanguageModel.load(folder / CHECKPOINT, device).eval()
+                f"the model that the case {self.trained} trained cannot be loaded: {error}; `{command}` trains it again"
+            ) from None
         return self.ask(model, seed=seed, device=device, progress=progress)
 
     def ask(self, model: LanguageModel, *, seed: int, device: torch.device, progress: Progress) -> dict[str, Any]:
         """Measure a trained model; returns metrics, fit for JSON."""
         raise NotImplementedError
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder of a training case holds a model as it was saved, as far as its checksums tell."""
+    try:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            file_in(folder / CHECKPOINT, name)
+        check_sums(folder / CHECKPOINT, (CONFIG_FILE, WEIGHTS_FILE))
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 class _Trains(Measure):
@@ -164,6 +182,10 @@ class _Trains(Measure):
     def _check_training(self) -> Self:
         self.training.check(self.task)
         return self
+
+    @property
+    def processes(self) -> int:
+        return self.training.processes
 
     def train(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress

@@ -54,7 +54,7 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, bytes, P
 @fuzz(250)
 @given(st.randoms(use_true_random=False))
 def test_a_changed_state_is_loaded_or_refused(states: list[tuple[Any, bytes, Path]], rng: random.Random) -> None:
-    mixer, content, path = rng.choice(states)
+    _, content, path = rng.choice(states)
     path.write_bytes(with_header(content, rng) if rng.random() < 0.7 else mutated_bytes(content, rng))
     state = ends_well(lambda: MixerState.load(path))
     if state is not None:
