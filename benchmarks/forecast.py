@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .rates import Rates
-from .runs import ResultLine, Run, RunError, write_atomically
+from .runs import Run, RunError, write_atomically
 
 FORECAST_FILE = "forecast.json"
 
@@ -26,6 +26,24 @@ SOURCES: tuple[Source, ...] = ("measured", "scaled", "counted", "not known")
 _BESIDE = ("model", "layout_line", "device", "tf32", "threads")
 # what a sweep chooses, or follows from what it chose
 _CHOSEN = ("trained", "chosen", "choice")
+
+
+class Finished(Protocol):
+    """What is asked of a finished case, see `ResultLine`."""
+
+    @property
+    def case(self) -> str: ...
+    @property
+    def layout(self) -> str: ...
+    @property
+    def measure(self) -> str: ...
+    @property
+    def parameters(self) -> dict[str, Any]: ...
+    @property
+    def seed(self) -> int: ...
+
+
+AnyFinished = TypeVar("AnyFinished", bound=Finished)
 
 
 class CaseForecast(BaseModel):
@@ -69,7 +87,7 @@ class Forecast(BaseModel):
     rates: dict[str, Rates] = Field(default_factory=dict)
     cases: tuple[CaseForecast, ...]
 
-    def of(self, results: Sequence[ResultLine]) -> list[tuple[ResultLine, CaseForecast | None]]:
+    def of(self, results: Sequence[AnyFinished]) -> list[tuple[AnyFinished, CaseForecast | None]]:
         """Each result and what was expected of it; None if nothing was."""
         by_case = {case.case: case for case in self.cases}
         by_key = {case.key: case for case in reversed(self.cases)}
@@ -99,7 +117,7 @@ def key_of(layout: str, measure: str, parameters: Mapping[str, Any], seed: int) 
     return _hash([layout, measure, unchosen(parameters), seed])
 
 
-def key_of_result(result: ResultLine) -> str:
+def key_of_result(result: Finished) -> str:
     """`key_of` the case of a result."""
     return key_of(result.layout, result.measure, result.parameters, result.seed)
 

@@ -8,9 +8,10 @@ from datetime import datetime
 import numpy as np
 
 from ..benchmarks.forecast import SOURCES, CaseForecast, Forecast, read_forecast
-from ..benchmarks.runs import ResultLine, Run
+from ..benchmarks.runs import Run
 from . import formats
 from .lines import case_text
+from .result import Result
 from .table import Table
 from .tables import RunData
 
@@ -26,7 +27,7 @@ _COLUMNS = [
 ]
 _WORST = 3
 
-Pair = tuple[ResultLine, CaseForecast]
+Pair = tuple[Result, CaseForecast]
 
 
 def forecast_tables(run: RunData) -> Iterator[Table]:

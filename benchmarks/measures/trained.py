@@ -118,7 +118,9 @@ class Trained(Measure):
     def _check_sweep(cls, sweep: Sweep | None, known: ValidationInfo) -> Sweep | None:
         """Refuse values that the training cannot have; here, so that the message points at the sweep."""
         training = known.data.get("training")
-        for name, values in sweep.options.items() if sweep is not None and training is not None else ():
+        if sweep is None or training is None:
+            return sweep
+        for name, values in sweep.options.items():
             for value in values if _mixer(name) is None else ():
                 try:
                     TrainingSettings.model_validate({**training.model_dump(), name: value})
