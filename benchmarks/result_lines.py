@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from .schema import CHECKSUM_VERSION, SCHEMA_VERSION, migrate
 
@@ -104,7 +105,7 @@ def decode_line(line: bytes) -> ResultLine:
     """
     body = _checked(line)
     try:
-        data = json.loads(str(line if body is None else body, "utf-8"))
+        data = _parsed(line if body is None else body)
     except (ValueError, RecursionError):
         raise DamagedLine("is not JSON") from None
     if not isinstance(data, dict):
@@ -118,6 +119,14 @@ def decode_line(line: bytes) -> ResultLine:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise DamagedLine(f"is not a result line: {field}: {first['msg']}") from None
+
+
+def _parsed(data: bytes) -> Any:
+    """What JSON says; quickly, and with one string for all keys of one name. Raises `ValueError`, `RecursionError`."""
+    try:
+        return from_json(data)
+    except ValueError:  # no JSON, or half of a surrogate pair, which this parser refuses
+        return json.loads(str(data, "utf-8"))
 
 
 class HeadReader:

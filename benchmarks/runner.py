@@ -138,6 +138,7 @@ class _Runner:
         case = self.at_work.pop(event.case)
         self.live.leave(case)
         self._note(event.machine)
+        self.queue.lost.setdefault(case.id, []).extend(event.attempts)
         machine = {"name": event.machine.name, "kind": event.machine.kind}
         self._store(case, event.outcome, event.seconds, event.threads, machine=machine, peak_bytes=event.peak_bytes)
 

@@ -32,6 +32,7 @@ from .result_lines import (
     is_whole,
 )
 from .schema import SCHEMA_VERSION, SchemaError, migrate_environment
+from .yamlfile import SuiteError, YamlFile
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -86,12 +87,11 @@ class Run:
         """The resolved suite. Raises `RunError` if the folder holds no run, or a damaged suite."""
         self._require(self.suite_path)
         try:
-            suite = yaml.safe_load(self.suite_path.read_bytes())
-        except (yaml.YAMLError, ValueError, RecursionError):
-            suite = None
-        if not isinstance(suite, dict):
-            raise RunError(f"{self.suite_path} is damaged, it is not a suite; {self.repair} says what can be done")
-        return suite
+            return dict(YamlFile.read(self.suite_path).data)
+        except SuiteError:
+            raise RunError(
+                f"{self.suite_path} is damaged, it is not a suite; {self.repair} says what can be done"
+            ) from None
 
     def environment(self) -> dict[str, Any]:
         """The machine and the software that the run was made with, and its mixers, see `describe_mixers`.
