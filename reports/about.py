@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from .result import Result
 from .lines import Row, case_text, layout_line, size
 from .machines import machine_of
+from .result import Result
 
 MODELS = ["layout", "layout_line", "parameters", "flops_per_token", "flops_length", "d_model", "n_layers", "d_ff"]
 MODELS += ["match"]

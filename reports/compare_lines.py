@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .result import Result
 from .change import Refused
 from .formats import NOTHING
 from .lines import case_text, choice_text, layout_line
 from .machines import kind_of, timed_kinds, told_apart
+from .result import Result
 from .tables import RunData, tabulate
 from .variants import experiments, purpose
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..benchmarks.runs import same_data
-from .result import Result
 from . import formats
 from .in_turn import InTurn
 from .inference import LEAST_SEEDS
 from .lines import choice_text, size
+from .result import Result
 from .tables import RunData
 from .variants import purpose
 

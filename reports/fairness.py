@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..benchmarks.runs import same_data
-from .result import Result
 from . import formats
 from .doubts import (
     SHORT,
@@ -24,6 +23,7 @@ from .doubts import (
     threads_of,
 )
 from .lines import choice_text
+from .result import Result
 from .table import Table
 from .tables import RunData
 

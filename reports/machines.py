@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from .result import Result
 from . import formats
+from .result import Result
 
 if TYPE_CHECKING:
     from .section import Section
@@ -58,9 +58,7 @@ def is_timed(line: Result, section: Section) -> bool:
     return section.holds_for != "any machine" if line.exclusive is None else line.exclusive
 
 
-def timed_kinds(
-    lines: Iterable[Result], environment: Mapping[str, Any], sections: Iterable[Section]
-) -> dict[str, str]:
+def timed_kinds(lines: Iterable[Result], environment: Mapping[str, Any], sections: Iterable[Section]) -> dict[str, str]:
     """Case -> the kind of machine that it was timed on; nothing for those whose numbers do not depend on it, nor for
     those without numbers of which no machine is known."""
     of = {section.measure: section for section in sections}

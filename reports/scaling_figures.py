@@ -87,10 +87,7 @@ def _latency_figure(
 def speed_growths(rows: pd.DataFrame) -> Growths:
     """How the seconds of each mode and layout grow; rows of the table `speed`."""
     samples = {
-        key: {
-            length: rounds_of(at)
-            for length, at in own.groupby("length")
-        }
+        key: {length: rounds_of(at) for length, at in own.groupby("length")}
         for key, own in rows.groupby(["mode", "layout"], sort=False)
     }
     found = {(panel_of(mode), str(layout)): growth(rounds) for (mode, layout), rounds in samples.items()}

@@ -14,8 +14,8 @@ from ..change import Change, Refused
 from ..charts import Figure
 from ..finding import Finding
 from ..heatmaps import heat_figures
-from ..lines import KEYS, Lines, Row, by_columns, identity, measured, size, tidy
 from ..inference import Tally
+from ..lines import KEYS, Lines, Row, by_columns, identity, measured, size, tidy
 from ..recall import asked
 from ..recall_changes import recall_changes
 from ..recall_figures import recall_figures
@@ -87,7 +87,11 @@ def _by_depth(lines: Lines) -> pd.DataFrame:
     found: dict[str, list[Any]] = {name: [] for name in BY_DEPTH}
     for _, metrics, known in measured(lines, "recall"):
         rows = metrics["rows"]
-        columns = rows.columns if isinstance(rows, Rows) else {k: [r.get(k, math.nan) for r in rows] for k in (rows or [{}])[0]}
+        columns = (
+            rows.columns
+            if isinstance(rows, Rows)
+            else {k: [r.get(k, math.nan) for r in rows] for k in (rows or [{}])[0]}
+        )
         for name, values in found.items():
             values.extend(columns[name] if name in columns else repeat(known.get(name, math.nan), len(rows)))
     return by_columns(found)

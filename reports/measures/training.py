@@ -214,8 +214,12 @@ def _solve_figure(
     )
     caption += "whose training ended without it."
     if pooled:
-        caption = "How much the seeds of a layout had read when they first reached the bar on data that was held out: a "
-        caption += "mark is their median, the bar beside it goes from the first to the third quartile. Seeds that ended "
+        caption = (
+            "How much the seeds of a layout had read when they first reached the bar on data that was held out: a "
+        )
+        caption += (
+            "mark is their median, the bar beside it goes from the first to the third quartile. Seeds that ended "
+        )
         caption += "without the bar count as what they read. Each by itself is in tables/training.csv."
     text = "; ".join(f"{r.layout}, {'' if pooled else 'seed '}{r.seed}: {r.shown}" for r in rows_of(rows)) + "."
     each = "median and quartiles over the seeds" if pooled else "one mark for each seed"
@@ -245,7 +249,9 @@ def _solve_row(run: RunData, layout: str, short: str, own: pd.DataFrame) -> list
     middle = formats.si(median) if median != float("inf") else NOT_TAUGHT if reached.min() == median else "not reached"
     chosen = formats.listing([text for text in dict.fromkeys(own["chosen"]) if text]) or formats.NOTHING
     if len(each) > MOST_SEEDS:
-        least, most = (formats.si(end) if end != float("inf") else "not reached" for end in reached.quantile([0, 1]))
+        least, most = (
+            formats.si(end) if end != float("inf") else "not reached" for end in (reached.min(), reached.max())
+        )
         each = [f"{least} to {most}, of {len(own)} seeds"]
     return [layout, short, middle, ", ".join(each), chosen, _time(run, own)]
 
