@@ -169,36 +169,39 @@ def is_whole(line: bytes) -> bool:
 def pieces(line: bytes) -> Iterator[tuple[bytes | None, bytes]]:
     """The parts of a line that is none: pairs of a whole line that stands in it, None for what is between, and the
     bytes of that part."""
-    rest = line
-    while rest:
-        start = rest.find(_START)
-        if start < 0:
-            yield None, rest
-            return
-        if start:
-            yield None, rest[:start]
-        rest = rest[start:]
-        size = _whole_size(rest)
-        if size is None:  # not whole: on from the next that begins in it
-            following = rest.find(_START, 1)
-            size = len(rest) if following < 0 else following
-            yield None, rest[:size]
-        else:
-            yield rest[:size], rest[:size]
-        rest = rest[size:]
+    position = 0
+    end = None
+    while (start := line.find(_START, position)) >= 0:
+        if start > position:
+            yield None, line[position:start]
+        if end is None or end.start() < start:
+            end = _END.search(line, start)
+        following = line.find(_START, start + 1)
+        following = len(line) if following < 0 else following
+        whole = _whole(line[start : end.end()] if end else b"") or _first_object(line[start:following])
+        position = start + len(whole) if whole else following
+        yield whole, line[start:position]
+    if position < len(line):
+        yield None, line[position:]
 
 
-def _whole_size(data: bytes) -> int | None:
-    """The size of the result line that `data` begins with, None if it begins with none."""
-    # bytes that are no UTF-8 may follow: they are kept as they are, and change no sizes
-    text = data.decode("utf-8", "surrogateescape")
+def _whole(line: bytes) -> bytes | None:
+    """The same if it is a line."""
+    try:
+        decode_line(line)
+    except ValueError:
+        return None
+    return line
+
+
+def _first_object(data: bytes) -> bytes | None:
+    """The line of JSON that stands at the beginning, whatever follows."""
+    text = data.decode("utf-8", "surrogateescape")  # bytes that are no UTF-8 may follow, and must not change sizes
     try:
         _, end = json.JSONDecoder().raw_decode(text)
-        size = len(text[:end].encode("utf-8", "surrogateescape"))
-        decode_line(data[:size])
     except (ValueError, RecursionError):
         return None
-    return size
+    return _whole(text[:end].encode("utf-8", "surrogateescape"))
 
 
 def _checked(line: bytes) -> bytes | None:

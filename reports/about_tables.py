@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import formats
+from .forecast import forecast_tables
 from .machines import machine_of
 from .statistics import rows_of
 from .table import Table
@@ -25,6 +26,7 @@ def about_tables(run: RunData) -> Iterator[Table]:
     yield from _model_tables(run)
     yield from _backend_tables(run)
     yield from _doctor_tables(run)
+    yield from forecast_tables(run)
 
 
 def _machine_tables(run: RunData) -> Iterator[Table]:

@@ -150,7 +150,10 @@ def _rebuilt(run: RunData) -> Iterator[Doubt]:
 
 def _source(run: RunData) -> Iterator[Doubt]:
     source = run.environment.get("source") or {}
-    if not source.get("commit"):
+    if "environment_lost" in run.environment:
+        lost = "Commit, versions and command are not known: environment.json was lost, and made anew of the results."
+        yield Doubt(lost, "environment lost")
+    elif not source.get("commit"):
         yield Doubt("The commit is not known: mixerzoo did not run from a git checkout.", "commit not known")
     elif source.get("dirty"):
         yield Doubt("The source had uncommitted changes: the commit alone may not give these numbers.", "dirty commit")
@@ -158,10 +161,13 @@ def _source(run: RunData) -> Iterator[Doubt]:
 
 def _other_starts(run: RunData) -> Iterator[Doubt]:
     """Cases that were made by a later start of the run, somewhere else or by other code."""
-    for start in run.environment.get("resumed") or []:
+    starts = [run.environment, *(run.environment.get("resumed") or [])]
+    times = [str(start.get("started") or "") for start in starts]
+    ticked = times == sorted(times)  # else the clock went backwards, and tells nothing
+    for start in starts[1:]:
         differs = start.get("differs") or {}
-        since = [line for line in run.lines if line.ended and line.ended >= str(start["started"])]
-        known = any(line.ended for line in run.lines)
+        since = [line for line in run.lines if ticked and line.ended and line.ended >= str(start["started"])]
+        known = ticked and any(line.ended for line in run.lines)
         if not differs or (known and not since):
             continue
         names = formats.listing([_difference(name, pair) for name, pair in differs.items()])
