@@ -67,7 +67,11 @@ def test_published_environments_name_the_mixers(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("measure", "old", "new"),
     [
-        ("training", {"training": {}}, {"training": {}, "data": None}),
+        (
+            "training",
+            {"training": {"steps": 1}},
+            {"training": {"steps": 1, "resumed_at": None, "warnings": []}, "data": None},
+        ),
         (
             "recall",
             {"rows": [{"correct": 1}, "?"]},
