@@ -2,7 +2,7 @@
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss, a gradient or a logit became NaN or infinite."""
+    """A loss, a gradient, a logit or an output became NaN or infinite."""
 
 
 class RankError(Exception):

@@ -6,12 +6,10 @@ Nothing here imports torch before a case needs it, so that the runner can be tes
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import math
 import os
 import resource
-import signal
 import sys
 import threading
 import time
@@ -22,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import guardian
 from .doing import Doing
 from .errors import NotFiniteError, RankError
 from .family import Family
@@ -29,8 +28,6 @@ from .family import Family
 if TYPE_CHECKING:
     import torch
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
 _MESSAGE_INTERVAL = 0.25  # seconds between two progress lines
 _TRACEBACK_CHARACTERS = 4000
 
@@ -99,8 +96,7 @@ def serve(
     os.setsid()  # a group of its own: Ctrl-C goes to the runner alone, a kill to all of the case
     for stream in (1, 2):
         os.dup2(stderr.descriptor, stream)
-    _adopt_orphans()
-    connection.send({"parent": os.getppid()})
+    guardian.adopt_orphans()
     child = os.fork()  # before there is any thread
     if child == 0:
         ask_kernel_to_die_with_parent()
@@ -181,8 +177,10 @@ def run_case(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
     import torch
 
     from .device import make_current
+    from .plugins import load_quietly
     from .suite import parse_measure
 
+    load_quietly()
     measure = parse_measure({"measure": job["measure"], **job["parameters"]})
     if measure.processes > 1:
         from .ranks import run_ranks
@@ -200,8 +198,10 @@ def measure_on(job: dict[str, Any], channel: Channel, device: torch.device) -> d
     from ..mixers.ops.dispatch import record_backends
     from ..mixers.tf32 import tf32
     from ..models import ModelConfig
+    from .plugins import load_quietly
     from .suite import parse_measure
 
+    load_quietly()
     torch.set_num_threads(job["threads"])
     config = ModelConfig.from_dict(job["model"])
     measure = parse_measure({"measure": job["measure"], **job["parameters"]})
@@ -226,16 +226,10 @@ def _not_finite(value: Any, path: str = "") -> str | None:
 
 def ask_kernel_to_die_with_parent() -> None:
     """Die even while native code runs; and where memory runs out, go before the runner does."""
+    guardian.die_with_parent()
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         with contextlib.suppress(OSError):  # some containers forbid it
             Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _adopt_orphans() -> None:
-    """Stay the ancestor of daemons as well."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _die_with_runner(connection: Connection) -> None:

@@ -109,6 +109,7 @@ def _content(run: RunData, shown: list[Part]) -> dict[str, Any]:
         "fair": fair,
         "untaught": statements(run),
         "device": _device(run.environment),
+        "cpu": _cpu(run),
         "brackets": _brackets(run),
         "trainings": training_statement(run),
         "texts": _texts(run),
@@ -196,9 +197,17 @@ def _machine(environment: dict[str, Any]) -> list[tuple[str, str]]:
     """The environment but for versions and commit, as pairs of a name and a text."""
     machine = environment.get("machine") or {}
     tabulated = ("doctor",) if "rows" in (environment.get("doctor") or {}) else ()
-    elsewhere = ("machine", "packages", "source", "cards", "layout_mixers", *tabulated)
+    elsewhere = ("machine", "machines", "packages", "source", "cards", "layout_mixers", "plugins_failed", *tabulated)
     others = {k: v for k, v in environment.items() if k not in elsewhere}
     return [(key.replace("_", " "), text) for key, text in _flatten({**machine, **others})]
+
+
+def _cpu(run: RunData) -> str:
+    """The processor of the machine; of several machines, how many and of how many kinds."""
+    machines, kinds = len(run.machines), len(set(run.kinds.values()))
+    if machines > 1:
+        return f"{machines} machines of {f'{kinds} kinds' if kinds > 1 else 'one kind'}"
+    return str((run.environment.get("machine") or {}).get("cpu") or "machine not known")
 
 
 def _device(environment: dict[str, Any]) -> str:
@@ -248,6 +257,7 @@ def _environment() -> Environment:
         "md": formats.markdown,
         "fence": _fence,
         "seconds": formats.seconds,
+        "bytes": formats.bytes_,
         "csv_uri": lambda table: f"data:text/csv;charset=utf-8,{quote(table.csv(), safe=_IN_URI)}",
         "svg_uri": lambda figure: f"data:image/svg+xml;base64,{base64.b64encode(figure.svg.encode()).decode()}",
         "spec": lambda figure: Markup(figure.spec_json),

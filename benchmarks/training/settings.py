@@ -16,6 +16,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
+from ...mixers.limits import Count, Real, Size
 from ...models import CompileMode
 from ..precision import Precision, resolve
 from ..tasks import Batch, Task
@@ -47,13 +48,13 @@ class Bar(Part):
     stop: training ends at the first of them that reaches the bar, and by `margin` more.
     """
 
-    accuracy: float = Field(default=0.95, gt=0, le=1)
-    length: int | None = Field(default=None, ge=1)
-    load: int | None = Field(default=None, ge=1)
-    examples: int = Field(default=64, ge=1)
-    every: int | None = Field(default=None, ge=1)
+    accuracy: Real = Field(default=0.95, gt=0, le=1)
+    length: Size | None = None
+    load: Size | None = None
+    examples: Count = 64
+    every: Count | None = None
     stop: bool = True
-    margin: float = Field(default=0.0, ge=0, lt=1)
+    margin: Real = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -89,28 +90,28 @@ class TrainingSettings(Part):
     log_to: trackers that the training logs to, beside the lines in its folder; see `Log`.
     """
 
-    steps: int = Field(default=1000, ge=1)
-    batch: int = Field(default=32, ge=1)
-    length: int = Field(default=256, ge=1)
+    steps: Count = 1000
+    batch: Size = 32
+    length: Size = 256
     curriculum: tuple[Phase, ...] = ()
     mixture: tuple[MixedTask, ...] = ()
     bar: Bar | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = Field(default=1e-3, gt=0)
-    warmup: float = Field(default=0.1, ge=0, le=1)
+    learning_rate: Real = Field(default=1e-3, gt=0)
+    warmup: Real = Field(default=0.1, ge=0, le=1)
     schedule: Literal["cosine", "wsd"] = "cosine"
-    decay: float = Field(default=0.2, ge=0, le=1)
-    weight_decay: float = Field(default=0.1, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    accumulate: int = Field(default=1, ge=1)
+    decay: Real = Field(default=0.2, ge=0, le=1)
+    weight_decay: Real = Field(default=0.1, ge=0)
+    clip: Real = Field(default=1.0, gt=0)
+    accumulate: Count = 1
     precision: Precision = "auto"
     compile: Compile = False
     checkpoint_activations: bool = False
-    window_dropout: float = Field(default=0.0, ge=0, le=1)
-    dropout_window: int = Field(default=512, ge=1)
+    window_dropout: Real = Field(default=0.0, ge=0, le=1)
+    dropout_window: Size = 512
     parallel: Parallel = "none"
     processes: int = Field(default=1, ge=1, le=1024, validate_default=True)
-    save_every: int | None = Field(default=None, ge=1)
+    save_every: Count | None = None
     log_to: tuple[Tracker, ...] = ()
 
     @field_validator("processes")
