@@ -18,7 +18,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_doctor, cli_import, cli_inspect, cli_layouts, cli_mixers, cli_run, cli_status, cli_train
+from . import (
+    cli_doctor,
+    cli_import,
+    cli_inspect,
+    cli_layouts,
+    cli_mixers,
+    cli_plan,
+    cli_repair,
+    cli_run,
+    cli_status,
+    cli_train,
+)
 from .progress import complain
 
 COMMAND_GROUP = "mixerzoo.commands"
@@ -41,7 +52,9 @@ def build_app() -> typer.Typer:
     app.command("layouts")(cli_layouts.layouts_command)
     app.command("suites")(suites_command)
     app.command("run")(cli_run.run_command)
+    app.command("plan")(cli_plan.plan_command)
     app.command("status")(cli_status.status_command)
+    app.command("repair")(cli_repair.repair_command)
     app.command("train")(cli_train.train_command)
     app.command("inspect")(cli_inspect.inspect_command)
     app.command("import")(cli_import.import_command)

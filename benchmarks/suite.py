@@ -21,7 +21,7 @@ from ..mixers.limits import MOST_CASES, Bytes, Jobs, Layers, MatchTime, Seconds,
 from ..models import PRESETS, Layout, LayoutError, ModelConfig, count_parameters, parse_layout, preset_config
 from . import measures
 from .precision import Precision
-from .training import Compile
+from .training import Compile, TrainingSettings
 from .yamlfile import SuiteError, YamlFile, suggestion
 
 
@@ -277,11 +277,19 @@ def _check_measure(file: YamlFile, index: int, entry: MeasureSettings, settings:
     except ValueError as error:
         file.complain([*where, "measure"], str(error))
         return None
+    _check_processes(file, where, measure)
     seeds = entry.seeds or settings.seeds
     sweep = measure.sweep if isinstance(measure, measures.Trained) else None
     if sweep is not None and (shared := sorted(set(sweep.seeds) & set(seeds))):
         file.complain([*where, "sweep"], f"seeds of the sweep are those of the results: {shared}; choose others")
     return Entry(measure, labels, seeds)
+
+
+def _check_processes(file: YamlFile, where: Sequence[str | int], measure: measures.Measure) -> None:
+    """Complain of a training for several processes that does not say how many: no case is started by `torchrun`."""
+    training = getattr(measure, "training", None)
+    if isinstance(training, TrainingSettings) and training.parallel != "none" and training.processes == 1:
+        file.complain([*where, "training", "parallel"], f"{training.parallel} needs processes: 2 or more beside it")
 
 
 def _with_defaults(entry: MeasureSettings, settings: SuiteSettings) -> dict[str, Any]:

@@ -63,5 +63,9 @@ def load_train_file(path: Path) -> TrainFile:
         loaded.training.check(loaded.task)
     except ValueError as error:
         file.complain(["training"], str(error))
+    if loaded.training.processes > 1:
+        file.complain(
+            ["training", "processes"], "is for suites; leave it out, and start with torchrun --nproc-per-node"
+        )
     file.raise_problems()
     return loaded

@@ -40,6 +40,12 @@ def count_flops(config: ModelConfig, time: int) -> int:
     return _count_flops(config, resolve_d_ff(config), time)
 
 
+def flop_counter() -> FlopCounterMode:
+    """A context that counts the FLOPs of what runs in it, see `count_flops`."""
+    # not every torch counts its fused attention on the CPU by itself
+    return FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops})
+
+
 def resolve_d_ff(config: ModelConfig) -> int:
     """The feed-forward width of a model, `config.match` carried out.
 
@@ -109,8 +115,7 @@ def _count_flops(config: ModelConfig, d_ff: int, time: int) -> int:
             f"FLOPs are counted by running the model on the CPU, for which {needed / 1e9:,.0f} GB of parameters are "
             f"too many here ({there / 1e9:,.0f} GB of memory)"
         )
-    # not every torch counts its fused attention on the CPU by itself
-    counter = FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops})
+    counter = flop_counter()
     with torch.device("cpu"), torch.no_grad():
         model = Backbone(config, d_ff)
         tokens = torch.zeros(1, time, dtype=torch.long)

@@ -16,7 +16,17 @@ from ..doing import Doing, Progress
 from ..runs import ResultLine
 from .base import Measure
 from .entry import Entry
-from .meter import MIN_ROUND_SECONDS, WARMUP_ROUNDS, Clock, Look, Timing, measure_memory, quartiles, round_clock
+from .meter import (
+    MIN_ROUND_SECONDS,
+    WARMUP_ROUNDS,
+    Clock,
+    Look,
+    Timing,
+    measure_memory,
+    quartiles,
+    round_clock,
+    warmed_up,
+)
 from .outputs import require_finite
 
 
@@ -68,6 +78,12 @@ class Contest(Measure):
                 yield Entry(
                     f"bar {ratio['bar']:g} {'met' if ratio['met'] else 'NOT met'}: {what}", "value", ratio["value"]
                 )
+
+
+def in_turn_seconds(once: float, rounds: int, *, repeats: bool = True) -> float:
+    """Seconds of all that a contender does, by those of its call: the first one, the warm-up, its rounds, and one under
+    the meter of memory. repeats: work too short for the clock is repeated."""
+    return warmed_up(once, rounds * (max(once, MIN_ROUND_SECONDS) if repeats else once)) + once
 
 
 def time_in_turn(

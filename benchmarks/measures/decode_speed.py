@@ -14,8 +14,8 @@ from ...models import ModelConfig
 from ..doing import Progress
 from ..training import Precision
 from .bars import Bar, decoder_ratios
-from .base import part_of
-from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn
+from .base import CallSeconds, part_of
+from .contest import Contender, Contest, in_turn_seconds, peaks_in_turn, row, time_in_turn
 from .workload import Workload
 
 DECODER, CALLS = "decoder", "calls"
@@ -44,6 +44,14 @@ class DecodeSpeed(Contest):
                 needed = f"kind: decoder, mode: decode, backend: {DECODER}, over: {CALLS}"
                 raise ValueError(f"a bar of decode_speed has {needed}")
         return self
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: the context is read for both of them, and each decodes in its turn."""
+        total = 0.0
+        for length in self.lengths:
+            once = self.new_tokens * call("decode", self.batch, length)
+            total += 2 * (call("forward", self.batch, length) + in_turn_seconds(once, self.rounds, repeats=False))
+        return total
 
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress

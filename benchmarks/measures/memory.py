@@ -24,7 +24,7 @@ from ...models import (
 from ..doing import Progress
 from ..runs import ResultLine
 from ..training import Compile, Precision
-from .base import Measure, single, split_grid
+from .base import CallSeconds, Measure, single, split_grid
 from .entry import Entry
 from .meter import measure_memory
 from .outputs import require_finite
@@ -95,6 +95,16 @@ class Memory(Measure):
             "flops": flops,
             **(compiled_since(before) if self.compile else {}),
         }
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: what is read under the meter, once before it, prefill, and counting FLOPs."""
+        total = 0.0
+        for mode in self.modes:
+            for length in self.lengths:
+                once = call("train" if mode == "train" else "forward", self.batch, length, logits=1.0)
+                reading = call("forward", self.batch, length)
+                total += 2 * once + (2 if mode == "train" else 1) * reading + call("forward", 1, length, logits=1.0)
+        return total
 
     @classmethod
     def entries(cls, result: ResultLine) -> Iterator[Entry]:

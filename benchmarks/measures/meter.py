@@ -135,6 +135,11 @@ def time_rounds(
     return Timing(first, samples)
 
 
+def warmed_up(once: float, rounds: float) -> float:
+    """Seconds of all that is timed, by those of one call and of the rounds: the first call and warm-up are added."""
+    return (1 + WARMUP_ROUNDS) * once + rounds
+
+
 def _round(stage: str, samples: list[float], tokens: int) -> Doing:
     """The round that comes next, and how fast the one before was."""
     values = {"tokens/s": tokens / max(samples[-1], 1e-9)} if samples and tokens else {}

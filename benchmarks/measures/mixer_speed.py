@@ -18,8 +18,8 @@ from ..doing import Progress
 from ..precision import Precision, autocast, resolve
 from ..training import Compile
 from .bars import Bar, attention_ratios
-from .base import check_compiles, part_of
-from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn
+from .base import CallSeconds, check_compiles, part_of
+from .contest import Contender, Contest, in_turn_seconds, peaks_in_turn, row, time_in_turn
 
 MIXER, ATTENTION = "mixer", "attention"
 LINEAR = ("O(T)", "O(T log T)")
@@ -60,6 +60,21 @@ class MixerSpeed(Contest):
                 needed = f"kind: attention, mode: forward or train, backend: {MIXER} and over: {ATTENTION}"
                 raise ValueError(f"a bar of mixer_speed has {needed}")
         return self
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: the mixer and the attention in turn; after a context, the mixer alone."""
+        total = 0.0
+        for length in self.lengths:
+            for mode in self.modes:
+                if mode == "decode":
+                    token = call("decode", self.batch, length, part="mixer")
+                    total += call("forward", self.batch, length, part="mixer")
+                    total += in_turn_seconds(self.new_tokens * token, self.rounds, repeats=False)
+                    continue
+                for part in ("mixer", "attention"):
+                    once = call("train" if mode == "train" else "forward", self.batch, length, part=part)
+                    total += in_turn_seconds(once, self.rounds)
+        return total
 
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress

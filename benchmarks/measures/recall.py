@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,7 +20,7 @@ from ..errors import NotFiniteError
 from ..runs import ResultLine
 from ..tasks import IGNORE, Batch, NeedleTask, RecallTask, Task
 from ..training import autocast
-from .base import part_of
+from .base import CallSeconds, part_of
 from .entry import Entry, one_decimal
 from .sparse_memories import SparseMemories
 from .trained import Trained
@@ -103,6 +104,17 @@ class Recall(Trained):
             state_bytes.setdefault(str(length), held)
         found = {"rows": rows, "answers": answers, "state_bytes": state_bytes, "memories": memories}
         return {**found, "text": self.task.describe_text()}
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: every reading of every load, sequences with a lasting memory one by one."""
+        readings = (len(self.passes) + self.passes[-1] - 1) * len(self.loads or (0,))
+        total = 0.0
+        for memory in self.memory:
+            rows = 1 if memory == "persistent" else min(self.eval_batch, self.examples)
+            calls = readings * math.ceil(self.examples / rows)
+            for length in self.lengths:
+                total += calls * call("forward", rows, length, at_once=self.chunk_size)
+        return total
 
     def _tasks(self) -> Iterator[RecallTask]:
         """The task at each of its loads."""

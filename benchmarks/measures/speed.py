@@ -15,9 +15,9 @@ from ...models import ModelConfig, compile_totals, compiled_since
 from ..doing import Progress
 from ..runs import ResultLine
 from ..training import Compile, Precision
-from .base import Measure, check_compiles, single, split_grid
+from .base import CallSeconds, Measure, check_compiles, single, split_grid
 from .entry import Entry
-from .meter import quartiles, time_rounds
+from .meter import MIN_ROUND_SECONDS, quartiles, time_rounds, warmed_up
 from .workload import Workload
 
 Mode = Literal["forward", "train", "prefill", "decode"]
@@ -82,6 +82,18 @@ class Speed(Measure):
             "first_call_seconds": timing.first_seconds,
             **(compiled_since(before) if self.compile else {}),
         }
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: the first call, the warm-up, and rounds until both bounds are kept."""
+        total = 0.0
+        for mode in self.modes:
+            for length in self.lengths:
+                logits = 0.0 if mode == "prefill" else 1.0
+                once = call("train" if mode == "train" else "forward", self.batch, length, logits=logits)
+                if mode == "decode":
+                    total, once = total + once, self.new_tokens * call("decode", self.batch, length)
+                total += warmed_up(once, max(self.rounds * max(once, MIN_ROUND_SECONDS), self.budget_seconds))
+        return total
 
     @classmethod
     def entries(cls, result: ResultLine) -> Iterator[Entry]:

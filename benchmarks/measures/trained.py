@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 import math
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -21,12 +22,15 @@ from typing_extensions import Self
 
 from ...mixers import check_option, mixer_options
 from ...mixers.limits import Amount, Count, Real, Seed, shown
+from ...mixers.stored import file_in
 from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
+from ...models.checksums import check_sums
+from ...models.language_model import CONFIG_FILE, WEIGHTS_FILE
 from ..doing import Doing, Progress
 from ..runs import ResultLine
-from ..tasks import IGNORE, AnyTask, NeedleTask, Task
+from ..tasks import IGNORE, AnyTask, NeedleTask, Task, TextTask
 from ..training import TrainingSettings, autocast, scored_logits, train_or_load
-from .base import Measure, check_vocabulary, part_of
+from .base import CallSeconds, Measure, check_vocabulary, part_of
 from .entry import Entry
 
 CHECKPOINT = "checkpoint"
@@ -141,18 +145,32 @@ class Trained(Measure):
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> dict[str, Any]:
-        """See `Measure.run`. folder: of the training case. Raises `ValueError` if it holds no trained model."""
+        """See `Measure.run`. folder: of the training case. Raises `ValueError` if it holds no model that is whole."""
         check_vocabulary(config, self.task)
-        if not (folder / CHECKPOINT / "config.json").is_file():
+        try:
+            model = LanguageModel.load(folder / CHECKPOINT, device).eval()
+        except (ValueError, OSError) as error:
+            run = folder.parents[1]
+            command = shlex.join(["mixerzoo", "run", str(run / "suite.yaml"), "--out", str(run), "--retry-failed"])
             raise ValueError(
-                f"the trained model of case {self.trained} is not in {folder}; run the suite in a new folder"
-            )
-        model = LanguageModel.load(folder / CHECKPOINT, device).eval()
+                f"the model that the case {self.trained} trained cannot be loaded: {error}; `{command}` trains it again"
+            ) from None
         return self.ask(model, seed=seed, device=device, progress=progress)
 
     def ask(self, model: LanguageModel, *, seed: int, device: torch.device, progress: Progress) -> dict[str, Any]:
         """Measure a trained model; returns metrics, fit for JSON."""
         raise NotImplementedError
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder of a training case holds a model as it was saved, as far as its checksums tell."""
+    try:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            file_in(folder / CHECKPOINT, name)
+        check_sums(folder / CHECKPOINT, (CONFIG_FILE, WEIGHTS_FILE))
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 class _Trains(Measure):
@@ -167,6 +185,10 @@ class _Trains(Measure):
         self.training.check(self.task)
         return self
 
+    @property
+    def processes(self) -> int:
+        return self.training.processes
+
     def train(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> tuple[LanguageModel, dict[str, Any]]:
@@ -174,6 +196,28 @@ class _Trains(Measure):
         check_vocabulary(config, self.task)
         where: dict[str, Any] = {"seed": seed, "device": device, "folder": folder / CHECKPOINT}
         return train_or_load(config, self.task, self.training, **where, progress=progress)
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: the steps, and the evaluations where there is a bar."""
+        settings, logits = self.training, logits_share(self.task)
+        total, tokens = 0.0, settings.batch * settings.length
+        for share, mix in [(phase.share, phase.mix) for phase in settings.curriculum] or [(1.0, settings.draws)]:
+            weights = sum(draw.weight for draw in mix)
+            for draw in mix:
+                rows = max(1, tokens // draw.length) / settings.accumulate
+                step = settings.accumulate * call("train", rows, draw.length, logits=logits)
+                total += settings.steps * share * draw.weight / weights * step
+        if settings.bar is not None:
+            length, _ = settings.bar_at(self.task)
+            rows = max(1, tokens // length)
+            calls = (settings.steps // settings.evaluate_every + 1) * math.ceil(settings.bar.examples / rows)
+            total += calls * call("forward", min(rows, settings.bar.examples), length, logits=logits)
+        return total
+
+
+def logits_share(task: Task) -> float:
+    """The share of positions that a task scores, roughly: all of a text, few of what is asked for in one."""
+    return 1.0 if isinstance(task, TextTask) else 0.0
 
 
 class Training(_Trains):
@@ -256,6 +300,16 @@ class Tuning(_Trains):
             "training": record,
             "data": data,
         }
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: the training, and validation at its end."""
+        tokens = self.training.batch * self.training.length
+        validation = 0.0
+        for _, length, _ in self.training.last_points(self.task):
+            rows = min(self.examples, max(1, tokens // length))
+            reading = call("forward", rows, length, logits=logits_share(self.task))
+            validation += math.ceil(self.examples / rows) * reading
+        return super().seconds(call) + validation
 
     @classmethod
     def entries(cls, result: ResultLine) -> Iterator[Entry]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from typing_extensions import Self
 
 from ...mixers.limits import Count, Real, Size
@@ -29,7 +37,6 @@ Compile = Annotated[Literal[False] | CompileMode, BeforeValidator(_read_compile)
 """`off` (false), or the mode of `torch.compile`: `default` or `max-autotune`."""
 
 EVALUATIONS = 20  # during a training with a bar, unless the bar says otherwise
-SAVES = 10
 
 
 class Bar(Part):
@@ -76,8 +83,10 @@ class TrainingSettings(Part):
     checkpoint_activations: compute the blocks' activations again in the backward pass instead of keeping them.
     window_dropout: probability of a step in which softmax layers see only the last `dropout_window` tokens (Zhao &
         Jones 2026, arXiv 2601.00671: 0.9 and 512).
-    parallel: `ddp` or `fsdp` (FSDP2) for several processes under `torchrun`, each of which reads its part of the rows.
-    save_every: steps between saves that a killed training resumes from; None: a tenth of the steps.
+    parallel: `ddp` or `fsdp` (FSDP2) for several processes, each of which reads its part of the rows. processes: how
+        many a case of a suite starts; `mixerzoo train` leaves it to `torchrun`.
+    save_every: steps between saves that a killed training resumes from; None: by the clock, every ten seconds, or so
+        seldom that saving takes a hundredth of the time.
     log_to: trackers that the training logs to, beside the lines in its folder; see `Log`.
     """
 
@@ -101,8 +110,29 @@ class TrainingSettings(Part):
     window_dropout: Real = Field(default=0.0, ge=0, le=1)
     dropout_window: Size = 512
     parallel: Parallel = "none"
+    processes: int = Field(default=1, ge=1, le=1024, validate_default=True)
     save_every: Count | None = None
     log_to: tuple[Tracker, ...] = ()
+
+    @field_validator("processes")
+    @classmethod
+    def _check_processes(cls, processes: int, info: ValidationInfo) -> int:
+        """Here, and not with the rest, so that the message is about this setting."""
+        given = info.data  # without those that are wrong themselves
+        if processes > 1 and given.get("parallel") == "none":
+            raise ValueError("several processes need parallel: ddp or parallel: fsdp")
+        if processes > 1 and {"batch", "length", "curriculum"} <= given.keys():
+            draws = [draw.length for phase in given["curriculum"] for draw in phase.mix]
+            longest = max(draws, default=given["length"])
+            if (rows := max(1, given["batch"] * given["length"] // longest)) < processes:
+                raise ValueError(f"they cannot share a step of {rows} sequences of {longest} tokens; raise batch")
+        return processes
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Trainings by one process do not say so: those of before there was the choice keep their ids."""
+        fields = dump(self)
+        return {name: value for name, value in fields.items() if name != "processes" or value > 1}
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -132,11 +162,6 @@ class TrainingSettings(Part):
         """Steps between evaluations, where there is a bar."""
         return (self.bar and self.bar.every) or max(1, self.steps // EVALUATIONS)
 
-    @property
-    def keep_every(self) -> int:
-        """Steps between saves."""
-        return self.save_every or max(1, self.steps // SAVES)
-
     def bar_at(self, task: Task) -> tuple[int, int | None]:
         """Length and load at which a bar is set; load None for a task without load."""
         bar = self.bar or Bar()
@@ -161,6 +186,11 @@ class TrainingSettings(Part):
         if self.bar is not None:
             _refuse_load(task, self.bar.load, alone=True)
             check_fits(task, *self.bar_at(task))
+
+    @property
+    def alone(self) -> TrainingSettings:
+        """The same training by this process alone."""
+        return self.model_copy(update={"parallel": "none", "processes": 1})
 
     def on(self, device: str) -> TrainingSettings:
         """The same training with its precision decided, where that is left to the device."""
