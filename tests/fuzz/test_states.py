@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import struct
 from pathlib import Path
 
@@ -11,8 +12,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mixerzoo.benchmarks.training.checkpoints import SUMS_FILE as RESUME_SUMS
+from mixerzoo.benchmarks.training.checkpoints import ResumePoint, Standing
+from mixerzoo.benchmarks.training.distributed import Ranks
 from mixerzoo.mixers import MixerState, create_mixer
 from mixerzoo.models import LanguageModel, ModelConfig
+from mixerzoo.models.checksums import SUMS_FILE as MODEL_SUMS
+from mixerzoo.models.checksums import write_sums
+from torch import nn
 
 from .fuzzing import as_json, ends_well, fuzz, mutated, mutated_bytes
 
@@ -21,6 +28,8 @@ MIXERS = {
     "gated_deltanet": {"heads": 2},
     "fwpkm": {"n_subkeys": 8, "d_k": 8, "d_v": 8, "top_k": 2, "chunk_size": 4},
 }
+
+RECIPE = {"a": 1}
 
 
 def with_header(content: bytes, rng: random.Random) -> bytes:
@@ -60,26 +69,66 @@ def test_a_changed_state_is_loaded_or_refused(states: list[tuple[bytes, Path]], 
         assert isinstance(state, MixerState)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], Path]:
-    """The files of a small model, and a folder for changed ones."""
-    folder = tmp_path_factory.mktemp("model")
-    LanguageModel(ModelConfig("linear_attention", d_model=8, n_layers=1, vocab_size=16)).save(folder)
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}, folder
-
-
-@fuzz(120)
-@given(st.randoms(use_true_random=False))
-def test_a_changed_model_is_loaded_or_refused(model: tuple[dict[str, bytes], Path], rng: random.Random) -> None:
-    files, folder = model
+def spoil(files: dict[str, bytes], folder: Path, sums: str, rng: random.Random) -> None:
+    """Put `files` into `folder`, one of them changed; the checksums in `sums` mostly fit, as an attacker has them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
     name = rng.choice(sorted(files))
     if name.endswith(".json") and rng.random() < 0.7:
         changed = as_json(mutated(json.loads(files[name]), rng))
-    elif name.endswith(".safetensors") and rng.random() < 0.5:
+    elif name.endswith(".safetensors") and rng.random() < 0.7:
         changed = with_header(files[name], rng)
     else:
         changed = mutated_bytes(files[name], rng)
     (folder / name).write_bytes(changed)
+    if name != sums and rng.random() < 0.8:
+        write_sums(folder, [n for n in files if n != sums], sums)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], Path]:
+    """The files of a small model, and a folder for changed ones."""
+    folder = tmp_path_factory.mktemp("model")
+    LanguageModel(ModelConfig("linear_attention", d_model=8, n_layers=1, vocab_size=16)).save(folder / "sound")
+    return {file.name: file.read_bytes() for file in sorted((folder / "sound").iterdir())}, folder / "changed"
+
+
+@fuzz(150)
+@given(st.randoms(use_true_random=False))
+def test_a_changed_model_is_loaded_or_refused(model: tuple[dict[str, bytes], Path], rng: random.Random) -> None:
+    files, folder = model
+    spoil(files, folder, MODEL_SUMS, rng)
     ends_well(lambda: LanguageModel.load(folder))
+    assert sorted(p.name for p in folder.iterdir()) == sorted(files)
+
+
+def small() -> tuple[nn.Module, torch.optim.Optimizer]:
+    module = nn.Linear(3, 2)
+    return module, torch.optim.AdamW(module.parameters())
+
+
+@pytest.fixture(scope="module")
+def point(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], Path]:
+    """The files of a resume point, and a folder for changed ones."""
+    folder = tmp_path_factory.mktemp("point")
+    module, optimizer = small()
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    standing = Standing(step=7, curve=[[1.0, 2.0]], losses=[0.5])
+    assert ResumePoint(folder / "sound", RECIPE).save(module, [optimizer], standing, Ranks()) is None
+    return {file.name: file.read_bytes() for file in sorted((folder / "sound").iterdir())}, folder / "changed"
+
+
+@fuzz(200)
+@given(st.randoms(use_true_random=False))
+def test_a_changed_resume_point_is_used_or_set_aside(point: tuple[dict[str, bytes], Path], rng: random.Random) -> None:
+    files, folder = point
+    spoil(files, folder, RESUME_SUMS, rng)
+    module, optimizer = small()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    standing, warning = ends_well(lambda: ResumePoint(folder, RECIPE).restore(module, [optimizer], Ranks()))
+    if warning is not None:
+        assert standing.step == 0
+        assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
