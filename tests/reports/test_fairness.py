@@ -52,8 +52,8 @@ def test_a_dirty_or_unknown_commit_concerns_everything(make: Callable[..., RunDa
         (doubt,) = new(make(source=source), make())
         assert doubt.short == short and doubt.concerns("recall") and doubt.concerns("anything")
     assert "commit not known" in fairness(make(source={})).of_all
-    (doubt,) = new(make(source={}, environment_lost="made anew"), make())
-    assert doubt.short == "environment lost" and doubt.concerns("anything")
+    (doubt,) = new(make(source={}, rebuilt="2026-01-02"), make())
+    assert "mixerzoo repair (2026-01-02)" in doubt.text and doubt.concerns("anything")
 
 
 def test_cases_of_another_start_or_run_are_named_with_what_differs(make: Callable[..., RunData]) -> None:
