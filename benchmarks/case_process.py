@@ -31,6 +31,7 @@ _STDERR_BYTES = 4000
 _STARTS = 10  # tries
 _NOBODY_KNOWS = 255  # the exit code that multiprocessing gives to a process whose fork server is gone
 _DEATH_SECONDS = 2.0  # a process that dies closes its files first
+_at_work: set[int] = set()  # the processes of all cases of this one
 
 
 def case_context(preloaded: Sequence[str] = PRELOADED) -> ForkServerContext | SpawnContext:
@@ -61,6 +62,7 @@ class CaseProcess:
         self._process = _start(context, arguments)
         theirs.close()
         self._family = Family(self._process.pid or 0)
+        _at_work.add(self._family.pid)
         self._server = guardian.fork_server()
         self._said: dict[str, Any] = {}
         self._outcome: dict[str, Any] | None = None
@@ -105,7 +107,8 @@ class CaseProcess:
         """Kill it and all that it started, whatever it is doing."""
         self._family.kill()
         self._process.join()
-        guardian.kill_leftovers()
+        _at_work.discard(self._family.pid)
+        guardian.kill_leftovers(_at_work)
         self._process.close()
         self._connection.close()
         self._stderr.close()
@@ -170,7 +173,7 @@ def _start(context: ForkServerContext | SpawnContext, arguments: tuple[Any, ...]
             process.start()
         except (EOFError, ConnectionError):  # the fork server died just now; once it is gone, there will be another
             guardian.wait_for_end(guardian.fork_server(), _DEATH_SECONDS)
-            guardian.kill_leftovers()  # perhaps it had forked already
+            guardian.kill_leftovers(_at_work)  # perhaps it had forked already
         else:
             return process
     raise OSError("the process that starts the cases dies again and again; is somebody killing it, or no memory left?")

@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
-import multiprocessing
 import os
 import re
 import shutil
@@ -23,7 +22,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from multiprocessing import forkserver
 from types import FrameType
 
@@ -50,10 +49,11 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
         _prctl(_PR_SET_PDEATHSIG, number)
 
 
-def kill_leftovers() -> None:
-    """Kill what ended cases of this process left, and wait until it is gone; cases at work keep what they started."""
+def kill_leftovers(at_work: Collection[int]) -> None:
+    """Kill what ended cases of this process left, and wait until it is gone; those `at_work`, by the ids of their
+    processes, keep what they started."""
     if sys.platform == "linux":
-        _kill(_leftovers)
+        _kill(lambda: [process for process in _adopted() if process.pid not in at_work])
 
 
 def fork_server() -> psutil.Process | None:
@@ -71,12 +71,11 @@ def wait_for_end(process: psutil.Process | None, seconds: float) -> None:
         time.sleep(_PAUSE_SECONDS)
 
 
-def _leftovers() -> list[psutil.Process]:
-    """What the fork server has adopted, and this process."""
+def _adopted() -> list[psutil.Process]:
+    """The children of the fork server, and those of this process that it did not start itself."""
     server = fork_server()
-    found = [child for child in _children(psutil.Process()) if _is_adopted(child.pid)] + _children(server)
-    known = {server.pid if server else 0, *(case.pid for case in multiprocessing.active_children())}
-    return [process for process in found if process.pid not in known]
+    own = [child for child in _children(psutil.Process()) if _is_adopted(child.pid) and child != server]
+    return [*own, *_children(server)]
 
 
 def _is_adopted(child: int) -> bool:

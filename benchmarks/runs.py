@@ -104,11 +104,6 @@ class Run:
         except SchemaError as error:
             raise RunError(f"{self.environment_path} {error}") from None
 
-    @property
-    def is_foreign(self) -> bool:
-        """Whether another tool measured it: the environment's `foreign` says which, and no claim may rest on it."""
-        return self.environment_path.is_file() and "foreign" in self._environment()
-
     def index(self) -> dict[str, LineHead]:
         """What is known of each finished case without reading what was measured, in the order of `results`.
 

@@ -30,7 +30,8 @@ class Stage:
     """One folder with its runners. place: holds the run's folder and, beside it, all that the soak needs.
 
     runner: the one that is in charge, None if none is. started: those that may be there; starts: how many there were.
-    done: the names of the actions so far. heard: the notes of the journal when a fork server was killed. slowest: the most seconds until nothing was left of a run.
+    done: the names of the actions so far. heard: how many notes there were when a fork server was killed. slowest: the
+    most seconds until nothing was left of a run.
     """
 
     place: Path

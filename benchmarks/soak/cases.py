@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..case import Case, Plan
-from ..runs import ResultLine, write_atomically
+from ..runs import write_atomically
 from ..worker import Channel
 
 JOURNAL = "MIXERZOO_SOAK_JOURNAL"  # names the journal to the processes of cases
@@ -60,7 +60,7 @@ class SoakPlanner:
         self._first = [_case(number, draw) for number in range(draw.randint(8, 12))]
         self._then = [_case(number, draw) for number in range(100, 103)]
 
-    def __call__(self, results: Mapping[str, ResultLine]) -> Plan:
+    def __call__(self, results: Mapping[str, Any]) -> Plan:
         """The last case of the first ones adds two, and one of those the last."""
         cases = list(self._first)
         for more in (self._then[:2], self._then[2:]):

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
-from pydantic import ValidationError
 
 from ..case import Case
-from ..runs import ResultLine, Run, split_torn_line
+from ..result_lines import ResultLine, decode_line, is_torn
+from ..runs import Run
 from .cases import Note, SoakPlanner, metrics_of
 
 
@@ -37,14 +37,15 @@ class Kept:
 
     def results(self) -> dict[str, ResultLine]:
         """Those that are in the file now, by case. Raises `Broken` if a line but the last one is torn or wrong."""
-        data = self.run.results_path.read_bytes() if self.run.results_path.is_file() else b""
-        lines, _ = split_torn_line(data)
+        *lines, tail = self._read().split(b"\n")
+        if tail and not is_torn(tail):
+            raise Broken(f"the results end in what is no torn line: {tail[:200]!r}")
         found: dict[str, ResultLine] = {}
         for number, line in enumerate(lines, start=1):
             try:
-                result = ResultLine.model_validate(json.loads(line))
-            except (ValueError, ValidationError) as error:
-                raise Broken(f"line {number} of the results is no result: {error}: {line[:200]!r}") from None
+                result = decode_line(line)
+            except ValueError as error:
+                raise Broken(f"line {number} of the results {error}: {line[:200]!r}") from None
             if result.case in found:
                 raise Broken(f"case {result.case} is in the results twice")
             found[result.case] = result
@@ -59,7 +60,7 @@ class Kept:
 
     def check(self) -> None:
         """Raise `Broken` unless everything is as it was, or more."""
-        data = self.run.results_path.read_bytes() if self.run.results_path.is_file() else b""
+        data = self._read()
         if not data.startswith(self._whole):
             raise Broken(f"results that were there are gone or changed: {len(self._whole)} bytes were, {len(data)} are")
         before = set(self._done_before())
@@ -97,6 +98,9 @@ class Kept:
                 except BlockingIOError:
                     raise Broken("nobody is there, but the lock is held") from None
 
+    def _read(self) -> bytes:
+        return self.run.results_path.read_bytes() if self.run.results_path.is_file() else b""
+
     def _done_before(self) -> list[int]:
         return [self._cases[json.loads(line)["case"]].seed for line in self._whole.splitlines()]
 
@@ -129,8 +133,7 @@ class Kept:
     def _strange_files(self) -> list[str]:
         known = {".lock", "suite.yaml", "environment.json", "plan.json", "status.json", "results.jsonl"}
         known |= {f"checkpoints/{case}/state.json" for case in self._cases}
-        soon = (".suite", ".env", ".plan", ".status", ".state")
-        files = (p for p in self.run.folder.rglob("*") if not p.is_dir() and not p.name.startswith(soon))
+        files = (path for path in self.run.folder.rglob("*") if not path.is_dir())
         return [name for path in files if (name := path.relative_to(self.run.folder).as_posix()) not in known]
 
     def _check_alone(self) -> None:

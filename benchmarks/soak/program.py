@@ -7,9 +7,10 @@ import sys
 from ..cli_run import terminated_like_interrupted
 from ..executors.local import LocalExecutor
 from ..limits import Limits
+from ..lock import FolderLock
 from ..progress import StatusFile
 from ..runner import execute
-from ..runs import Run, RunError, RunLock
+from ..runs import Run, RunError
 from .cases import SUITE, SoakPlanner, run_case, write_note
 
 PATIENCE_SECONDS = 1.5  # shorter than usual: a second runner waits so long for the first one
@@ -18,7 +19,7 @@ REFUSED, INTERRUPTED = 2, 130  # as of the command line
 
 def main(folder: str, seed: str) -> int:
     """Run the plan of `seed` in `folder`; returns the exit code: 0 if cases are not ok as well, 1 is a traceback."""
-    RunLock.patience_seconds = PATIENCE_SECONDS
+    FolderLock.patience_seconds = PATIENCE_SECONDS
     run, limits = Run(folder), Limits(jobs=2, attempts=1000)
     try:
         write_note(-1, "start")
