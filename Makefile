@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_PIN := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test zoo numbers site micro lint format install install-test browser clean
+.PHONY: demo test fuzz zoo numbers site micro lint format install install-test browser clean
 
 demo: install
 	$(BIN)/mixerzoo run quick --out runs/quick
@@ -12,6 +12,11 @@ demo: install
 
 test: install-test browser
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The fuzz tests with many times as many examples, new ones each time: about an hour at 100.
+FUZZ := 100
+fuzz: install-test
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -x tests/fuzz
 
 # The pages of docs/zoo: what mixers are compared with, the bytes of their states, and the rest from their cards.
 zoo: install-test

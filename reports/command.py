@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +17,22 @@ if TYPE_CHECKING:
 Format = Literal["csv", "parquet", "json", "latex", "markdown", "bibtex"]
 
 
+# what code raises that is given a text where a number or a table should be
+_MISSHAPEN = (AttributeError, TypeError, LookupError, ArithmeticError, AssertionError, RuntimeError)
+
+
+@contextlib.contextmanager
+def _of_runs(*runs: Path) -> Iterator[None]:
+    """Read and show runs. A file that is JSON, but not what was written there, is a mistake of whoever edited it."""
+    try:
+        yield
+    except _MISSHAPEN as error:
+        raise ValueError(
+            f"{', '.join(map(str, runs))}: something in it is not what mixerzoo writes there ({type(error).__name__}: "
+            f"{error}); was a file edited? If not, it is a fault of mixerzoo, and --traceback says where"
+        ) from error
+
+
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, as `mixerzoo run` made it.")],
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
@@ -23,7 +40,8 @@ def report(
     """Write a run's report into its folder: report.html, report.md, summary.csv, tables and charts."""
     from .page import write_report  # here, because drawing libraries take a second to load
 
-    page = write_report(run)
+    with _of_runs(run):
+        page = write_report(run)
     typer.echo(f"The report is at {page}")
     if open_page:
         webbrowser.open(page.as_uri())
@@ -59,7 +77,8 @@ def compare(
         raise ValueError("compare needs two runs or more, the first being the baseline")
     write = _writer(out)
     tolerance = _percent(fail) if fail is not None else None
-    found = [compare(runs[0], run, TOLERANCE if tolerance is None else tolerance) for run in runs[1:]]
+    with _of_runs(*runs):
+        found = [compare(runs[0], run, TOLERANCE if tolerance is None else tolerance) for run in runs[1:]]
     console = Console()
     for comparison in found:
         for part in compare_text.terminal(comparison, every, tolerance):
@@ -123,7 +142,8 @@ def export(
     from .export import export
     from .tables import read_run
 
-    content = export(read_run(run), form, table)
+    with _of_runs(run):
+        content = export(read_run(run), form, table)
     if out is None:
         sys.stdout.buffer.write(content)
         sys.stdout.flush()
@@ -146,7 +166,8 @@ def publish(
     """Build or extend a static site of runs: index, leaderboards, history, Atom feed. All of the runs, or none."""
     from .publish import publish as publish_runs  # here, because drawing libraries take a second to load
 
-    done = publish_runs(runs or [], to, home, docs, micro)
+    with _of_runs(to, *(runs or [])):
+        done = publish_runs(runs or [], to, home, docs, micro)
     for name in done.added:
         typer.echo(f"added {name}")
     for name in done.unchanged:

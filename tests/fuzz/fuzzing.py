@@ -1,7 +1,7 @@
 """What the fuzz tests share: how many examples, hostile values, mutations, and the only ends that a mistake may have.
 
-`make test` runs few examples, always the same. `FUZZ=1000` (or `make fuzz`) runs a thousand times as many, new ones
-each time; hypothesis prints what reproduces a failure.
+`make test` runs few examples, always the same. `make fuzz` runs a hundred times as many (FUZZ=n: n times), each time
+new ones; hypothesis prints what reproduces a failure.
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ from .fuzzing import NUMBERS, TEXTS, ends_well, fuzz, mutated_text
 
 PIECES = [
     *TEXTS, *map(str, NUMBERS[:-7]), "|", ",", "+", "@", "*", "(", ")", "=", "'", '"', "\\", "  ", "@0", "*2",
-    "*999999999",
-    "fwpkm@0", "None", "True", "(" * 500, "softmax_attention, " * 200, "１", "é",
+    "*999999999", "fwpkm@0", "None", "True", "(" * 500, "softmax_attention, " * 200, "１", "é",
 ]  # fmt: skip
 LINES = [layout.line for layout in LAYOUTS.values()]
 

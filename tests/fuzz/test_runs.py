@@ -28,11 +28,13 @@ CODES = (0, 1, 2, 3)
 
 def mixerzoo(*arguments: str | Path) -> int:
     """Run a command line in this process; returns its exit code. Any end but a documented one fails."""
-    said = io.StringIO()
+    written = io.BytesIO()
+    said = io.TextIOWrapper(written, "utf-8", write_through=True)  # strict, as a terminal is
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as end:
         ends_well(lambda: main(list(map(str, arguments))))
-    assert end.value.code in CODES, (arguments, said.getvalue())
-    assert "Traceback (most recent" not in said.getvalue()
+    text = written.getvalue().decode()
+    assert end.value.code in CODES, (arguments, text)
+    assert "Traceback (most recent" not in text
     return int(end.value.code or 0)
 
 
@@ -108,6 +110,22 @@ def test_a_damaged_run_is_read_or_refused(runs: Any, rng: random.Random) -> None
     run = Run(folder)
     for read in (run.suite, run.environment, run.plan, lambda: list(run.results())):
         ends_well(read)
+
+
+def test_an_edited_row_is_a_mistake_with_a_message(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON of the right fields, but a text where a row belongs: no checksum tells, since older runs have none."""
+    files, folder, _ = runs
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in files[0].items():
+        (folder / name).write_bytes(content.replace(b'"rows": [', b'"rows": ["x", '))
+    with pytest.raises(SystemExit) as end:
+        main(["compare", str(folder), str(folder)])
+    said = " ".join(capsys.readouterr().err.split())
+    assert end.value.code == 2 and "is not what mixerzoo writes there" in said and "--traceback" in said
+    with pytest.raises(ValueError, match="is not what mixerzoo writes there") as error:
+        main(["--traceback", "compare", str(folder), str(folder)])
+    assert error.value.__cause__ is not None
 
 
 FOREIGN = [

@@ -6,7 +6,6 @@ import json
 import random
 import struct
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -39,22 +38,22 @@ def with_header(content: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def states(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, bytes, Path]]:
-    """Mixers, the files of their states, and where to put changed ones."""
+def states(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[bytes, Path]]:
+    """Files of states, and where to put changed ones."""
     folder, found = tmp_path_factory.mktemp("states"), []
     for name, options in MIXERS.items():
         mixer = create_mixer(name, 16, **options).eval()
         with torch.no_grad():
             _, state = mixer(torch.randn(2, 6, 16), return_state=True)
         state.save(folder / name)
-        found.append((mixer, (folder / name).read_bytes(), folder / "changed"))
+        found.append(((folder / name).read_bytes(), folder / "changed"))
     return found
 
 
 @fuzz(250)
 @given(st.randoms(use_true_random=False))
-def test_a_changed_state_is_loaded_or_refused(states: list[tuple[Any, bytes, Path]], rng: random.Random) -> None:
-    _, content, path = rng.choice(states)
+def test_a_changed_state_is_loaded_or_refused(states: list[tuple[bytes, Path]], rng: random.Random) -> None:
+    content, path = rng.choice(states)
     path.write_bytes(with_header(content, rng) if rng.random() < 0.7 else mutated_bytes(content, rng))
     state = ends_well(lambda: MixerState.load(path))
     if state is not None:
