@@ -174,14 +174,18 @@ def _by_length(variant: str, rows: pd.DataFrame, name: str) -> Figure:
         name: 1e6 * rows[column] / rows["units"]
         for name, column in (("cost", "seconds"), ("low", "seconds_low"), ("high", "seconds_high"))
     }
-    frame = rows.assign(
-        full=rows["layout"],  # what the page highlights
-        layout=_contenders(rows),
-        panel=[mode_name(m).capitalize() for m in rows["mode"]],
-        shown=[formats.seconds(s / units) for s, units in zip(rows["seconds"], rows["units"])],
-        length=rows["tokens"],
-        **costs,
-    ).sort_values("length", kind="stable")
+    frame = (
+        rows.drop(columns="samples")
+        .assign(
+            full=rows["layout"],  # what the page highlights
+            layout=_contenders(rows),
+            panel=[mode_name(m).capitalize() for m in rows["mode"]],
+            shown=[formats.seconds(s / units) for s, units in zip(rows["seconds"], rows["units"])],
+            length=rows["tokens"],
+            **costs,
+        )
+        .sort_values("length", kind="stable")
+    )
     names = list(dict.fromkeys(frame["panel"]))
     style = Style(list(dict.fromkeys(frame["layout"])))
     y = alt.Y("cost:Q", scale=alt.Scale(zero=True), title="Microseconds a token")
