@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-import psutil
-
+from . import guardian
 from .doing import Doing
 from .executors.base import Ended, Job, Lost, News
 from .family import Family
@@ -28,6 +28,10 @@ POLL_SECONDS = 0.5  # rare enough not to disturb what is measured
 WAITS_ALONE = Doing("waits for the cases of another run on this machine to end")
 WAITS_BESIDE = Doing("waits for another run, which times a case on this machine or wants to")
 _STDERR_BYTES = 4000
+_STARTS = 10  # tries
+_NOBODY_KNOWS = 255  # the exit code that multiprocessing gives to a process whose fork server is gone
+_DEATH_SECONDS = 2.0  # a process that dies closes its files first
+_at_work: set[int] = set()  # the processes of all cases of this one
 
 
 def case_context(preloaded: Sequence[str] = PRELOADED) -> ForkServerContext | SpawnContext:
@@ -36,7 +40,8 @@ def case_context(preloaded: Sequence[str] = PRELOADED) -> ForkServerContext | Sp
         return multiprocessing.get_context("spawn")
     # a fork server rather than a plain fork: the runner has threads, and forking those is not safe
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preloaded))
+    context.set_forkserver_preload([guardian.__name__, *preloaded])
+    guardian.adopt_orphans()
     return context
 
 
@@ -53,12 +58,12 @@ class CaseProcess:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with its process
         self._connection, theirs = context.Pipe()
         arguments = (run_case, _task(job), theirs, Inherited(self._stderr.fileno()), [Inherited(h) for h in held])
-        self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._started = time.monotonic()
-        self._process.start()
+        self._process = _start(context, arguments)
         theirs.close()
         self._family = Family(self._process.pid or 0)
-        self._server: psutil.Process | None = None
+        _at_work.add(self._family.pid)
+        self._server = guardian.fork_server()
         self._said: dict[str, Any] = {}
         self._outcome: dict[str, Any] | None = None
         self._code: int | None = None
@@ -102,6 +107,8 @@ class CaseProcess:
         """Kill it and all that it started, whatever it is doing."""
         self._family.kill()
         self._process.join()
+        _at_work.discard(self._family.pid)
+        guardian.kill_leftovers(_at_work)
         self._process.close()
         self._connection.close()
         self._stderr.close()
@@ -115,9 +122,6 @@ class CaseProcess:
                     self._peak_bytes = max(self._peak_bytes, message["peak_bytes"])
                 elif "exit_code" in message:
                     self._code = message["exit_code"]
-                elif "parent" in message:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        self._server = psutil.Process(message["parent"])
                 else:
                     self._said = message
 
@@ -140,10 +144,10 @@ class CaseProcess:
 
     def _server_died(self) -> bool:
         """Whether the fork server went: nobody tells any more how the process of the case ends."""
-        server = self._server
-        if self._code is not None or server is None or server.pid == os.getpid():
+        if self._code is not None or self._process.exitcode != _NOBODY_KNOWS or self._server is None:
             return False
-        return not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
+        guardian.wait_for_end(self._server, _DEATH_SECONDS)
+        return not guardian.is_alive(self._server)
 
     def _unreported_end(self) -> dict[str, Any]:
         """Status and error of a case whose process ended without a word."""
@@ -159,6 +163,20 @@ class CaseProcess:
         self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - _STDERR_BYTES))
         tail = self._stderr.read().decode(errors="replace").strip()
         return {"status": "crashed", "error": f"{how}\n{tail}".strip()}
+
+
+def _start(context: ForkServerContext | SpawnContext, arguments: tuple[Any, ...]) -> BaseProcess:
+    """A process that serves a case. Raises `OSError` if none is to be had."""
+    for _ in range(_STARTS):
+        process = context.Process(target=serve, args=arguments, daemon=True)
+        try:
+            process.start()
+        except (EOFError, ConnectionError):  # the fork server died just now; once it is gone, there will be another
+            guardian.wait_for_end(guardian.fork_server(), _DEATH_SECONDS)
+            guardian.kill_leftovers(_at_work)  # perhaps it had forked already
+        else:
+            return process
+    raise OSError("the process that starts the cases dies again and again; is somebody killing it, or no memory left?")
 
 
 def _task(job: Job) -> dict[str, Any]:

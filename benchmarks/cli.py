@@ -6,6 +6,8 @@ What takes long to import is imported by the command that needs it, so that `--h
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points, version
@@ -16,7 +18,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_doctor, cli_import, cli_inspect, cli_layouts, cli_mixers, cli_run, cli_status, cli_train
+from . import (
+    cli_doctor,
+    cli_import,
+    cli_inspect,
+    cli_layouts,
+    cli_mixers,
+    cli_plan,
+    cli_repair,
+    cli_run,
+    cli_status,
+    cli_train,
+)
 from .progress import complain
 
 COMMAND_GROUP = "mixerzoo.commands"
@@ -39,14 +52,18 @@ def build_app() -> typer.Typer:
     app.command("layouts")(cli_layouts.layouts_command)
     app.command("suites")(suites_command)
     app.command("run")(cli_run.run_command)
+    app.command("plan")(cli_plan.plan_command)
     app.command("status")(cli_status.status_command)
+    app.command("repair")(cli_repair.repair_command)
     app.command("train")(cli_train.train_command)
     app.command("inspect")(cli_inspect.inspect_command)
     app.command("import")(cli_import.import_command)
     for entry in entry_points(group=COMMAND_GROUP):
         try:
-            app.command(entry.name)(entry.load())
-        except Exception as error:  # somebody else's code: whatever it raises must not take the other commands away
+            with contextlib.redirect_stderr(io.StringIO()):  # what it says of its failure is said below, once
+                loaded = entry.load()
+            app.command(entry.name)(loaded)
+        except (Exception, SystemExit) as error:  # somebody else's code must not take the other commands away
             complain(f"the command {entry.name!r} ({entry.value}) could not be loaded: {error}", style="yellow")
     return app
 

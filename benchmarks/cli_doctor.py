@@ -70,12 +70,14 @@ def before_run(suite: Suite, device: str, wanted: bool, console: Console) -> dic
     wanted: False skips it. The precisions are those of the suite's measures, and float32, in which parameters and
     memories stay.
     """
-    from .device import kind_of
+    from .device import kind_of, usable_here
 
     if kind_of(device) != "cuda":
         return {"skipped": "the run is not on a GPU: kernels for one have nothing to prove"}
     if not wanted:
         return {"skipped": "--no-doctor"}
+    if not usable_here(device):
+        return {"skipped": "the machine that the run was started from has no CUDA device"}
     import torch
 
     from ..mixers.doctor import Examination, ops_of, summarise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -174,14 +173,10 @@ def _check_table(report: CheckReport, failures_only: bool) -> Table:
 
 
 def load_plugins() -> dict[str, str]:
-    """Load the mixers and measures of installed packages; returns what is broken, which the commands show in their own
-    way."""
-    from .. import mixers
-    from . import measures
+    """Load the plug-ins of installed packages; returns what is broken, which the commands show in their own way."""
+    from .plugins import failed_plugins
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return mixers.plugin_errors() | measures.plugin_errors()
+    return failed_plugins()
 
 
 def _broken_table(broken: dict[str, str]) -> Table:

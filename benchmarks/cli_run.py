@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_doctor, cli_mixers
+from . import cli_doctor, cli_mixers, cli_plan
 from .progress import complain
 
 if TYPE_CHECKING:
@@ -70,12 +70,13 @@ def run_command(
 
     `mixerzoo status RUN` in a second terminal says how it goes.
     """
-    from .device import choose_device
+    from .device import choose_device, usable_here
     from .estimate import estimate_run
+    from .known import known_results
     from .limits import Limits
     from .live import Several
     from .plan import Planner
-    from .progress import StatusFile, reporter_for
+    from .progress import KeepForecast, StatusFile, reporter_for
     from .runner import TimeIsUp, check_folder, execute
     from .runs import Run
     from .scale import toy
@@ -90,7 +91,8 @@ def run_command(
         loaded = toy(loaded)
         os.environ.setdefault("TRITON_INTERPRET", "0" if device.startswith("cuda") else "1")
     settings = loaded.settings
-    place = choose_device(device, settings.device)
+    place = choose_device(device, settings.device, elsewhere=executor != "local")
+    estimate = estimate and usable_here(place)  # it tries the layouts there
     resolved = loaded.on(place).resolved()
     planner = Planner(loaded.select(only), place)
     others = [Run(folder) for folder in reuse or ()]
@@ -98,12 +100,18 @@ def run_command(
     check_folder(run, resolved, place)
     limits = Limits(jobs or settings.jobs, settings.time_limit_seconds, settings.memory_limit_bytes, attempts=attempts)
     where = make_executor(executor, limits, place, address, slurm or [])
+    estimated = None
+    if estimate:
+        history = cli_plan.earlier_history(None, run)
+        estimated = estimate_run(planner, known_results(run), place, jobs or settings.jobs, history, reuse=others)
     if dry_run:
         console.print(_case_table(planner, run))
-    if estimate:
-        console.print(estimate_run(planner, run, place, jobs or settings.jobs).text(), highlight=False, soft_wrap=True)
-    if dry_run:
+        if estimated is not None:
+            cli_plan.show_plan(console, estimated)
         return
+    if estimated is not None:
+        more = "" if executor == "local" else "; for more machines than one: mixerzoo plan --machines N"
+        console.print(cli_plan.summary(estimated) + more, highlight=False, soft_wrap=True)
     begun = time.monotonic()
     examined = cli_doctor.before_run(loaded.select(only), place, doctor, console)
     seconds = None if minutes is None else max(0.0, 60 * minutes - (time.monotonic() - begun))
@@ -114,7 +122,8 @@ def run_command(
     }  # fmt: skip
     again = _again(suite, run, options, watch)
     page = PageWatch(run, console) if watch else None
-    reporter = Several(StatusFile(run, again), reporter_for(console), *([page] if page else []))
+    told = [StatusFile(run, again), reporter_for(console), KeepForecast(run, estimated), page]
+    reporter = Several(*(each for each in told if each is not None))
     notes = {"doctor": examined, "plugins_failed": failed_plugins}
     try:
         with terminated_like_interrupted():
@@ -152,6 +161,11 @@ def make_executor(name: str, limits: Limits, device: str, address: str | None, s
         from .executors.local import LocalExecutor
 
         return LocalExecutor(limits, device)
+    if name == "slurm":
+        from .executors.slurm import SlurmExecutor
+        from .executors.slurm_options import parse_slurm_options
+
+        return SlurmExecutor(limits, device, parse_slurm_options(slurm))
     if name == "ray":
         from .executors.ray import RayExecutor
 

@@ -1,179 +1,200 @@
-"""What a run will cost on this machine: every layout is tried for a moment, and the rest is arithmetic.
-
-Only trained measures are estimated; those of speed and memory have budgets of their own and take seconds a case.
-"""
+"""What a whole run will take: time on so many machines, memory, disk; every case that there can be, scheduled."""
 
 from __future__ import annotations
 
-import contextvars
-import dataclasses
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
-import psutil
-import torch
-
-from ..mixers.tf32 import tf32
-from ..models import LanguageModel, ModelConfig
 from .case import Case
-from .device import make_current
-from .environment import usable_cores
+from .environment import usable_cores, utc_time
+from .estimator import Estimator, Guess, resident_bytes
+from .forecast import CaseForecast, Forecast, key_of
+from .history import History
 from .known import known_results
 from .limits import Limits
-from .measures import Perplexity, Recall, Training, Tuning
-from .measures.meter import measure_memory
-from .measures.trained import Trained
+from .machine import this_machine
 from .plan import Planner, everything
-from .precision import autocast
-from .runs import Run
-from .suite import parse_measure
-from .training import train
+from .rates import Rates
+from .runs import ResultLine, Run
+from .schedule import Piece, makespan
 
-PROBE_STEPS = 6
-PROBE_LENGTHS = (1024, 4096)
-UNTRAINED_SECONDS = 2.0  # of a case that needs no trained model, roughly
+# Of the error of a case, what all cases of a run have in common (as a power, errors being factors); the rest evens out.
+COMMON = 0.6
+LINE_BYTES = 6000.0  # of a result, where no earlier run tells
+TRAINS = ("training", "tuning")  # the measures that keep a model
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run leaves: of its results and its models; resume: the most that trainings at work hold beside."""
+
+    results: float
+    models: float
+    resume: float
+
+    @property
+    def total(self) -> float:
+        return self.results + self.models + self.resume
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds: of the whole run; bytes: held by all its processes at the worst; cases: at most, if all are taught."""
+    """What is left of a run, on `machines` machines of one kind, `jobs` cases at a time on each.
 
-    seconds: float
-    bytes: float
-    cases: int
-    jobs: int
-    probe_seconds: float
-
-    def text(self) -> str:
-        """For people."""
-        if not self.cases:
-            return "nothing is left to run"
-        minutes = math.ceil(self.seconds / 60)
-        work = f"at most {self.cases} cases, {self.jobs} at a time"
-        return f"estimate: {minutes} min, {self.bytes / 1e9:.1f} GB ({work}; tried out in {self.probe_seconds:.0f} s)"
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What one layout takes, on the threads that a case will have.
-
-    train: seconds a token of training. read, read_slope: reading L tokens takes `L * (read + read_slope * L)` seconds.
-    train_bytes: the peak of a training step, model included. state, state_slope: bytes of a state after L tokens.
+    guesses: each case that there can be, and what it takes. certain: the ids of those that are run whatever the results
+    are; the others follow where a layout is taught. seconds, low, high: of wall time if all are. least: if none is.
+    work: the sum over the cases. bytes: of memory on a machine at the worst. rates: of the machine; measured_rates:
+    those of them that were measured for this. took: seconds that the estimate took.
     """
 
-    train: float
-    read: float
-    read_slope: float
-    train_bytes: float
-    state: float
-    state_slope: float
+    guesses: tuple[tuple[Case, Guess], ...]
+    certain: frozenset[str]
+    kind: str
+    machines: int
+    jobs: int
+    seconds: float
+    low: float
+    high: float
+    least: float
+    work: float
+    bytes: float
+    disk: Disk
+    history: History
+    rates: Mapping[str, Rates]
+    measured_rates: tuple[str, ...]
+    took: float
 
-    def read_seconds(self, length: int) -> float:
-        return length * (self.read + self.read_slope * length)
+    @property
+    def unknown(self) -> list[Case]:
+        """The cases whose time is not known; they are in no sum."""
+        return [case for case, guess in self.guesses if guess.seconds is None]
 
-    def case_seconds(self, case: Case) -> float:
-        measure = parse_measure({"measure": case.measure, **case.parameters})
-        if isinstance(measure, Training | Tuning):
-            return measure.training.tokens * self.train + self._evaluations(measure)
-        if isinstance(measure, Recall):
-            readings = (len(measure.passes) + measure.passes[-1] - 1) * len(measure.memory) * len(measure.loads or (0,))
-            return sum(measure.examples * readings * self.read_seconds(length) for length in measure.lengths)
-        if isinstance(measure, Perplexity):
-            return measure.examples * self.read_seconds(measure.length)
-        return UNTRAINED_SECONDS
-
-    def _evaluations(self, measure: Training | Tuning) -> float:
-        training = measure.training
-        if training.bar is None:
-            return 0.0
-        length, _ = training.bar_at(measure.task)
-        times = training.steps / training.evaluate_every + 1
-        return times * training.bar.examples * self.read_seconds(length)
-
-    def case_bytes(self, case: Case) -> float:
-        measure = parse_measure({"measure": case.measure, **case.parameters})
-        if isinstance(measure, Recall):
-            return self.train_bytes + measure.eval_batch * (self.state + self.state_slope * max(measure.lengths))
-        return self.train_bytes
+    def forecast(self) -> Forecast:
+        """For the run's folder."""
+        cases = (
+            CaseForecast(
+                case=case.id,
+                key=key_of(case.label, case.measure, case.parameters, case.seed),
+                layout=case.label,
+                measure=case.measure,
+                certain=case.id in self.certain,
+                **vars(guess),
+            )
+            for case, guess in self.guesses
+        )
+        sizes: dict[str, Any] = {"kind": self.kind, "machines": self.machines, "jobs": self.jobs}
+        times: dict[str, Any] = {"seconds": self.seconds, "low": self.low, "high": self.high}
+        return Forecast(made=utc_time(), **sizes, **times, rates=dict(self.rates), cases=tuple(cases))
 
 
-def estimate_run(planner: Planner, run: Run, device: str, jobs: int | None) -> Estimate:
-    """Estimate what is still to be done of a run, as if every layout were taught."""
+def estimate_run(
+    planner: Planner,
+    done: Mapping[str, ResultLine],
+    device: str,
+    jobs: int | None,
+    history: History,
+    *,
+    machines: int = 1,
+    reuse: Sequence[Run] = (),
+) -> Estimate:
+    """Estimate what is still to be done of a run on machines like this one. done: its results by case.
+
+    reuse: other runs whose results are taken over.
+    """
     begun = time.perf_counter()
-    done = known_results(run)
-    pending = [case for case in everything(planner, done) if case.id not in done]
+    elsewhere = {case: r for other in reuse for case, r in known_results(other).items() if r.status == "ok"}
+    known = {**elsewhere, **done}
+    pending = [
+        case
+        for case in everything(planner, known)
+        if case.id not in done and not (case.reusable and case.id in elsewhere)
+    ]
     jobs = Limits(jobs).choose_jobs(device, sum(not case.exclusive for case in pending))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, usable_cores() // jobs))
-    try:
-        make_current(torch.device(device))
-        probes = {label: probe(case, torch.device(device)) for label, case in _to_probe(pending).items()}
-    finally:
-        torch.set_num_threads(threads)
-    return _add_up(pending, probes, jobs, time.perf_counter() - begun)
+    kind = this_machine(device).kind
+    estimator = Estimator(history, device, kind)
+    threads = {True: usable_cores(), False: max(1, usable_cores() // jobs)}
+    guesses = tuple((case, estimator.guess(case, threads[case.exclusive])) for case in pending)
+    planned = {case.id for case in planner(known).cases}
+    certain = frozenset(case.id for case in pending if case.id in planned or not _hangs_on_teaching(case))
+    after = _what_comes_before(pending)
 
+    def wall(bound: float, only: frozenset[str] | None = None) -> float:
+        pieces = [
+            Piece(case.id, _between(guess, bound), case.exclusive, after.get(case.id, frozenset()))
+            for case, guess in guesses
+            if only is None or case.id in only
+        ]
+        return makespan(pieces, machines, jobs)
 
-def _to_probe(pending: Sequence[Case]) -> dict[str, Case]:
-    """One case of training for each layout, or else one that asks a trained model."""
-    found: dict[str, Case] = {}
-    for case in pending:
-        if "training" in case.parameters:
-            found.setdefault(case.label, case)
-    return found
-
-
-def probe(case: Case, device: torch.device) -> Probe:
-    """Train the model of a case for a few steps, and let it read texts of two lengths."""
-    # in an empty context, what runs here is not recorded as the backend of a case
-    with tf32(case.tf32):
-        return contextvars.Context().run(_probe, case, device)
-
-
-def _probe(case: Case, device: torch.device) -> Probe:
-    measure = parse_measure({"measure": case.measure, **case.parameters})
-    assert isinstance(measure, Trained | Training | Tuning)
-    config = dataclasses.replace(ModelConfig.from_dict(case.model), seed=case.seed)
-    model = LanguageModel(config).to(device)
-    # as it is: compiling would take longer than all the steps
-    short = measure.training.shortened(PROBE_STEPS / measure.training.steps).model_copy(update={"compile": False})
-    records = []
-    reading = measure_memory(
-        lambda: records.append(train(model, measure.task, short, seed=case.seed, device=device)), device
-    )
-    seconds, states = [], []
-    model.eval()
-    for length in PROBE_LENGTHS:
-        tokens = torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-        start = time.perf_counter()
-        with autocast(device, measure.training.precision):
-            _, state = model.read(tokens)
-        seconds.append((time.perf_counter() - start) / length)
-        states.append(state.nbytes)
-    (short_read, long_read), (near, far) = seconds, states
-    span = PROBE_LENGTHS[1] - PROBE_LENGTHS[0]
-    slope, state_slope = max(0.0, (long_read - short_read) / span), max(0.0, (far - near) / span)
-    if state_slope * PROBE_LENGTHS[1] < 0.5 * far:  # a state that has a bound: it is not extrapolated
-        slope = state_slope = 0.0
-    return Probe(
-        train=records[0]["seconds"] / records[0]["tokens"],
-        read=long_read - slope * PROBE_LENGTHS[1],
-        read_slope=slope,
-        train_bytes=reading.peak_bytes + sum(p.nbytes for p in model.parameters()),
-        state=far - state_slope * PROBE_LENGTHS[1],
-        state_slope=state_slope,
+    return Estimate(
+        guesses=guesses,
+        certain=certain,
+        kind=kind,
+        machines=machines,
+        jobs=jobs,
+        seconds=wall(0.0),
+        low=wall(-COMMON),
+        high=wall(COMMON),
+        least=wall(0.0, certain),
+        work=sum(guess.seconds or 0.0 for _, guess in guesses),
+        bytes=_machine_bytes(guesses, jobs),
+        disk=_disk(pending, estimator, history, machines * jobs),
+        history=history,
+        rates=estimator.used_rates(),
+        measured_rates=tuple(estimator.measured_rates),
+        took=time.perf_counter() - begun,
     )
 
 
-def _add_up(pending: Sequence[Case], probes: dict[str, Probe], jobs: int, probe_seconds: float) -> Estimate:
-    seconds = {
-        case.id: probes[case.label].case_seconds(case) if case.label in probes else UNTRAINED_SECONDS
-        for case in pending
-    }
-    beside = sum(seconds[case.id] for case in pending if not case.exclusive)
-    alone = sum(seconds[case.id] for case in pending if case.exclusive)
-    resident = psutil.Process().memory_info().rss
-    largest = sorted((probes[c.label].case_bytes(c) for c in pending if c.label in probes), reverse=True)
-    held = sum(largest[:jobs]) + (1 + jobs) * resident
-    return Estimate(beside / jobs + alone, held, len(pending), jobs, probe_seconds)
+def _between(guess: Guess, bound: float) -> float:
+    """The seconds of a guess, moved towards its low (bound < 0) or high end; 0 if they are not known."""
+    if guess.seconds is None or guess.low is None or guess.high is None:
+        return 0.0
+    end = guess.high if bound > 0 else guess.low
+    return guess.seconds * (end / guess.seconds) ** abs(bound)
+
+
+def _hangs_on_teaching(case: Case) -> bool:
+    """Whether it asks a model that has to pass a bar first."""
+    return bool(case.parameters.get("trained")) and case.parameters["training"].get("bar") is not None
+
+
+def _what_comes_before(cases: Sequence[Case]) -> dict[str, frozenset[str]]:
+    """By case, those that have to be over before it: of a layout, rung by rung, then training, then asking."""
+    tunings: dict[str, dict[int, set[str]]] = {}
+    for case in cases:
+        if case.measure == "tuning":
+            tunings.setdefault(case.label, {}).setdefault(case.parameters["rung"], set()).add(case.id)
+    all_of = {label: frozenset().union(*rungs.values()) for label, rungs in tunings.items()}
+    before: dict[str, frozenset[str]] = {}
+    for case in cases:
+        if trained := case.parameters.get("trained"):
+            before[case.id] = frozenset({trained})
+        elif case.measure == "tuning":
+            before[case.id] = frozenset(tunings[case.label].get(case.parameters["rung"] - 1, ()))
+        elif case.measure == "training":
+            before[case.id] = all_of.get(case.label, frozenset())
+    return before
+
+
+def _machine_bytes(guesses: Sequence[tuple[Case, Guess]], jobs: int) -> float:
+    """The runner, and the largest cases that may meet on one machine."""
+    shared = sorted((guess.bytes or 0.0 for case, guess in guesses if not case.exclusive), reverse=True)
+    alone = max((guess.bytes or 0.0 for case, guess in guesses if case.exclusive), default=0.0)
+    return resident_bytes() + max(sum(shared[:jobs]), alone)
+
+
+def _disk(cases: Sequence[Case], estimator: Estimator, history: History, at_once: int) -> Disk:
+    lines: dict[str, list[int]] = {}
+    for past in history.cases:
+        lines.setdefault(past.measure, []).append(past.line_bytes)
+    means = {measure: fmean(found) for measure, found in lines.items()}
+    models = sorted((estimator.model_bytes(case.model) for case in cases if case.measure in TRAINS), reverse=True)
+    return Disk(
+        results=sum(means.get(case.measure, LINE_BYTES) for case in cases),
+        models=sum(models),
+        resume=3 * sum(models[:at_once]),  # parameters, and both moments of AdamW
+    )

@@ -14,7 +14,7 @@ class Family:
     its session, or whose parent is gone. What they share counts for each."""
 
     def __init__(self, pid: int) -> None:
-        self._pid = pid
+        self.pid = pid
         self._seen: dict[int, psutil.Process] = {}
         self.resident_bytes = 0
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -27,12 +27,12 @@ class Family:
                 if process.ppid() not in self._seen:  # the first one, or its parent is gone
                     self._seen |= {p.pid: p for p in process.children(recursive=True) if p.pid not in self._seen}
         self._seen = {pid: p for pid, p in self._seen.items() if p.is_running()}
-        self.resident_bytes = sum(_resident_bytes(p) for pid, p in self._seen.items() if pid != self._pid)
+        self.resident_bytes = sum(_resident_bytes(p) for pid, p in self._seen.items() if pid != self.pid)
 
     @property
     def size(self) -> int:
         """How many there were when it was looked at."""
-        return len(self._seen.keys() - {self._pid})
+        return len(self._seen.keys() - {self.pid})
 
     def kill(self) -> None:
         """Kill all of them, the process `pid` at last: as long as it is there, it is their ancestor."""
@@ -40,16 +40,16 @@ class Family:
             before = set(self._seen)
             self.look()
             for pid, process in self._seen.items():
-                if pid != self._pid:
+                if pid != self.pid:
                     with contextlib.suppress(psutil.Error):
                         process.kill()
             if self._seen.keys() <= before:
                 break
         with contextlib.suppress(ProcessLookupError, PermissionError):  # it may not have made its group yet
-            os.killpg(self._pid, signal.SIGKILL)
-        if self._pid in self._seen:
+            os.killpg(self.pid, signal.SIGKILL)
+        if self.pid in self._seen:
             with contextlib.suppress(psutil.Error):
-                self._seen[self._pid].kill()
+                self._seen[self.pid].kill()
 
 
 def _resident_bytes(process: psutil.Process) -> int:

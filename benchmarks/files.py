@@ -8,7 +8,9 @@ import hashlib
 import os
 import platform
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -21,17 +23,21 @@ _PARTIAL = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)\.partial")
 _swept: set[Path] = set()
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes | Callable[[IO[bytes]], object]) -> None:
     """Write text, as UTF-8, or bytes, so that a reader, or a run after a kill, sees the old file or the new one.
 
-    What a process that was killed here left of its writing is removed. Raises `StorageError`.
+    content: or a function that writes it into the file that it is given. What a process that was killed here left of
+    its writing is removed. Raises `StorageError`.
     """
     temporary = path.with_name(f".{path.name}.{_this_host()}-{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

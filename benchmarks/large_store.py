@@ -109,7 +109,7 @@ def resuming(run: Run) -> str:
     limits = Limits(jobs=1)
     executor = LocalExecutor(limits, "cpu", run_case=_nothing, preloaded=[])
     results = execute(lambda _: Plan(cases), run, run.suite(), limits, Reporter(), executor, device="cpu")
-    return f"{sum(1 for _ in results)} cases"
+    return f"{len(results)} cases"
 
 
 def status(run: Run) -> str:

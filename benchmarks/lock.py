@@ -65,6 +65,13 @@ class FolderLock:
             self.release()
             raise
 
+    def __enter__(self) -> FolderLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def check(self) -> None:
         """Raise `RunError` if somebody took the lease away; a lock of the kernel cannot be lost."""
         if self._lease is not None:
@@ -235,7 +242,9 @@ def _is_of_here(owner: dict[str, Any], local: Path) -> bool:
 def _lives(owner: dict[str, Any]) -> bool:
     """Whether a process of this machine is the one that the lease names."""
     try:
-        return bool(psutil.Process(owner["pid"]).create_time() == owner["process_started"])
+        process = psutil.Process(owner["pid"])
+        is_it = process.create_time() == owner["process_started"]
+        return bool(is_it and process.status() != psutil.STATUS_ZOMBIE)
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
 

@@ -7,7 +7,7 @@ import functools
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,15 @@ def this_machine(device: str) -> Machine:
     """
     found = hardware()
     gpu = used_gpu(device) if kind_of(device) == "cuda" else None
-    cores = found["usable_cores"]
-    parts = [gpu["name"] if gpu else None, found["cpu"] or "unknown CPU", f"{cores} core{'s' * (cores != 1)}"]
     details = {**found, "gpu": gpu, **software(), "source": source()}
-    return Machine(platform.node(), ", ".join(filter(None, parts)), details)
+    return Machine(platform.node(), kind_of_machine(found, gpu), details)
+
+
+def kind_of_machine(hardware: Mapping[str, Any], gpu: Mapping[str, Any] | None) -> str:
+    """The kind of a machine, by what an environment says of it."""
+    cores = hardware["usable_cores"]
+    parts = [gpu["name"] if gpu else None, hardware["cpu"] or "unknown CPU", f"{cores} core{'s' * (cores != 1)}"]
+    return ", ".join(filter(None, parts))
 
 
 class MachineLock:

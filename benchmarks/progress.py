@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
@@ -16,9 +17,13 @@ from rich.text import Text
 
 from .case import Case
 from .environment import utc_time
+from .forecast import keep_forecast
 from .live import LiveRun, Pace, Reporter
 from .runs import ResultLine, Run, write_atomically
 from .status import STATUS_FILE, CaseAtWork, RunStatus
+
+if TYPE_CHECKING:
+    from .estimate import Estimate
 
 STYLES = {"ok": "green", "not_finite": "yellow", "timeout": "yellow", "out_of_memory": "yellow"}
 
@@ -30,7 +35,8 @@ def reporter_for(console: Console) -> Reporter:
 
 def complain(message: str, style: str = "red") -> None:
     """Say what is wrong, on stderr."""
-    Console(stderr=True).print(f"[{style}]{escape(message)}[/]", highlight=False, soft_wrap=True)
+    text = "\n".join(map(shown, message.split("\n")))
+    Console(stderr=True).print(f"[{style}]{text}[/]", highlight=False, soft_wrap=True)
 
 
 def shown(text: str) -> str:
@@ -189,3 +195,15 @@ class StatusFile(Reporter):
             status = self._live.status().model_copy(update={**self._again, "ended": ended})
             with contextlib.suppress(OSError):  # what tells of a run must not stop it
                 write_atomically(self._path, status.model_dump_json(indent=1) + "\n")
+
+
+class KeepForecast(Reporter):
+    """Writes down what was expected of `run` at its first start; None: nothing was."""
+
+    def __init__(self, run: Run, estimate: Estimate | None) -> None:
+        self._run, self._estimate = run, estimate
+
+    def begin(self, live: LiveRun) -> None:
+        if self._estimate is not None:
+            with contextlib.suppress(OSError):  # as above
+                keep_forecast(self._run, self._estimate.forecast())

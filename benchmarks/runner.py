@@ -138,6 +138,7 @@ class _Runner:
         case = self.at_work.pop(event.case)
         self.live.leave(case)
         self._note(event.machine)
+        self.queue.lost.setdefault(case.id, []).extend(event.attempts)
         machine = {"name": event.machine.name, "kind": event.machine.kind}
         self._store(case, event.outcome, event.seconds, event.threads, machine=machine, peak_bytes=event.peak_bytes)
 
@@ -179,10 +180,14 @@ class _Runner:
 def check_folder(run: Run, suite: dict[str, Any], device: str) -> None:
     """Raise `RunError` unless `run` is a new folder, or one of this suite and this device."""
     if not run.exists:
+        if run.has_results or run.environment_path.is_file():
+            raise RunError(f"{run.folder} has lost its suite.yaml; {run.repair} says what can be done")
         # a run killed in its first moments leaves its lock and empty results
         if run.folder.is_file() or any(p != run.results_path and p.name[0] != "." for p in run.folder.glob("*")):
             raise RunError(f"{run.folder} is not empty and holds no run; choose another folder with --out")
         return
+    if run.has_results and not run.environment_path.is_file():
+        raise RunError(f"{run.folder} has lost its environment.json; {run.repair} writes one that says so")
     changes = suite_differences(run.suite(), suite)
     if changes:
         shown = "\n  ".join(changes[:10]) + (f"\n  and {len(changes) - 10} more" if len(changes) > 10 else "")

@@ -32,6 +32,7 @@ from .result_lines import (
     is_whole,
 )
 from .schema import SCHEMA_VERSION, SchemaError, migrate_environment
+from .yamlfile import SuiteError, YamlFile
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -69,6 +70,11 @@ class Run:
         return self.suite_path.is_file()
 
     @property
+    def has_results(self) -> bool:
+        """Whether there is any line of results."""
+        return self.results_path.is_file() and self.results_path.stat().st_size > 0
+
+    @property
     def repair(self) -> str:
         """The command that mends it."""
         return f"`mixerzoo repair {shlex.quote(str(self.folder))}`"
@@ -81,12 +87,11 @@ class Run:
         """The resolved suite. Raises `RunError` if the folder holds no run, or a damaged suite."""
         self._require(self.suite_path)
         try:
-            suite = yaml.safe_load(self.suite_path.read_bytes())
-        except (yaml.YAMLError, ValueError, RecursionError):
-            suite = None
-        if not isinstance(suite, dict):
-            raise RunError(f"{self.suite_path} is damaged, it is not a suite; {self.repair} says what can be done")
-        return suite
+            return dict(YamlFile.read(self.suite_path).data)
+        except SuiteError:
+            raise RunError(
+                f"{self.suite_path} is damaged, it is not a suite; {self.repair} says what can be done"
+            ) from None
 
     def environment(self) -> dict[str, Any]:
         """The machine and the software that the run was made with, and its mixers, see `describe_mixers`.
@@ -98,11 +103,6 @@ class Run:
             return migrate_environment(data, self._layouts)
         except SchemaError as error:
             raise RunError(f"{self.environment_path} {error}") from None
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether another tool measured it: the environment's `foreign` says which, and no claim may rest on it."""
-        return self.environment_path.is_file() and "foreign" in self._environment()
 
     def index(self) -> dict[str, LineHead]:
         """What is known of each finished case without reading what was measured, in the order of `results`.
@@ -119,8 +119,10 @@ class Run:
                 return
             for head in Index(self).read(file).values() if heads is None else heads:
                 file.seek(head.offset)
-                with self._at(head.number):
+                try:
                     result = decode_line(file.read(head.size))
+                except (DamagedLine, SchemaError) as error:
+                    raise self._line_error(head.number, error) from None
                 yield result
 
     def results(self) -> list[ResultLine]:
@@ -184,17 +186,10 @@ class Run:
             return None
         return stack.enter_context(self.results_path.open("rb", buffering=_BLOCK_BYTES))
 
-    @contextlib.contextmanager
-    def _at(self, number: int) -> Iterator[None]:
-        """Errors of a line say where it stands."""
-        try:
-            yield
-        except DamagedLine as error:
-            raise RunError(
-                f"{self.results_path}:{number} {error}; {self.repair} mends it, and keeps the file as it is now"
-            ) from None
-        except SchemaError as error:
-            raise RunError(f"{self.results_path}:{number} {error}") from None
+    def _line_error(self, number: int, error: DamagedLine | SchemaError) -> RunError:
+        """An error of a line, with where it stands and what to do."""
+        todo = f"; {self.repair} mends it, and keeps the file as it is now" if isinstance(error, DamagedLine) else ""
+        return RunError(f"{self.results_path}:{number} {error}{todo}")
 
 
 class Index:
@@ -202,7 +197,13 @@ class Index:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._begin()
+        self._begin(None)
+
+    def _begin(self, file: tuple[int, int] | None) -> None:
+        """Know nothing of the file that the device and the inode name."""
+        self._file, self._number, self._offset = file, 0, 0
+        self._found: dict[str, LineHead] = {}
+        self._heads_of = HeadReader()
 
     def update(self) -> dict[str, LineHead]:
         """See `Run.index`."""
@@ -214,26 +215,21 @@ class Index:
         """The same of a file that is open already."""
         there = os.fstat(file.fileno())
         if self._file != (there.st_dev, there.st_ino) or there.st_size < self._offset:
-            self._begin()
-            self._file = there.st_dev, there.st_ino
+            self._begin((there.st_dev, there.st_ino))
         file.seek(self._offset)
         for line in file:
             whole = line.removesuffix(b"\n")
             if whole is line and is_torn(whole):
                 break
-            with self.run._at(self._number + 1):
+            try:
                 head = self._heads_of(whole, self._number + 1, self._offset)
+            except (DamagedLine, SchemaError) as error:
+                raise self.run._line_error(self._number + 1, error) from None
             self._found[head.case] = head
             if whole is line:  # its newline may still come
                 break
             self._number, self._offset = self._number + 1, self._offset + len(line)
         return self._found
-
-    def _begin(self) -> None:
-        self._file: tuple[int, int] | None = None
-        self._number = self._offset = 0
-        self._found: dict[str, LineHead] = {}
-        self._heads_of = HeadReader()
 
 
 class Results(Sequence[ResultLine]):

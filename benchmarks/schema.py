@@ -79,7 +79,12 @@ def _line_from_1(line: Record) -> Record:
 
 
 def _line_from_2(line: Record) -> Record:
-    """Version 3 brought where a case ran, what was lost before, and its memory; and a checksum, which none had."""
+    """Version 3 brought where a case ran, what was lost before, and its memory; a checksum, which none had; and how
+    often a training was started and what was found damaged then."""
+    metrics = line.get("metrics")
+    training = metrics.get("training") if isinstance(metrics, dict) else None
+    if line.get("measure") in ("tuning", "training") and isinstance(metrics, dict) and isinstance(training, dict):
+        line = {**line, "metrics": {**metrics, "training": {"resumed_at": None, "warnings": [], **training}}}
     return {"machine": None, "attempts": [], "peak_bytes": None, **line}
 
 

@@ -8,21 +8,21 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import importlib.resources
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..mixers import UnknownMixerError, check_option, mixer_options
+from ..mixers.limits import MOST_CASES, Bytes, Jobs, Layers, MatchTime, Seconds, Seed, Vocabulary, Width
 from ..models import PRESETS, Layout, LayoutError, ModelConfig, count_parameters, parse_layout, preset_config
 from . import measures
 from .precision import Precision
-from .training import Compile
+from .training import Compile, TrainingSettings
 from .yamlfile import SuiteError, YamlFile, suggestion
-
-Seed = Annotated[int, Field(ge=0)]
 
 
 class _Settings(BaseModel):
@@ -36,14 +36,14 @@ class ModelSettings(_Settings):
     """
 
     preset: str = "nano"
-    d_model: int | None = None
-    n_layers: int | None = None
-    d_ff: int | None = None
-    vocab_size: int | None = None
+    d_model: Width | None = None
+    n_layers: Layers | None = None
+    d_ff: Width | None = None
+    vocab_size: Vocabulary | None = None
     mixer_defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)
     match: Literal["params", "flops"] | None = None
     match_layout: str | None = None
-    match_time: int | None = None
+    match_time: MatchTime | None = None
 
     def config(self, layout: str, seed: int) -> ModelConfig:
         """The model for a layout line, with the mixer defaults that the layout uses and no others."""
@@ -84,9 +84,9 @@ class SuiteSettings(_Settings):
     layouts: dict[str, str] = Field(min_length=1)
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     measures: tuple[MeasureSettings, ...] = Field(min_length=1)
-    time_limit_seconds: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
-    memory_limit_bytes: int | None = Field(default=None, gt=0)
-    jobs: int | None = Field(default=None, ge=1)
+    time_limit_seconds: Seconds = 3600.0
+    memory_limit_bytes: Bytes | None = None
+    jobs: Jobs | None = None
     device: Literal["cpu", "cuda"] | None = None
     precision: Precision = "auto"
     tf32: bool | Literal["auto"] = "auto"
@@ -199,12 +199,15 @@ def load_suite(source: str | Path) -> Suite:
     if not path.is_file():
         hint = suggestion(str(source), bundled)
         raise FileNotFoundError(f"no suite {str(source)!r}: it is neither a bundled suite nor a file{hint}")
-    return parse_suite(path.read_text(encoding="utf-8"), str(path))
+    return _check(YamlFile.read(path))
 
 
 def parse_suite(text: str, source: str) -> Suite:
     """Load a suite from YAML `text`; `source` is its name in messages. Raises `SuiteError`."""
-    file = YamlFile.parse(text, source)
+    return _check(YamlFile.parse(text, source))
+
+
+def _check(file: YamlFile) -> Suite:
     try:
         settings = SuiteSettings.model_validate(file.data)
     except ValidationError as error:
@@ -214,6 +217,7 @@ def parse_suite(text: str, source: str) -> Suite:
     settings = _resolve_match_layout(settings, layouts)
     entries = [_check_measure(file, i, entry, settings) for i, entry in enumerate(settings.measures)]
     _check_models(file, settings, layouts)
+    _check_number_of_cases(file, entries)
     file.raise_problems()
     suite = Suite(settings, layouts, tuple(entry for entry in entries if entry is not None))
     _check_sweeps(file, suite)
@@ -273,11 +277,19 @@ def _check_measure(file: YamlFile, index: int, entry: MeasureSettings, settings:
     except ValueError as error:
         file.complain([*where, "measure"], str(error))
         return None
+    _check_processes(file, where, measure)
     seeds = entry.seeds or settings.seeds
     sweep = measure.sweep if isinstance(measure, measures.Trained) else None
     if sweep is not None and (shared := sorted(set(sweep.seeds) & set(seeds))):
         file.complain([*where, "sweep"], f"seeds of the sweep are those of the results: {shared}; choose others")
     return Entry(measure, labels, seeds)
+
+
+def _check_processes(file: YamlFile, where: Sequence[str | int], measure: measures.Measure) -> None:
+    """Complain of a training for several processes that does not say how many: no case is started by `torchrun`."""
+    training = getattr(measure, "training", None)
+    if isinstance(training, TrainingSettings) and training.parallel != "none" and training.processes == 1:
+        file.complain([*where, "training", "parallel"], f"{training.parallel} needs processes: 2 or more beside it")
 
 
 def _with_defaults(entry: MeasureSettings, settings: SuiteSettings) -> dict[str, Any]:
@@ -323,6 +335,20 @@ def _check_models(file: YamlFile, settings: SuiteSettings, layouts: Mapping[str,
                 count_parameters(settings.model.config(line, 0))  # builds the model, without memory
         except ValueError as error:
             file.complain(["layouts", label], str(error))
+
+
+def _check_number_of_cases(file: YamlFile, entries: Sequence[Entry | None]) -> None:
+    """Complain of the entry at which a suite comes to have more cases than any run gets through."""
+    total = 0
+    for i, entry in enumerate(entries):
+        if entry is None:
+            continue
+        sweep = entry.measure.sweep if isinstance(entry.measure, measures.Trained) else None
+        tried = math.prod(map(len, sweep.options.values())) * len(sweep.rungs) * len(sweep.seeds) if sweep else 0
+        total += len(entry.labels) * (len(entry.measure.cases()) * len(entry.seeds) + tried)
+        if total > MOST_CASES:
+            file.complain(["measures", i], f"makes {total:,} cases of the suite; there may be {MOST_CASES:,} at most")
+            return
 
 
 def _check_sweeps(file: YamlFile, suite: Suite) -> None:

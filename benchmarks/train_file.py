@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ..mixers.limits import Seed
 from ..models import ModelConfig, count_parameters
 from .suite import ModelSettings
 from .tasks import AnyTask
@@ -27,7 +28,7 @@ class TrainFile(BaseModel):
     model: TrainedModel
     task: AnyTask
     training: TrainingSettings = TrainingSettings()
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
     @property
     def config(self) -> ModelConfig:
@@ -43,7 +44,7 @@ def load_train_file(path: Path) -> TrainFile:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}; give a YAML file with model, task and training")
-    file = YamlFile.parse(path.read_text(encoding="utf-8"), str(path))
+    file = YamlFile.read(path)
     try:
         loaded = TrainFile.model_validate(file.data)
     except ValidationError as error:
@@ -62,5 +63,9 @@ def load_train_file(path: Path) -> TrainFile:
         loaded.training.check(loaded.task)
     except ValueError as error:
         file.complain(["training"], str(error))
+    if loaded.training.processes > 1:
+        file.complain(
+            ["training", "processes"], "is for suites; leave it out, and start with torchrun --nproc-per-node"
+        )
     file.raise_problems()
     return loaded

@@ -20,7 +20,8 @@ class Queue:
     """What is still to be run, and what is known so far: `results`, by case, see `known`.
 
     planner: makes the plan of the results. store: where what is taken over from other runs (`reuse`) is added.
-    With `retry_failed`, results that are not `ok` count for nothing.
+    With `retry_failed`, results that are not `ok` count for nothing, nor do trainings whose model is to be asked again
+    and is not whole any more.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class Queue:
         others = ((head, other) for other in reuse for head in other.index().values())
         self._elsewhere = {head.case: (head, other) for head, other in others if head.status == "ok"}
         self._make_plan()
+        if retry_failed:
+            self._forget_damaged_models()
 
     def begin(self) -> None:
         """Take over what other runs hold, and write the plan down."""
@@ -90,6 +93,18 @@ class Queue:
         }
         self._live.update(self.plan, self.results)
 
+    def _forget_damaged_models(self) -> None:
+        waiting = [case for cases in self._waiting.values() for case in cases]
+        asked = {case.checkpoint_id for case in waiting if case.checkpoint_id != case.id} & self.results.keys()
+        if not asked:
+            return
+        from .measures.trained import is_whole  # imports torch
+
+        for trained in asked:
+            if not is_whole(self._run.checkpoint_folder(trained)):
+                del self.results[trained]
+        self._make_plan()
+
     def _adopt(self) -> None:
         """Take over what other runs hold of the plan, and of what follows from it."""
         while found := [
@@ -103,7 +118,8 @@ class Queue:
                 (result,) = other.lines([head])
                 source, target = other.checkpoint_folder(case.id), self._run.checkpoint_folder(case.id)
                 if source.is_dir():
-                    shutil.copytree(source, target, dirs_exist_ok=True)
+                    # links stay links, which no loader follows out of a checkpoint: the run may be anybody's
+                    shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
                 adopted = result.model_copy(update={"layout": case.label})
                 self._store.append(adopted)
                 self.results[case.id] = known(adopted)

@@ -6,12 +6,10 @@ Nothing here imports torch before a case needs it, so that the runner can be tes
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import math
 import os
 import resource
-import signal
 import sys
 import threading
 import time
@@ -20,14 +18,16 @@ from collections.abc import Callable
 from multiprocessing import reduction
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from . import guardian
 from .doing import Doing
-from .errors import NotFiniteError
+from .errors import NotFiniteError, RankError
 from .family import Family
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
+if TYPE_CHECKING:
+    import torch
+
 _MESSAGE_INTERVAL = 0.25  # seconds between two progress lines
 _TRACEBACK_CHARACTERS = 4000
 
@@ -52,6 +52,10 @@ class Channel:
             self._connection.send(
                 {"fraction": share, "doing": Doing(str(doing.stage), values), "cuda_bytes": _cuda_bytes()}
             )
+
+    def pass_on(self, message: dict[str, Any]) -> None:
+        """Tell what the channel of another process told."""
+        self._connection.send(message)
 
 
 def _cuda_bytes() -> int | None:
@@ -92,11 +96,10 @@ def serve(
     os.setsid()  # a group of its own: Ctrl-C goes to the runner alone, a kill to all of the case
     for stream in (1, 2):
         os.dup2(stderr.descriptor, stream)
-    _adopt_orphans()
-    connection.send({"parent": os.getppid()})
+    guardian.adopt_orphans()
     child = os.fork()  # before there is any thread
     if child == 0:
-        _ask_kernel_to_die_with_parent()
+        ask_kernel_to_die_with_parent()
         _serve(run_case, job, connection)
         os._exit(0)
     watch = threading.Thread(target=_die_with_runner, args=(connection,), daemon=True)
@@ -126,11 +129,18 @@ def _outcome(run_case: RunCase, job: dict[str, Any], channel: Channel) -> dict[s
             return {"status": "not_finite", "error": f"the metric {where} is not a finite number"}
         return {"status": "ok", "metrics": metrics}
     except Exception as error:
-        status = classify(error)
-        text = f"{type(error).__name__}: {error}"
-        if status == "crashed":
-            text += "\n" + traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
-        return {"status": status, "error": text}
+        return failure_of(error)
+
+
+def failure_of(error: Exception) -> dict[str, Any]:
+    """Status and error of a case that `error`, which is being handled, ends."""
+    if isinstance(error, RankError):
+        return {"status": error.status, "error": str(error)}
+    status = classify(error)
+    text = f"{type(error).__name__}: {error}"
+    if status == "crashed":
+        text += "\n" + traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
+    return {"status": status, "error": text}
 
 
 # What says that memory ran out where the error has no type of its own: torch's CPU allocator, the CUDA runtime and
@@ -163,18 +173,36 @@ def classify(error: BaseException) -> str:
 
 
 def run_case(job: dict[str, Any], channel: Channel) -> dict[str, Any]:
-    """Run a measure on a model; returns its metrics."""
+    """Run a measure on a model, by as many processes as it takes; returns its metrics."""
+    import torch
+
+    from .device import make_current
+    from .plugins import load_quietly
+    from .suite import parse_measure
+
+    load_quietly()
+    measure = parse_measure({"measure": job["measure"], **job["parameters"]})
+    if measure.processes > 1:
+        from .ranks import run_ranks
+
+        return run_ranks(job, channel, measure.processes)
+    device = torch.device(job["device"])
+    make_current(device)
+    return measure_on(job, channel, device)
+
+
+def measure_on(job: dict[str, Any], channel: Channel, device: torch.device) -> dict[str, Any]:
+    """Run the measure of a job in this process."""
     import torch
 
     from ..mixers.ops.dispatch import record_backends
     from ..mixers.tf32 import tf32
     from ..models import ModelConfig
-    from .device import make_current
+    from .plugins import load_quietly
     from .suite import parse_measure
 
+    load_quietly()
     torch.set_num_threads(job["threads"])
-    device = torch.device(job["device"])
-    make_current(device)
     config = ModelConfig.from_dict(job["model"])
     measure = parse_measure({"measure": job["measure"], **job["parameters"]})
     with tf32(job["tf32"]), record_backends() as channel.backends:
@@ -196,18 +224,12 @@ def _not_finite(value: Any, path: str = "") -> str | None:
     return next((where for where in found if where is not None), None)
 
 
-def _ask_kernel_to_die_with_parent() -> None:
+def ask_kernel_to_die_with_parent() -> None:
     """Die even while native code runs; and where memory runs out, go before the runner does."""
+    guardian.die_with_parent()
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         with contextlib.suppress(OSError):  # some containers forbid it
             Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _adopt_orphans() -> None:
-    """Stay the ancestor of daemons as well."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _die_with_runner(connection: Connection) -> None:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from .limits import LARGEST_REAL, LARGEST_SIZE, shown
+
 REQUIRED: Any = inspect.Parameter.empty
 """The default of an option that has none."""
 
@@ -80,11 +82,17 @@ class Option:
         )
 
     def check(self, value: Any) -> Any:
-        """`value`, if it is of the type and within the limits. Raises `ValueError` that says what was expected."""
+        """`value`, if it is of the type and within the limits. Raises `ValueError` that says what was expected.
+
+        Where an option declares no limit of its own, numbers have those of `limits`.
+        """
+        largest = LARGEST_REAL if isinstance(value, float) else LARGEST_SIZE
+        if isinstance(value, int | float) and abs(value) > largest:
+            raise ValueError(f"{self.name} must be {self.expects}, at most {largest:,.0f}, got {shown(value)}")
         try:
             return self._adapter.validate_python(value)
         except ValidationError:
-            raise ValueError(f"{self.name} must be {self.expects}, got {value!r}") from None
+            raise ValueError(f"{self.name} must be {self.expects}, got {shown(value)}") from None
 
     @property
     def parameter(self) -> inspect.Parameter:

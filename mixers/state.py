@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor
+
+from .stored import CorruptFileError, TensorFile, parse_json
 
 _METADATA_KEY = "mixerzoo_state"
 
@@ -177,11 +178,19 @@ class SequenceState(StateValue):
     @staticmethod
     def load(path: str | Path, device: torch.device | str = "cpu") -> Any:
         """Read what `save` wrote. Raises `ValueError` for a file that holds no state of a mixer known here."""
-        with safe_open(str(path), "pt", device=str(device)) as file:
-            skeleton = (file.metadata() or {}).get(_METADATA_KEY)
-            if skeleton is None:
-                raise ValueError(f"{path} holds no mixer state (its metadata has no {_METADATA_KEY!r})")
-            return _unflatten(json.loads(skeleton), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        path = Path(path)
+        file = TensorFile.open(path)
+        if _METADATA_KEY not in file.metadata:
+            raise ValueError(f"{path} holds no mixer state (its metadata has no {_METADATA_KEY!r})")
+        skeleton = parse_json(file.metadata[_METADATA_KEY], path)
+        try:
+            _check_skeleton(skeleton, set(file.shapes), path)
+        except RecursionError:
+            raise CorruptFileError(path, "its state is nested too deeply") from None
+        state = _unflatten(skeleton, file.load(device))
+        if not isinstance(state, SequenceState):
+            raise CorruptFileError(path, "what it holds is no state")
+        return state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -243,7 +252,42 @@ def _unflatten(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
         return tuple(_unflatten(s, tensors) for s in skeleton["tuple"])
     if "value" in skeleton:
         return skeleton["value"]
-    cls = StateValue._types.get(skeleton["type"])
+    fields = skeleton["fields"].items()
+    return StateValue._types[skeleton["type"]](**{name: _unflatten(s, tensors) for name, s in fields})
+
+
+def _check_skeleton(skeleton: Any, names: set[str], path: Path) -> None:
+    """Raise `ValueError` unless `_unflatten` can build it of tensors of these names."""
+    match skeleton:
+        case {"tensor": str(name)} if name in names and len(skeleton) == 1:
+            return
+        case {"buffer": {"tensor": _}} if len(skeleton) == 1:
+            _check_skeleton(skeleton["buffer"], names, path)
+        case {"tuple": list(items)} if len(skeleton) == 1:
+            for item in items:
+                _check_skeleton(item, names, path)
+        case {"value": value} if len(skeleton) == 1 and not isinstance(value, dict | list):
+            return
+        case {"type": str(kind), "fields": dict(fields)} if len(skeleton) == 2 and kind != _IN_OTHER_WORDS:
+            _check_fields(kind, fields, path)
+            for field in fields.values():
+                _check_skeleton(field, names, path)
+        case _:
+            raise CorruptFileError(path, f"it does not say how its tensors hang together: {str(skeleton)[:80]!r}")
+
+
+def _check_fields(kind: str, fields: dict[str, Any], path: Path) -> None:
+    cls = StateValue._types.get(kind)
     if cls is None:
-        raise ValueError(f"state type {skeleton['type']!r} is unknown here: import the package of its mixer first")
-    return cls(**{name: _unflatten(s, tensors) for name, s in skeleton["fields"].items()})
+        raise ValueError(f"{path}: state type {kind!r} is unknown here: import the package of its mixer first")
+    if set(fields) != {f.name for f in dataclasses.fields(cls)}:
+        raise CorruptFileError(path, f"a {kind} does not have the fields {', '.join(sorted(fields))}")
+    for name in ("batch", "position") if issubclass(cls, SequenceState) else ():
+        match fields[name]:
+            case {"value": int(number)} if not isinstance(number, bool) and 0 <= number < 2**63:
+                pass
+            case _:
+                raise CorruptFileError(path, f"the {name} of a {kind} is no whole number of at least 0")
+
+
+_IN_OTHER_WORDS = GrowableBuffer.type_name()  # written as `buffer`: its mark must be its own

@@ -3,9 +3,9 @@
 from .backbone import ModelState
 from .compiling import CompileMode, compile_totals, compiled, compiled_since
 from .config import ModelConfig
-from .counting import count_flops, count_parameters, resolve_d_ff
+from .counting import count_flops, count_parameters, flop_counter, resolve_d_ff
 from .language_model import LanguageModel
-from .layout import Layout, LayoutError, parse_layout
+from .layout import Layout, LayoutError, MixerSpec, parse_layout
 from .named_layouts import LAYOUTS, PAPER_LAYOUTS, NamedLayout
 from .presets import PRESETS, preset_config
 
@@ -17,6 +17,7 @@ __all__ = [
     "LanguageModel",
     "Layout",
     "LayoutError",
+    "MixerSpec",
     "ModelConfig",
     "ModelState",
     "NamedLayout",
@@ -25,6 +26,7 @@ __all__ = [
     "compiled_since",
     "count_flops",
     "count_parameters",
+    "flop_counter",
     "parse_layout",
     "preset_config",
     "resolve_d_ff",

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..mixers.limits import LARGEST_SEED, LARGEST_VOCABULARY, LARGEST_WIDTH, LONGEST_COUNTED, MOST_LAYERS, shown
 from .layout import layout_line, parse_layout
+
+_LARGEST = {
+    "d_model": LARGEST_WIDTH,
+    "n_layers": MOST_LAYERS,
+    "d_ff": LARGEST_WIDTH,
+    "vocab_size": LARGEST_VOCABULARY,
+    "match_time": LONGEST_COUNTED,
+}
 
 
 @dataclass(frozen=True)
@@ -41,18 +50,22 @@ class ModelConfig:
             _check_size(name, getattr(self, name))
         if self.d_ff is not None:
             _check_size("d_ff", self.d_ff)
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or abs(self.seed) > LARGEST_SEED:
+            raise ValueError(f"seed must be a whole number of at most {LARGEST_SEED:,}, got {shown(self.seed)}")
         if self.match not in (None, "params", "flops"):
-            raise ValueError(f"match must be None, 'params' or 'flops', got {self.match!r}")
+            raise ValueError(f"match must be None, 'params' or 'flops', got {shown(self.match)}")
         if (self.match is None) != (self.match_layout is None):
             raise ValueError("match and match_layout go together: give both or neither")
+        if not isinstance(self.mixer_defaults, Mapping):
+            raise ValueError(f"mixer_defaults must be a mapping of mixers, got {shown(self.mixer_defaults)}")
         for name, options in self.mixer_defaults.items():
             if not isinstance(options, Mapping):
-                raise ValueError(f"mixer_defaults[{name!r}] must be a mapping of options, got {options!r}")
+                raise ValueError(f"mixer_defaults[{name!r}] must be a mapping of options, got {shown(options)}")
         # a saved model must not change with what a name stands for
         for name in ("layout", "match_layout"):
-            if (line := getattr(self, name)) is not None:
+            if (line := getattr(self, name)) is not None or name == "layout":
+                if not isinstance(line, str):
+                    raise ValueError(f"{name} must be a layout line, got {shown(line)}")
                 object.__setattr__(self, name, layout_line(line))
                 parse_layout(line)
 
@@ -81,5 +94,6 @@ class ModelConfig:
 
 
 def _check_size(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    most = _LARGEST[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ValueError(f"{name} must be a whole number of at least 1 and at most {most:,}, got {shown(value)}")

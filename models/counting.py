@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..mixers.limits import MOST_PARAMETERS
 from .backbone import Backbone, SwiGLU
 from .config import ModelConfig
 
@@ -22,6 +24,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
     `total` is the sum of `embedding` (also the output layer), `mixers`, `memories` (all that a layout inserts,
     feed-forwards included), `feed_forward` (the SwiGLUs) and `norms` (of the backbone; a mixer's own count as mixer).
     A memory's initial content counts only where it is learned.
+    Raises `ValueError` for a model of more parameters than any machine could hold, see `limits`.
     """
     return _count_parameters(config, resolve_d_ff(config))
 
@@ -35,6 +38,12 @@ def count_flops(config: ModelConfig, time: int) -> int:
     Raises `ValueError` if time is below 1.
     """
     return _count_flops(config, resolve_d_ff(config), time)
+
+
+def flop_counter() -> FlopCounterMode:
+    """A context that counts the FLOPs of what runs in it, see `count_flops`."""
+    # not every torch counts its fused attention on the CPU by itself
+    return FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops})
 
 
 def resolve_d_ff(config: ModelConfig) -> int:
@@ -70,12 +79,20 @@ def resolve_d_ff(config: ModelConfig) -> int:
 
 
 def _count_parameters(config: ModelConfig, d_ff: int) -> dict[str, int]:
-    with torch.device("meta"):
-        model = Backbone(config, d_ff)
+    try:
+        with torch.device("meta"):
+            model = Backbone(config, d_ff)
+    except RuntimeError as error:  # the bytes of a tensor do not fit into 64 bits
+        raise ValueError(f"the model is too large to be built: {error}") from None
     parts = dict.fromkeys(("total", "embedding", "mixers", "memories", "feed_forward", "norms"), 0)
     for name, parameter in model.named_parameters():
         parts["total"] += parameter.numel()
         parts[_part(model, name)] += parameter.numel()
+    if parts["total"] > MOST_PARAMETERS:
+        raise ValueError(
+            f"the model has {parts['total']:,} parameters, {4 * parts['total'] / 1e12:,.0f} TB in float32, and no more "
+            f"than {MOST_PARAMETERS:,} are taken; make it smaller"
+        )
     return parts
 
 
@@ -92,8 +109,13 @@ def _part(model: Backbone, name: str) -> str:
 def _count_flops(config: ModelConfig, d_ff: int, time: int) -> int:
     if time < 1:
         raise ValueError(f"time must be at least 1, got {time}")
-    # not every torch counts its fused attention on the CPU by itself
-    counter = FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops})
+    needed = 4 * _count_parameters(config, d_ff)["total"]
+    if needed > (there := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        raise ValueError(
+            f"FLOPs are counted by running the model on the CPU, for which {needed / 1e9:,.0f} GB of parameters are "
+            f"too many here ({there / 1e9:,.0f} GB of memory)"
+        )
+    counter = flop_counter()
     with torch.device("cpu"), torch.no_grad():
         model = Backbone(config, d_ff)
         tokens = torch.zeros(1, time, dtype=torch.long)

@@ -12,10 +12,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from ..mixers.stored import CorruptFileError, TensorFile, difference, file_in, read_json
 from .backbone import Backbone, ModelState
+from .checksums import check_sums, write_sums
 from .config import ModelConfig
 from .counting import resolve_d_ff
 from .decoder import Decoder
@@ -182,57 +183,53 @@ class LanguageModel(Backbone):
         return lambda tokens: decoder.step(tokens[:, 0]) if decoder.position else decoder.prefill(tokens)
 
     def save(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, which is made if need be."""
+        """Write `config.json`, `model.safetensors` and their `SHA256SUMS` into `folder`, which is made if need be."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         content = {"format": FORMAT, "config": self.config.to_dict(), "d_ff": self.d_ff}
         text = json.dumps(content, indent=2) + "\n"
         # clones, since safetensors refuses tensors that share memory
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in self.state_dict().items()}
-        # replaced whole, so that an interrupted save leaves the earlier file
+        # each is replaced whole, and the sums come last: they tell an interrupted save from a finished one
         safetensors.torch.save_file(tensors, folder / f"{WEIGHTS_FILE}.tmp")
         (folder / f"{CONFIG_FILE}.tmp").write_text(text)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             os.replace(folder / f"{name}.tmp", folder / name)
+        write_sums(folder, [CONFIG_FILE, WEIGHTS_FILE])
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> LanguageModel:
-        """Read what `save` wrote, dtypes included.
+        """Read what `save` wrote, dtypes included; one of before there were `SHA256SUMS` is loaded without them.
 
-        Raises `FileNotFoundError` for a missing file, `ValueError` for one that is corrupt or does not fit the other.
+        Raises `FileNotFoundError` for a missing file, `ValueError` for one that is corrupt, does not fit the other, or
+        leads out of the folder. Nothing is allocated before it is known to be in the file.
         """
         folder = Path(folder)
+        paths = {}
         for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} holds no saved model: {name} is missing")
-        config, d_ff = _read_config(folder / CONFIG_FILE)
-        try:
-            tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
-        except SafetensorError as error:
-            raise ValueError(f"{folder / WEIGHTS_FILE} is corrupt: {error}") from error
+            try:
+                paths[name] = file_in(folder, name)
+            except FileNotFoundError:
+                raise FileNotFoundError(f"{folder} holds no saved model: {name} is missing") from None
+        config, d_ff = _read_config(paths[CONFIG_FILE])
+        # the width was solved when the model was made; it must not change with the counting
+        plain = dataclasses.replace(config, d_ff=d_ff, match=None, match_layout=None)
+        file = TensorFile.open(paths[WEIGHTS_FILE])
+        problem = difference(file.shapes, _shapes(cls, plain, paths[CONFIG_FILE], most_layers=len(file.shapes)))
+        if problem is not None:
+            raise ValueError(f"{paths[WEIGHTS_FILE]} does not fit {paths[CONFIG_FILE]}: {problem}")
+        check_sums(folder, [CONFIG_FILE, WEIGHTS_FILE])
+        tensors = file.load()
         with torch.device("cpu"):
-            # the width was solved when the model was made; it must not change with the counting
-            model = cls(dataclasses.replace(config, d_ff=d_ff, match=None, match_layout=None))
+            model = cls(plain)
         model.config = config
-        model._load_tensors(tensors, folder)
-        return model.to(device)
-
-    def _load_tensors(self, tensors: dict[str, Tensor], folder: Path) -> None:
-        own = self.state_dict()
-        problems = [f"{name} is missing" for name in own if name not in tensors]
-        problems += [f"{name} is unknown" for name in tensors if name not in own]
-        problems += [
-            f"{name} has shape {list(tensors[name].shape)} instead of {list(t.shape)}"
-            for name, t in own.items()
-            if name in tensors and tensors[name].shape != t.shape
-        ]
-        if problems:
-            shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-            raise ValueError(f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE}: {shown}")
-        for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name in tensors:
+                if tensors[name].is_floating_point() != tensor.is_floating_point():
+                    raise CorruptFileError(paths[WEIGHTS_FILE], f"{name} has dtype {tensors[name].dtype}")
                 tensor.data = tensor.data.to(tensors[name].dtype)
-        self.load_state_dict(tensors)
+        model.load_state_dict(tensors)
+        return model.to(device)
 
 
 def sample(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
@@ -247,13 +244,26 @@ def sample(logits: Tensor, temperature: float, top_k: int | None, generator: tor
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, int]:
-    try:
-        content: Any = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is corrupt: {error}") from error
+    content: Any = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
-        raise ValueError(f"{path} is not a model of format {FORMAT} (its format is {found!r})")
-    if not (isinstance(content.get("config"), dict) and isinstance(content.get("d_ff"), int)):
+        raise ValueError(f"{path} is not a model of format {FORMAT} (its format is {str(found)[:40]!r})")
+    if not (isinstance(content.get("config"), dict) and type(content.get("d_ff")) is int):
         raise ValueError(f"{path} lacks the model's config or d_ff")
-    return ModelConfig.from_dict(content["config"]), content["d_ff"]
+    try:
+        return ModelConfig.from_dict(content["config"]), content["d_ff"]
+    except (TypeError, AttributeError) as error:  # a value of another kind, where no message is ready for it
+        raise CorruptFileError(path, f"its config is none of a model: {error}") from None
+
+
+def _shapes(
+    kind: type[LanguageModel], config: ModelConfig, path: Path, *, most_layers: int
+) -> dict[str, tuple[int, ...]]:
+    """Of the tensors that the model of `config`, which stands in the file `path`, has; no memory is used for them."""
+    if config.n_layers > most_layers:  # building them all takes long, even on the meta device
+        raise ValueError(f"{path} asks for {config.n_layers:,} layers, and the model has {most_layers:,} tensors")
+    try:
+        with torch.device("meta"):
+            return {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # sizes whose product no tensor has
+        raise CorruptFileError(path, f"it asks for a model that cannot be built: {str(error)[:200]}") from None

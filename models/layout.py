@@ -20,6 +20,7 @@ from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedToken
 from lark.exceptions import VisitError
 
 from ..mixers import UnknownMixerError, check_option, list_mixers, mixer_card
+from ..mixers.limits import MOST_LINE_CHARACTERS
 from .named_layouts import LAYOUTS
 
 _GRAMMAR = r"""
@@ -52,15 +53,19 @@ _TERMINALS = {
     "RPAR": "')'",
     "EQUAL": "'='",
 }
+_SHOWN_CHARACTERS = 100  # of a line, to either side of what is wrong with it
 _CONSTANTS = {"True": True, "true": True, "False": False, "false": False, "None": None, "none": None, "null": None}
 
 
 class LayoutError(ValueError):
-    """A layout line that cannot be used; the message shows the line and a caret under the offending character."""
+    """A layout line that cannot be used; the message shows the line, of a long one the part around the offending
+    character, and a caret under that."""
 
     def __init__(self, message: str, line: str, column: int) -> None:
-        shown = "".join(" " if c.isspace() else c for c in line)  # so that the caret stays under its character
-        super().__init__(f"{message}\n  {shown}\n  {' ' * column}^")
+        start = max(0, column - _SHOWN_CHARACTERS)
+        part = line[start : column + _SHOWN_CHARACTERS]
+        shown = "".join(" " if c.isspace() else c for c in part)  # so that the caret stays under its character
+        super().__init__(f"{message}\n  {shown}\n  {' ' * (column - start)}^")
         self.column = column
 
 
@@ -182,6 +187,8 @@ def parse_layout(line: str) -> Layout:
     Raises `LayoutError`, which points at the character and says what was expected there.
     """
     line = layout_line(line)
+    if len(line) > MOST_LINE_CHARACTERS:
+        raise LayoutError(f"the line is longer than {MOST_LINE_CHARACTERS:,} characters", line, MOST_LINE_CHARACTERS)
     try:
         return _Build(line).transform(_parser().parse(line))
     except VisitError as error:

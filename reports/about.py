@@ -6,17 +6,19 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from ..benchmarks.runs import ResultLine
 from .lines import Row, case_text, layout_line, size
+from .machines import machine_of
+from .result import Result
 
 MODELS = ["layout", "layout_line", "parameters", "flops_per_token", "flops_length", "d_model", "n_layers", "d_ff"]
 MODELS += ["match"]
 BACKENDS = ["layout", "measure", "op", "backends", "device"]
 FAILURES = ["layout", "measure", "seed", "what", "status", "error", "seconds", "case"]
+ATTEMPTS = ["layout", "measure", "seed", "what", "machine", "why", "seconds", "ended", "case"]
 MISSING = ["layout", "measure", "seed", "expected", "found"]
 
 
-def model_rows(lines: list[ResultLine], layouts: list[str]) -> Iterator[Row]:
+def model_rows(lines: list[Result], layouts: list[str]) -> Iterator[Row]:
     """Sizes of every layout's model; FLOPs of a forward pass at the greatest length where all were counted."""
     flops: dict[int, dict[str, float]] = {}
     for line in lines:
@@ -26,10 +28,11 @@ def model_rows(lines: list[ResultLine], layouts: list[str]) -> Iterator[Row]:
         elif "flops_per_token" in metrics and trained:
             flops.setdefault(trained, {})[line.layout] = metrics["flops_per_token"]
     length = max(flops, key=lambda n: (len(flops[n]), n), default=None)
-    for layout in layouts:
-        own = [line for line in lines if line.layout == layout]
-        if not own:
-            continue
+    by_layout: dict[str, list[Result]] = {}
+    for line in lines:
+        by_layout.setdefault(line.layout, []).append(line)
+    for layout in [layout for layout in layouts if layout in by_layout]:
+        own = by_layout[layout]
         model = dict(own[0].parameters.get("model", {}))
         if model.get("match"):
             model["d_ff"] = None  # the width before matching
@@ -38,7 +41,7 @@ def model_rows(lines: list[ResultLine], layouts: list[str]) -> Iterator[Row]:
         yield {**model, **counted, **each, "layout": layout, "layout_line": layout_line(own[0])}
 
 
-def backend_rows(lines: list[ResultLine]) -> Iterator[Row]:
+def backend_rows(lines: list[Result]) -> Iterator[Row]:
     seen: dict[tuple[str, str, str, str], set[str]] = {}
     for line in lines:
         for op, names in sorted(line.backends.items()):
@@ -48,15 +51,30 @@ def backend_rows(lines: list[ResultLine]) -> Iterator[Row]:
         yield {"layout": layout, "measure": measure, "op": op, "backends": ", ".join(sorted(found)), "device": device}
 
 
-def failure_rows(lines: list[ResultLine], planned: dict[str, str]) -> Iterator[Row]:
+def failure_rows(lines: list[Result], planned: dict[str, str]) -> Iterator[Row]:
     """planned: what the plan says of a case, by its id; for cases without a mode or a length."""
     for line in lines:
         if line.status != "ok":
             known = {key: getattr(line, key) for key in ("layout", "measure", "seed", "status", "seconds", "case")}
+            known |= {"peak_bytes": line.peak_bytes, "machine": machine_of(line).get("name")}
             yield {**known, "what": case_text(line) or planned.get(line.case, ""), "error": line.error or "no message"}
 
 
-def missing_rows(plan: dict[str, Any] | None, lines: list[ResultLine]) -> Iterator[Row]:
+def attempt_rows(lines: list[Result], planned: dict[str, str]) -> Iterator[Row]:
+    """The attempts at cases that came to nothing since a machine was lost."""
+    for line in lines:
+        for lost in line.attempts:
+            known = {key: getattr(line, key) for key in ("layout", "measure", "seed", "case")}
+            known["what"] = case_text(line) or planned.get(line.case, "")
+            yield {**known, **{key: lost.get(key) for key in ("machine", "why", "seconds", "ended")}}
+
+
+def recorded(name: str, lines: list[Result]) -> list[str]:
+    """The column `name` of failures, if any line has it."""
+    return [name] if any(line.status != "ok" and getattr(line, name) is not None for line in lines) else []
+
+
+def missing_rows(plan: dict[str, Any] | None, lines: list[Result]) -> Iterator[Row]:
     """The planned cases that have no result, counted; a case that failed has one."""
     found = {line.case for line in lines}
     cases = (plan or {}).get("cases", [])

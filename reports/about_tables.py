@@ -5,16 +5,75 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import formats
+from .forecast import forecast_tables
+from .machines import machine_of
 from .statistics import rows_of
 from .table import Table
 from .tables import RunData
 
 
+def page_tables(run: RunData) -> Iterator[Table]:
+    """All tables of the page, in its order."""
+    for section in run.sections:
+        yield from section.tables(run)
+    yield from about_tables(run)
+
+
 def about_tables(run: RunData) -> Iterator[Table]:
+    yield from _machine_tables(run)
+    yield from _attempt_tables(run)
     yield from _mixer_tables(run)
     yield from _model_tables(run)
     yield from _backend_tables(run)
     yield from _doctor_tables(run)
+    yield from forecast_tables(run)
+
+
+def _machine_tables(run: RunData) -> Iterator[Table]:
+    """The machines that took part, where there are several."""
+    said = run.environment.get("machines") or {}
+    names = sorted({*said, *run.machines}, key=lambda name: (-len(run.machines.get(name, [])), name))
+    if len(names) < 2:
+        return
+    whole = sum(line.seconds for own in run.machines.values() for line in own)
+    rows = []
+    for name in names:
+        own, known = run.machines.get(name, []), said.get(name) or {}
+        kind = machine_of(own[0])["kind"] if own else str(known.get("kind") or formats.NOTHING)
+        spent = sum(line.seconds for line in own)
+        share = formats.percent(spent / whole) if whole else formats.NOTHING
+        held = formats.bytes_(known.get("memory_bytes"))
+        rows.append([name, kind, held, formats.whole(len(own)), formats.seconds(spent), share])
+    columns = ["Machine", "Kind", "Memory", "Cases", "Time of its cases", "Share of the time"]
+    note = (
+        "What was timed is compared within one kind only. What models recall does not depend on the machine, but for "
+    )
+    note += "rounding: two kinds may add the same numbers in another order."
+    rest = len(run.lines) - sum(map(len, run.machines.values()))
+    note += f" Of {formats.whole(rest)} cases the machine is not known." if rest else ""
+    yield Table("machines", "Machines", columns, rows, note, text_columns=2)
+
+
+def _attempt_tables(run: RunData) -> Iterator[Table]:
+    """What was lost with a machine, and run again."""
+    rows = [
+        [
+            r.layout,
+            r.measure,
+            r.what or r.case,
+            str(r.seed),
+            str(r.machine or "not known"),
+            formats.seconds(r.seconds),
+            str(r.ended or formats.NOTHING),
+            str(r.why),
+        ]
+        for r in rows_of(run["attempts"].astype({"seconds": float}))
+    ]
+    if rows:
+        columns = ["Layout", "Measure", "Case", "Seed", "Machine", "Lost after", "At", "Why"]
+        note = "Attempts at cases that came to nothing because a machine was lost. Each was run again, or is listed "
+        note += "under failures."
+        yield Table("attempts", "Lost attempts", columns, rows, note, text_columns=3)
 
 
 def _mixer_tables(run: RunData) -> Iterator[Table]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from .inference import ALPHA, Answers, Ranking, best_of, compare_recall, holm, recall_interval
+from .inference import ALPHA, Answers, Ranking, Tally, best_of, compare_recall, holm, recall_interval
 
-Hits = Mapping[int, list[str]]  # seed -> one string of answers for each sequence
+Tallies = Mapping[int, Tally]  # by seed
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,19 @@ class Pair:
     separable: bool
 
 
-def estimate(hits: Hits) -> Estimate:
-    answers = Answers.from_strings(hits)
+def estimate(tallies: Tallies) -> Estimate:
+    answers = Answers(tallies)
     interval = recall_interval(answers)
-    counts = [tuple(int(part.sum()) for part in answers.counts(seed)) for seed in answers.seeds]
+    counts = [tuple(int(part.sum()) for part in answers.tallies[seed]) for seed in answers.seeds]
     shares = [right / total for right, total in counts] or [math.nan]
     correct, total = (sum(part) for part in zip(*counts)) if counts else (0, 0)
     known = interval.value, interval.low, interval.high, interval.kind
     return Estimate(*known, correct, total, len(counts), min(shares), max(shares))
 
 
-def compare_pairs(answers: Mapping[str, Hits]) -> list[Pair]:
+def compare_pairs(answers: Mapping[str, Tallies]) -> list[Pair]:
     """Every pair of layouts that have a seed in common, in the order of `answers`."""
-    known = {layout: Answers.from_strings(hits) for layout, hits in answers.items()}
+    known = {layout: Answers(tallies) for layout, tallies in answers.items()}
     couples = [(a, b) for a, b in combinations(known, 2) if set(known[a].seeds) & set(known[b].seeds)]
     found = {couple: compare_recall(known[couple[0]], known[couple[1]]) for couple in couples}
     adjusted = holm({c: found[c].p_value if found[c].kind == "new seeds" else 1.0 for c in couples})
@@ -72,9 +72,9 @@ def compare_pairs(answers: Mapping[str, Hits]) -> list[Pair]:
     ]
 
 
-def rank(answers: Mapping[str, Hits]) -> tuple[Ranking | None, list[str]]:
+def rank(answers: Mapping[str, Tallies]) -> tuple[Ranking | None, list[str]]:
     """The ranking of the layouts, and those left out of it since they share no seed with one that has more of them."""
-    known = {layout: Answers.from_strings(hits) for layout, hits in answers.items()}
+    known = {layout: Answers(tallies) for layout, tallies in answers.items()}
     kept: list[str] = []
     for layout in sorted(known, key=lambda name: -len(known[name].seeds)):
         if known[layout].seeds and all(set(known[layout].seeds) & set(known[other].seeds) for other in kept):

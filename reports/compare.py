@@ -78,7 +78,7 @@ def compare(before: Path, after: Path, tolerance: float = TOLERANCE) -> Comparis
         only_before=_missing(found.before_cases, found.after_cases),
         only_after=_missing(found.after_cases, found.before_cases),
         context=_context(old, new),
-        warnings=[*found.notes, *_other_data(found), *_warnings(old, new, compared, tolerance)],
+        warnings=[*found.notes, *_other_data(found), *_warnings(found, old, new, compared, tolerance)],
     )
 
 
@@ -155,13 +155,20 @@ def _facts(run: RunData) -> Iterator[tuple[str, str]]:
     yield "commit", f"{str(source.get('commit', 'not known'))[:12]}{dirty}"
     yield from ((name, str(environment.get(name, "not known"))) for name in _SETTINGS)
     yield from ((name, str(machine.get(name, "not known"))) for name in ("host", "cpu", "usable_cores", "os"))
+    if kinds := sorted(set(run.kinds.values())):
+        yield "kinds of machines", "; ".join(kinds)
     yield from ((name, str(version)) for name, version in (environment.get("packages") or {}).items())
 
 
-def _warnings(old: RunData, new: RunData, compared: list[Change], tolerance: float) -> Iterator[str]:
-    hosts = [(run.environment.get("machine") or {}).get("host") for run in (old, new)]
+def _warnings(found: Match, old: RunData, new: RunData, compared: list[Change], tolerance: float) -> Iterator[str]:
+    hosts = [_hosts(run) for run in (old, new)]
     if hosts[0] != hosts[1] and any(change.unit.startswith("seconds") for change in compared):
         yield f"The hosts have different names ({hosts[0]} and {hosts[1]}); speeds hold only if it is one machine."
+    if found.before.places or found.after.places:
+        yield (
+            "The runs took several kinds of machines: what was timed is compared within one kind; cases of which the "
+            "other run has no result on that kind are left out, and counted below."
+        )
     if results_digest(old.folder) == results_digest(new.folder):
         yield "Both runs hold the same results, line by line."
     yield from _drift(compared, tolerance)
@@ -169,6 +176,12 @@ def _warnings(old: RunData, new: RunData, compared: list[Change], tolerance: flo
     for run in (old, new):
         if (run.plan or {}).get("final") is False or len(run["missing"]):
             yield f"{run.folder} is not finished: cases of its plan have no result."
+
+
+def _hosts(run: RunData) -> str:
+    """The names of the machines that took part."""
+    names = sorted(run.environment.get("machines") or {})
+    return formats.listing(names) if names else str((run.environment.get("machine") or {}).get("host"))
 
 
 def _drift(compared: list[Change], tolerance: float) -> Iterator[str]:

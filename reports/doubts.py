@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..benchmarks.runs import ResultLine, same_data
+from ..benchmarks.runs import same_data
 from . import formats
 from .in_turn import InTurn
 from .inference import LEAST_SEEDS
 from .lines import choice_text, size
+from .result import Result
 from .tables import RunData
 from .variants import purpose
 
 FEW_ROUNDS = 10
 APART = 0.01  # parameters further apart than that are not matched
 SHORT = 12  # characters of a hash
-_NAMED = 6  # as many layouts with missing cases are named
+_NAMED = 6  # as many layouts with missing cases, or machines, are named
+_LONG = 300  # characters of an error
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,14 @@ def doubts(run: RunData) -> list[Doubt]:
     """Every reason to doubt that a run compared its layouts fairly."""
     checks: tuple[Callable[[RunData], Iterator[Doubt]], ...] = (
         _foreign,
+        _plugins,
+        _rebuilt,
         _source,
         _other_starts,
         _taken_over,
         _throttled,
+        _kinds,
+        _software,
         _settings,
         _backends,
         _parameters,
@@ -63,22 +69,22 @@ def doubts(run: RunData) -> list[Doubt]:
 # --- What is known of a case ---
 
 
-def device_of(line: ResultLine) -> str:
+def device_of(line: Result) -> str:
     return str(line.parameters.get("device") or "device not known")
 
 
-def threads_of(line: ResultLine) -> str:
+def threads_of(line: Result) -> str:
     count = line.parameters.get("threads")
     return f"{count} thread{'' if count == 1 else 's'}" if count else "threads not known"
 
 
-def precision_of(line: ResultLine) -> str:
+def precision_of(line: Result) -> str:
     """`bfloat16 with TF32`; nothing where it was not recorded."""
     known = (line.parameters.get("training") or line.parameters).get("precision")
     return f"{known}{' with TF32' if line.parameters.get('tf32') else ''}" if known else ""
 
 
-def corpus_of(line: ResultLine) -> str:
+def corpus_of(line: Result) -> str:
     text = (line.metrics or {}).get("text")
     return str(text.get("sha256") or "") if isinstance(text, dict) else ""
 
@@ -109,7 +115,7 @@ def text_of(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def choices_of(lines: list[ResultLine]) -> set[str]:
+def choices_of(lines: list[Result]) -> set[str]:
     return {choice_text((line.metrics or {}).get("choice")) for line in lines if line.measure == "tuning"} - {""}
 
 
@@ -124,9 +130,30 @@ def _foreign(run: RunData) -> Iterator[Doubt]:
         yield Doubt(text, f"measured by {tool}")
 
 
+def _plugins(run: RunData) -> Iterator[Doubt]:
+    failed = run.environment.get("plugins_failed")
+    if isinstance(failed, dict) and failed:
+        said = "; ".join(f"{name}: {' '.join(str(error).split())[:_LONG]}" for name, error in failed.items())
+        count = f"{len(failed)} plug-in{'s' * (len(failed) != 1)}"
+        text = f"{count} could not be loaded, so nothing of what they bring took part. {said}"
+        yield Doubt(text, f"{count} could not be loaded: {formats.listing(list(map(str, failed)))}")
+
+
+def _rebuilt(run: RunData) -> Iterator[Doubt]:
+    if rebuilt := run.environment.get("rebuilt"):
+        when = f" ({_brief(rebuilt)})" if isinstance(rebuilt, str) else ""
+        text = (
+            f"The record of where this run was made was lost, and rebuilt from its results by mixerzoo repair{when}: "
+        )
+        yield Doubt(f"{text}versions and commit may be missing.", "where it was made had to be rebuilt")
+
+
 def _source(run: RunData) -> Iterator[Doubt]:
     source = run.environment.get("source") or {}
-    if not source.get("commit"):
+    if "environment_lost" in run.environment:
+        lost = "Commit, versions and command are not known: environment.json was lost, and made anew of the results."
+        yield Doubt(lost, "environment lost")
+    elif not source.get("commit"):
         yield Doubt("The commit is not known: mixerzoo did not run from a git checkout.", "commit not known")
     elif source.get("dirty"):
         yield Doubt("The source had uncommitted changes: the commit alone may not give these numbers.", "dirty commit")
@@ -134,10 +161,13 @@ def _source(run: RunData) -> Iterator[Doubt]:
 
 def _other_starts(run: RunData) -> Iterator[Doubt]:
     """Cases that were made by a later start of the run, somewhere else or by other code."""
-    for start in run.environment.get("resumed") or []:
+    starts = [run.environment, *(run.environment.get("resumed") or [])]
+    times = [str(start.get("started") or "") for start in starts]
+    ticked = times == sorted(times)  # else the clock went backwards, and tells nothing
+    for start in starts[1:]:
         differs = start.get("differs") or {}
-        since = [line for line in run.lines if line.ended and line.ended >= str(start["started"])]
-        known = any(line.ended for line in run.lines)
+        since = [line for line in run.lines if ticked and line.ended and line.ended >= str(start["started"])]
+        known = ticked and any(line.ended for line in run.lines)
         if not differs or (known and not since):
             continue
         names = formats.listing([_difference(name, pair) for name, pair in differs.items()])
@@ -183,6 +213,46 @@ def _throttled(run: RunData) -> Iterator[Doubt]:
             yield Doubt(text, "the clock of the GPU was held down", frozenset({"speed", *_in_turn(run)}))
 
 
+def _kinds(run: RunData) -> Iterator[Doubt]:
+    """What was timed on several kinds of machines."""
+    if run.places:
+        kinds = list(dict.fromkeys(place.kind for place in run.places.values()))
+        text = f"Not all was timed on one kind of machine, but on {len(kinds)}: {'; '.join(kinds)}. Numbers are "
+        text += "compared within a kind only."
+        measures = {purpose(line) for line in run.lines if line.case in run.timed}
+        yield Doubt(text, f"timed on {len(kinds)} kinds of machines, each compared by itself", frozenset(measures))
+
+
+def _software(run: RunData) -> Iterator[Doubt]:
+    """Machines of one run on which something else was installed."""
+    machines = [(str(name), known) for name, known in (run.environment.get("machines") or {}).items()]
+    flat = {name: _installed(known) for name, known in machines if isinstance(known, dict)}
+    differing = []
+    for key in dict.fromkeys(key for known in flat.values() for key in known):
+        found: dict[str, list[str]] = {}
+        for name, known in flat.items():
+            found.setdefault(known.get(key, "none"), []).append(name)
+        if len(found) > 1:
+            said = "; ".join(f"{_brief(value)} on {_some(names)}" for value, names in found.items())
+            differing.append((key, f"{key} ({said})"))
+    if differing:
+        text = f"The machines of this run did not have the same software: {formats.listing([s for _, s in differing])}."
+        yield Doubt(text, f"machines differ in {formats.listing([key for key, _ in differing])}")
+
+
+def _installed(known: dict[str, Any]) -> dict[str, str]:
+    """Everything that is installed on a machine, with its version: name -> text."""
+    packages, source = known.get("packages") or {}, known.get("source") or {}
+    found = {key: known.get(key) for key in ("python", "os")} | packages
+    found |= {"commit": source.get("commit"), "uncommitted changes": source.get("dirty")}
+    return {str(name): str(value) for name, value in found.items() if value is not None}
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return formats.listing([*names[:_NAMED], f"{more} more"] if more > 1 else names)
+
+
 def _settings(run: RunData) -> Iterator[Doubt]:
     """Layouts that were measured with other threads, on another device or in another precision than the others."""
     for name, of in (("threads", threads_of), ("device", device_of), ("precision", precision_of)):
@@ -202,8 +272,8 @@ def _in_turn(run: RunData) -> set[str]:
     return {section.measure for section in run.sections if isinstance(section, InTurn)}
 
 
-def _by_measure(run: RunData) -> dict[str, list[ResultLine]]:
-    found: dict[str, list[ResultLine]] = {}
+def _by_measure(run: RunData) -> dict[str, list[Result]]:
+    found: dict[str, list[Result]] = {}
     for line in run.lines:
         found.setdefault(line.measure, []).append(line)
     return found
@@ -311,7 +381,7 @@ def _rounds(run: RunData) -> Iterator[Doubt]:
             yield Doubt(f"{text}fewest of {min(few)}.", f"as few as {fewest}", frozenset({measure}))
 
 
-def _counted(line: ResultLine) -> Iterator[int]:
+def _counted(line: Result) -> Iterator[int]:
     metrics = line.metrics or {}
     found = [metrics, *(row for row in metrics.get("rows") or [] if isinstance(row, dict))]
     return (own["rounds"] for own in found if isinstance(own.get("rounds"), int))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..benchmarks.runs import ResultLine, same_data
+from ..benchmarks.runs import same_data
 from . import formats
 from .doubts import (
     SHORT,
@@ -23,10 +23,12 @@ from .doubts import (
     threads_of,
 )
 from .lines import choice_text
+from .result import Result
 from .table import Table
 from .tables import RunData
 
-Column = Callable[[str, list[ResultLine]], str]  # what stands in it for a layout and its results
+_MANY, _FIRST = 12, 3  # of more seeds than that, the first are told one by one
+Column = Callable[[str, list[Result]], str]  # what stands in it for a layout and its results
 
 
 @dataclass(frozen=True)
@@ -72,25 +74,29 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("Software", ", ".join([*([f"Python {environment['python']}"] if "python" in environment else []), *versions])),
         ("Commit", f"{commit}{state}" if commit else "not known"),
         ("Command", str(environment.get("command") or "not known")),
-        ("Seeds", _spread(run, lambda line: str(line.seed), every=True)),
+        ("Seeds", _spread(run, lambda line: line.seed, _seeds)),
         ("Data and their order", " ".join(_orders(run))),
     ]
     return [(name, text) for name, text in facts if text]
 
 
-def _spread(run: RunData, of: Callable[[ResultLine], str], every: bool = False) -> str:
+def _seeds(values: list[int]) -> str:
+    return ", ".join(map(str, values)) if len(values) <= _MANY else formats.numbers(values)
+
+
+def _spread(run: RunData, of: Callable[[Result], Any], joined_as: Callable[[list[Any]], str] | None = None) -> str:
     """`A (speed); B (recall, memory)`: the values of the measures, in brackets whose they are where they differ.
 
-    every: all values of a measure are one text.
+    joined_as: makes one text of all values of a measure.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[Any, None]] = {}
     for line in run.lines:
-        if line.measure != "tuning" and (value := of(line)):
-            values = found.setdefault(line.measure, [])
-            values.extend([] if value in values else [value])
+        if line.measure != "tuning" and (value := of(line)) not in ("", None):
+            found.setdefault(line.measure, {})[value] = None
     joined: dict[str, list[str]] = {}
-    for measure, values in found.items():
-        for value in [", ".join(values)] if every else values:
+    for measure, known in found.items():
+        values = list(known)
+        for value in [joined_as(values)] if joined_as else values:
             joined.setdefault(value, []).append(measure.replace("_", " "))
     if len(joined) == 1:
         return next(iter(joined))
@@ -102,8 +108,10 @@ def _orders(run: RunData) -> Iterator[str]:
     corpora = {text: None for line in run.lines if (text := corpus_of(line))}
     if corpora:
         yield f"SHA-256 of the text: {', '.join(text[:SHORT] for text in corpora)}."
-    for (kind, seed), orders in orders_by_seed(run).items():
-        first = max(orders.values(), key=lambda data: data["batches"])
+    every = orders_by_seed(run)
+    shown = dict(list(every.items())[: _MANY if len(every) <= _MANY else _FIRST])
+    for (kind, seed), orders in shown.items():
+        first = _most(orders)
         if all(same_data(first, data) for data in orders.values()):
             which = "The one training" if len(orders) == 1 else f"All {len(orders)} trainings"
             same = "read" if len(orders) == 1 else "read the same"
@@ -111,9 +119,17 @@ def _orders(run: RunData) -> Iterator[str]:
             stopped = ", as far as each went" if len({data["batches"] for data in orders.values()}) > 1 else ""
             batches, digest = formats.whole(first["batches"]), str(first["sha256"])[:SHORT]
             yield f"{which} of seed {seed}{for_what(run, kind)} {same} {batches} batches{order}{stopped} ({digest})."
+    if more := {key: orders for key, orders in every.items() if key not in shown}:
+        alike = sum(all(same_data(_most(own), data) for data in own.values()) for own in more.values())
+        yield f"The trainings of {alike} of {len(more)} more seeds did so, each seed in an order of its own."
     trained = [line for line in run.lines if line.measure == "training" and line.status == "ok"]
     if trained and not any((line.metrics or {}).get("data") for line in trained):
         yield "The order of the batches was not recorded; it follows from the seed alone."
+
+
+def _most(orders: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the training read that went furthest."""
+    return max(orders.values(), key=lambda data: data["batches"])
 
 
 # --- What differs by layout ---
@@ -121,7 +137,9 @@ def _orders(run: RunData) -> Iterator[str]:
 
 def _table(run: RunData) -> Table | None:
     """The sizes of every layout, how it was trained and what ran; columns without a value are left out."""
-    by_layout = {label: [line for line in run.lines if line.layout == label] for label in run.layouts}
+    by_layout: dict[str, list[Result]] = {label: [] for label in run.layouts}
+    for line in run.lines:
+        by_layout[line.layout].append(line)
     models = {row["layout"]: row for row in run["models"].to_dict("records")}
     suite = run.suite.get("layouts") or {}
 
@@ -136,7 +154,7 @@ def _table(run: RunData) -> Table | None:
     }
     numbers: dict[str, Column] = {
         "Choices tried": lambda _, own: str(len(choices_of(own)) or ""),
-        "Seeds trained": lambda _, own: listed(str(line.seed) for line in own if line.measure == "training"),
+        "Seeds trained": lambda _, own: _seeds(list(dict.fromkeys(li.seed for li in own if li.measure == "training"))),
         "Parameters": of_model("parameters", formats.whole),
         "FLOPs per token": of_model("flops_per_token", formats.si),
         "d_ff": of_model("d_ff", formats.whole),
@@ -152,7 +170,7 @@ def _table(run: RunData) -> Table | None:
     return Table("layouts", "What was compared", ["Layout", *kept], rows, note, text_columns)
 
 
-def _ran(lines: list[ResultLine]) -> str:
+def _ran(lines: list[Result]) -> str:
     """`attention: sdpa; fwpkm: torch`."""
     found: dict[str, dict[str, None]] = {}
     for line in lines:
@@ -161,7 +179,7 @@ def _ran(lines: list[ResultLine]) -> str:
     return "; ".join(f"{op}: {', '.join(names)}" for op, names in found.items())
 
 
-def _chosen(line: ResultLine) -> str:
+def _chosen(line: Result) -> str:
     """What tuning chose, or the learning rate of the suite."""
     rate = (line.parameters.get("training") or {}).get("learning_rate")
     fixed = f"learning_rate = {rate:g}, not tuned" if isinstance(rate, float) else ""

@@ -10,6 +10,7 @@ import pandas as pd
 
 from . import formats
 from .formats import mode_name
+from .machines import comparable
 from .statistics import rows_of
 from .table import numbered
 from .tables import RunData
@@ -56,7 +57,7 @@ class Finding:
 def seeds_statement(seeds: pd.Series) -> str:
     """How many seeds there are, and that fewer than three say nothing of the spread between seeds."""
     numbers = sorted(set(seeds))
-    listed = formats.listing([str(n) for n in numbers])
+    listed = formats.numbers(numbers)
     if len(numbers) >= 3:
         return f"{len(numbers)} seeds ({listed})."
     count = "One seed" if len(numbers) == 1 else f"{len(numbers)} seeds"
@@ -96,12 +97,13 @@ def without_number(run: RunData, measure: str, mode: str, length: int, known: It
             yield Score(row.layout, row.status.replace("_", " "))
 
 
-def by_mode(frame: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
-    """Groups by variant and mode; training step first, then decoding, then the others."""
+def by_mode(run: RunData, frame: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    """Groups by variant and mode that can be compared; training step first, then decoding, then
+    the others."""
     groups: list[tuple[Any, pd.DataFrame]] = list(frame.groupby(["variant", "mode"], sort=False, dropna=False))
     first = ["training step", "decoding"]
     groups.sort(key=lambda item: next((i for i, name in enumerate(first) if name == mode_name(item[0][1])), len(first)))
-    return groups
+    return comparable(groups, run.places)
 
 
 def figure_of(stem: str, frame: pd.DataFrame, variant: str) -> str:

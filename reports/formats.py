@@ -91,6 +91,13 @@ def listing(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
 
 
+def numbers(values: list[int]) -> str:
+    """`0, 1 and 2`; of many `0 to 101 (102 of them)`."""
+    if len(values) <= 12:
+        return listing([str(n) for n in values])
+    return f"{min(values)} to {max(values)} ({len(values)} of them)"
+
+
 def mode_name(mode: object) -> str:
     """How a mode of a measure of speed or memory is written."""
     return _MODES.get(str(mode), str(mode).replace("_", " "))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from .inference import ALPHA, DRAWS, FEW_ROUNDS, LEAST_ROUNDS
+from .inference import ALPHA, DRAWS, FEW_ROUNDS, LEAST_ROUNDS, MANY, drawn_medians
 
 LEAST_LENGTHS = 3
 
@@ -55,7 +55,12 @@ def growth(samples: Mapping[int, Sequence[float]]) -> Growth | None:
     if least < LEAST_ROUNDS:
         return Growth(exponent, math.nan, math.nan, tuple(lengths))
     rng = np.random.default_rng(0)
-    drawn = [np.median(x[rng.integers(len(x), size=(DRAWS, len(x)))], axis=1) for x in rounds]
+    drawn = [
+        np.median(x[rng.integers(len(x), size=(DRAWS, len(x)))], axis=1)
+        if len(x) <= MANY
+        else drawn_medians(x.tobytes(), place)
+        for place, x in enumerate(rounds, 1)
+    ]
     found = np.log(np.stack(drawn, axis=1)) @ slopes
     low, high = (float(end) for end in np.quantile(found, [ALPHA / 2, 1 - ALPHA / 2]))
     if least < FEW_ROUNDS:

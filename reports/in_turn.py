@@ -16,6 +16,7 @@ from .finding import Finding, Score, of
 from .formats import mode_name
 from .in_turn_changes import in_turn_changes
 from .lines import COMPILED, KEYS, Lines, Row, measured, tidy
+from .machines import machine_column, with_machine
 from .op_cost import cost_figures
 from .scaling import growth_table
 from .scaling_figures import speed_growths
@@ -66,13 +67,14 @@ class InTurn(Section):
 
     def tables(self, run: RunData) -> Iterator[Table]:
         if len(run[f"{self.measure}_ratios"]):
-            yield _ratio_table(run[f"{self.measure}_ratios"], self.measure)
+            yield _ratio_table(run, self.measure)
         if len(run[self.measure]):
-            yield _time_table(run[self.measure], self.measure)
+            yield _time_table(run, self.measure)
         for number, (variant, rows) in enumerate(_of_several_lengths(run[self.measure]).groupby("variant", sort=False)):
             named = rows.assign(layout=_contenders(rows), length=rows["tokens"])
             what = "the time of a call, in decoding of a token,"
-            yield from growth_table(numbered(f"{self.measure}-growth", number), what, speed_growths(named), variant)
+            growths = growth_table(numbered(f"{self.measure}-growth", number), what, speed_growths(named), variant)
+            yield from (with_machine(table, str(variant), run.places) for table in growths)
 
     def numbers(self, run: RunData) -> Iterator[dict[str, Any]]:
         for r in rows_of(run[self.measure]):
@@ -196,7 +198,8 @@ def _by_length(variant: str, rows: pd.DataFrame, name: str) -> Figure:
     return Figure(name, title, caption, text, finish(chart, title, subtitle), data)
 
 
-def _ratio_table(found: pd.DataFrame, measure: str) -> Table:
+def _ratio_table(run: RunData, measure: str) -> Table:
+    found = run[f"{measure}_ratios"]
     held = found.sort_values("bar", key=pd.isna, kind="stable")  # those with a bar first
     rows = [
         [
@@ -210,10 +213,12 @@ def _ratio_table(found: pd.DataFrame, measure: str) -> Table:
     ]
     columns = ["What", "Layout", "Value", "Bar", "Outcome"]
     note = "Of the medians; in brackets the widest range that the quartiles allow."
-    return Table(f"{measure}-ratios", "Ratios, and the bars they are held to", columns, rows, note, 2)
+    table = Table(f"{measure}-ratios", "Ratios, and the bars they are held to", columns, rows, note, 2)
+    return machine_column(table, held["variant"], run.places)
 
 
-def _time_table(times: pd.DataFrame, measure: str) -> Table:
+def _time_table(run: RunData, measure: str) -> Table:
+    times = run[measure]
     rows = [
         [
             f"{mode_name(r.mode)}, {tokens(r.tokens)}{in_brackets(r.variant)}",
@@ -242,4 +247,5 @@ def _time_table(times: pd.DataFrame, measure: str) -> Table:
     note += compiled_note(times)
     if rates:
         note += f" Floor: bytes that must be moved; as time at the rate of a copy in the same case: {copied}."
-    return Table(measure, "What ran in turn, in one process", columns, rows, note, 3)
+    table = Table(measure, "What ran in turn, in one process", columns, rows, note, 3)
+    return machine_column(table, times["variant"], run.places)

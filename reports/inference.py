@@ -10,53 +10,89 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from functools import cached_property, lru_cache
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from .intervals import ALPHA, DRAWS, LEAST_SEEDS, Floats, accuracy_ends, chance_tail, difference_ends, spread
 
 LEAST_ROUNDS = 5
 FEW_ROUNDS = 10
+MANY = 128  # rounds, above which resamples are not drawn one by one
 
+Rounds = Sequence[float] | Floats
 Kind = Literal["new seeds", "these models", "rounds", "nothing"]
 Verdict = Literal["better", "worse", "cannot tell"]
 Name = TypeVar("Name", bound=Hashable)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Right (1) and wrong (0) answers of one layout at one cell: `hits[seed][sequence]` is an array of questions.
+class Tally(NamedTuple):
+    """Right answers and questions of every sequence that one model was asked about, [sequences] each."""
 
-    Two layouts are compared on the same examples: equal seed, equal place, equal question.
-    """
-
-    hits: Mapping[int, Sequence[NDArray[np.int8]]]
+    right: NDArray[Any]
+    total: NDArray[Any]
 
     @classmethod
-    def from_strings(cls, hits: Mapping[int, Sequence[str]], recent: bool = False) -> Answers:
+    def of(cls, hits: Sequence[str], recent: bool = False) -> Tally:
         """From the strings of a results file: `1` right, `0` wrong, and `r`, `w` for recent answers.
 
         Takes either the recent answers or the others, never both. Raises `ValueError` for another character.
         """
+        if unknown := {mark for line in hits for mark in line.strip("01rw")} - set("01rw"):
+            raise ValueError(f"answers must consist of 0, 1, r and w, got {sorted(unknown)}")
         right, wrong = ("r", "w") if recent else ("1", "0")
-        for line in (line for lines in hits.values() for line in lines):
-            if unknown := set(line) - set("01rw"):
-                raise ValueError(f"answers must consist of 0, 1, r and w, got {sorted(unknown)}")
-        kept = {right: 1, wrong: 0}
-        return cls({s: [np.array([kept[c] for c in x if c in kept], np.int8) for x in q] for s, q in hits.items()})
+        counts = [(line.count(right), line.count(wrong)) for line in hits]
+        of_each = np.array(counts, np.uint32).reshape(-1, 2)
+        return cls(of_each[:, 0].copy(), of_each.sum(1, dtype=np.uint32))
 
     @property
+    def share(self) -> float:
+        """Of all questions, the part that was answered right; nan without questions."""
+        return float(self.right.sum() / self.total.sum()) if self.total.any() else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Right and wrong answers of one layout at one cell, by seed.
+
+    Two layouts are compared on the same examples: equal seed, equal place, equally many questions.
+    """
+
+    tallies: Mapping[int, Tally]
+
+    @classmethod
+    def from_strings(cls, hits: Mapping[int, Sequence[str]], recent: bool = False) -> Answers:
+        """See `Tally.of`."""
+        return cls({seed: Tally.of(lines, recent) for seed, lines in hits.items()})
+
+    @cached_property
     def seeds(self) -> list[int]:
         """Seeds that have at least one question, in rising order."""
-        return sorted(seed for seed, sequences in self.hits.items() if any(len(x) for x in sequences))
+        return sorted(seed for seed, tally in self.tallies.items() if tally.total.any())
 
-    def counts(self, seed: int) -> tuple[Floats, Floats]:
-        """Right answers and questions of every sequence of one seed, [sequences] each."""
-        sequences = self.hits[seed]
-        return np.array([float(np.sum(x)) for x in sequences]), np.array([float(len(x)) for x in sequences])
+    def counts(self, seeds: Sequence[int]) -> tuple[Floats, Floats]:
+        """Right answers and questions, [seeds, sequences] each; a missing sequence has no questions."""
+        rows = [self._places[seed] for seed in seeds]
+        right, total = self._table
+        there = total[rows]
+        longest = int(np.flatnonzero(there.any(0))[-1]) + 1 if there.any() else 0
+        return right[rows, :longest], there[:, :longest]
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {seed: place for place, seed in enumerate(self.seeds)}
+
+    @cached_property
+    def _table(self) -> tuple[Floats, Floats]:
+        longest = max((len(self.tallies[seed].total) for seed in self.seeds), default=0)
+        right, total = np.zeros((2, len(self.seeds), longest))
+        for place, seed in enumerate(self.seeds):
+            tally = self.tallies[seed]
+            right[place, : len(tally.right)], total[place, : len(tally.total)] = tally
+        return right, total
 
 
 @dataclass(frozen=True)
@@ -126,7 +162,7 @@ def recall_interval(answers: Answers) -> Estimate:
     seeds = answers.seeds
     if not seeds:
         return Estimate(math.nan, math.nan, math.nan, 0, "nothing")
-    right, total = _stacked([answers.counts(seed) for seed in seeds])
+    right, total = answers.counts(seeds)
     low, high = accuracy_ends(right, total)
     kind: Kind = "new seeds" if len(seeds) >= LEAST_SEEDS else "these models"
     return Estimate(float(spread(right, total).mean), float(low), float(high), len(seeds), kind)
@@ -138,11 +174,10 @@ def compare_recall(a: Answers, b: Answers) -> Comparison:
     See `intervals.difference_ends` for how the ends are made; the verdict says on which side of zero they lie. Raises
     `ValueError` if the two answered different questions.
     """
-    common = [seed for seed in a.seeds if seed in b.seeds]
+    common = [seed for seed in a.seeds if seed in b._places]
     if not common:
         return Comparison(math.nan, math.nan, math.nan, "cannot tell", math.nan, 0, "nothing")
-    right, total = _stacked([a.counts(seed) for seed in common])
-    other, others = _stacked([b.counts(seed) for seed in common])
+    (right, total), (other, others) = a.counts(common), b.counts(common)
     if total.shape != others.shape or not np.array_equal(total, others):
         raise ValueError(
             f"layouts are compared on the same examples, got {total.sum(1)} and {others.sum(1)} questions of seeds "
@@ -173,12 +208,12 @@ def above_chance(answers_by_layout: Mapping[str, Answers], chance: float) -> dic
     for layout, answers in answers_by_layout.items():
         p_values[layout] = 1.0
         if len(answers.seeds) >= LEAST_SEEDS:
-            right, total = _stacked([answers.counts(seed) for seed in answers.seeds])
+            right, total = answers.counts(answers.seeds)
             p_values[layout] = float(chance_tail(right, total, chance))
     return {layout: p <= ALPHA for layout, p in holm(p_values).items()}
 
 
-def ratio_of_medians(a_rounds: Sequence[float], b_rounds: Sequence[float], paired: bool = True) -> Comparison:
+def ratio_of_medians(a_rounds: Rounds, b_rounds: Rounds, paired: bool = True) -> Comparison:
     """How many times the median of `a` is that of `b` (seconds a round); `a` is "better" if it takes less.
 
     Percentile bootstrap of the rounds, together for both where they were taken in turn (`paired`: round i of one beside
@@ -194,21 +229,44 @@ def ratio_of_medians(a_rounds: Sequence[float], b_rounds: Sequence[float], paire
     rounds, ratio = min(len(a), len(b)), float(np.median(a) / np.median(b))
     if rounds < LEAST_ROUNDS:
         return Comparison(ratio, math.nan, math.nan, "cannot tell", math.nan, rounds, "nothing")
-    rng = np.random.default_rng(0)
-    first = rng.integers(len(a), size=(DRAWS, len(a)))
-    second = first if paired else rng.integers(len(b), size=(DRAWS, len(b)))
-    drawn = np.log(np.median(a[first], axis=1) / np.median(b[second], axis=1))
+    if paired:
+        together = np.random.default_rng(0).integers(len(a), size=(DRAWS, len(a)))
+        drawn = np.log(np.median(a[together], axis=1) / np.median(b[together], axis=1))
+    else:
+        drawn = np.log(drawn_medians(a.tobytes()) / drawn_medians(b.tobytes(), len(a)))
     low, high = np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2])
     centre, error = math.log(ratio), float(drawn.std())
     if rounds < FEW_ROUNDS:
         z = stats.norm.isf(ALPHA / 2)
         low, high = min(low, centre - z * error), max(high, centre + z * error)
-    p = float(2 * stats.t.sf(abs(centre) / error, rounds - 1)) if error else float(centre == 0)
+    p = float(2 * special.stdtr(rounds - 1, -abs(centre) / error)) if error else float(centre == 0)
     verdict: Verdict = "better" if high < 0 else "worse" if low > 0 else "cannot tell"
     return Comparison(ratio, math.exp(low), math.exp(high), verdict, p, rounds, "rounds")
 
 
-def fastest(rounds_by_layout: Mapping[str, Sequence[float]], paired: bool = True) -> Ranking:
+@lru_cache(maxsize=1024)  # of layouts that are compared with many others, or in several places
+def drawn_medians(rounds: bytes, others: int = 0) -> Floats:
+    """Medians of resampled rounds, [draws]. rounds: as the bytes of float64. others: how many rounds are resampled
+    before, of what they are compared with.
+
+    Of more than `MANY` rounds the middle of a resample is drawn directly: its place among the rounds in rising order is
+    that of the middle of as many uniform numbers, so the medians have the same law.
+    """
+    x = np.frombuffer(rounds)
+    rng = np.random.default_rng([0, others] if len(x) > MANY else 0)
+    if len(x) <= MANY:
+        if others:
+            rng.integers(others, size=(DRAWS, others))
+        return np.median(x[rng.integers(len(x), size=(DRAWS, len(x)))], axis=1)
+    size, ordered = len(x), np.sort(x)
+    lower = rng.beta((size + 1) // 2, size // 2 + 1, size=DRAWS)
+    if size % 2:
+        return ordered[(size * lower).astype(int)]
+    upper = lower + (1 - lower) * (1 - rng.random(DRAWS) ** (2 / size))  # the least of the half above it
+    return (ordered[(size * lower).astype(int)] + ordered[np.minimum((size * upper).astype(int), size - 1)]) / 2
+
+
+def fastest(rounds_by_layout: Mapping[str, Rounds], paired: bool = True) -> Ranking:
     """Which layout has the shortest rounds (seconds), and who cannot be told apart from it."""
     values = {layout: -float(np.median(rounds)) for layout, rounds in rounds_by_layout.items()}
     rounds = rounds_by_layout
@@ -275,13 +333,6 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     order = sorted(p_values, key=lambda name: p_values[name])
     scaled = [min(1.0, p_values[name] * (len(order) - rank)) for rank, name in enumerate(order)]
     return dict(zip(order, itertools.accumulate(scaled, max)))
-
-
-def _stacked(counts: Sequence[tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
-    """Right answers and questions, [seeds, sequences] each; a missing sequence has no questions."""
-    longest = max(len(total) for _, total in counts)
-    right, total = (np.stack([np.pad(pair[i], (0, longest - len(pair[i]))) for pair in counts]) for i in (0, 1))
-    return right, total
 
 
 def _verdict(gain: float, p_value: float) -> Verdict:

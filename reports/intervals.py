@@ -79,6 +79,18 @@ def accuracy_ends(right: Floats, total: Floats) -> tuple[Floats, Floats]:
     number of trials that has the observed error (Korn and Graubard 1998), where the error is `Spread.error`. It alone
     covers 88 % where seeds differ much and the accuracy is near 0 or 1, the draws alone 84 % where they do not.
     """
+    if right.ndim > 2:
+        return _accuracy_ends(right, total)
+    one, other = (np.asarray(part, float).tobytes() for part in (right, total))
+    return _of_one(one, other, right.shape)
+
+
+@lru_cache(maxsize=512)  # a layout is compared with many others, on the same answers
+def _of_one(right: bytes, total: bytes, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
+    return _accuracy_ends(np.frombuffer(right).reshape(shape), np.frombuffer(total).reshape(shape))
+
+
+def _accuracy_ends(right: Floats, total: Floats) -> tuple[Floats, Floats]:
     found, questions = spread(right, total), total.sum((-1, -2))
     low, high = _score(found, questions)
     if found.seeds < LEAST_SEEDS:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 _CHARACTER, _LINE = 6.0, 14.0  # pixels, of 12-pixel sans-serif text
 
 
@@ -64,14 +67,11 @@ def beside_points(
         candidates = [Placement(reach, dy, "left") for dy in steps] + [Placement(-reach, dy, "right") for dy in steps]
         if x + reach + size > width:
             candidates = candidates[len(steps) :] + candidates[: len(steps)]
-        others = boxes[:number] + boxes[number + 1 :]
-
-        def cost(place: Placement, x: float = x, y: float = y, size: float = size, others: list = others) -> float:
-            left = x + place.dx if place.align == "left" else x + place.dx - size
-            box = (left, y + place.dy - _LINE / 2, left + size, y + place.dy + _LINE / 2)
-            return sum(_overlap(box, other) for other in others)
-
-        best = min(candidates, key=cost)
+        others = np.array(boxes[:number] + boxes[number + 1 :]).reshape(-1, 4)
+        lefts = [x + p.dx if p.align == "left" else x + p.dx - size for p in candidates]
+        tops = [y + p.dy - _LINE / 2 for p in candidates]
+        own = np.array([(left, top, left + size, top + _LINE) for left, top in zip(lefts, tops)])
+        best = candidates[int(_overlaps(own, others).argmin())]
         placements.append(best)
         left = x + best.dx if best.align == "left" else x + best.dx - size
         boxes.append((left, y + best.dy - _LINE / 2, left + size, y + best.dy + _LINE / 2))
@@ -85,5 +85,8 @@ def _boxes_along(start: tuple[float, float], end: tuple[float, float]) -> list[t
     return [(x - 1, y - 1, x + 1, y + 1) for x, y in middles]
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+def _overlaps(own: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The area of each box of `own` that lies under `others`, [own]; boxes are left, top, right, bottom."""
+    low = np.maximum(own[:, None, :2], others[None, :, :2])
+    high = np.minimum(own[:, None, 2:], others[None, :, 2:])
+    return np.maximum(high - low, 0).prod(-1).sum(-1)

@@ -11,6 +11,7 @@ from . import formats
 from .change import Change, Refused, backends_note, matched, mean, of_seeds
 from .inference import Estimate, seed_mean
 from .lines import KEYS, Lines, Row, measured, size, tidy
+from .machines import with_machine
 from .section import Section
 from .statistics import rows_of
 from .table import Table, each, in_brackets
@@ -45,7 +46,8 @@ class PlainSection(Section):
             where = ", ".join(sizes + ([] if formats.missing(length) else [f"{length:,.0f} tokens"]))
             title = f"{self.title}{in_brackets(where)}{in_brackets(variant)}"
             note = "Mean over seeds, with its 95 % interval where there are three and they differ."
-            yield Table(f"{self.measure}{suffix}", title, ["Layout", *quantities], cells, note)
+            table = Table(f"{self.measure}{suffix}", title, ["Layout", *quantities], cells, note)
+            yield with_machine(table, variant, run.places)
 
     def numbers(self, run: RunData) -> Iterator[dict[str, Any]]:
         keys = ["layout", "variant", "mode", "length", "quantity"]

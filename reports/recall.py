@@ -13,6 +13,7 @@ import pandas as pd
 
 from . import formats
 from .claims import Estimate, estimate
+from .inference import Tally
 from .statistics import rows_of
 from .tables import RunData
 from .taught import NOT_TAUGHT, Taught, load_text, of_needles, teaching
@@ -102,8 +103,8 @@ class Recall:
             kept = kept[kept[name] == value]
         return kept
 
-    def answers_at(self, cell: Cell) -> dict[str, dict[int, list[str]]]:
-        """Layout -> seed -> the strings of answers."""
+    def answers_at(self, cell: Cell) -> dict[str, dict[int, Tally]]:
+        """Layout -> seed -> its answers."""
         kept = self.answers
         for name, value in vars(cell).items():
             kept = kept[kept[name] == value]

@@ -32,7 +32,7 @@ def _untaught(old: Recall, new: Recall) -> Iterator[Refused]:
 def _recall_cells(old: Recall, new: Recall) -> Iterator[Change | Refused]:
     for key, own, other in matched(old.cells, new.cells, ["layout", "length", "load", "passes", "memory"]):
         layout, cell = str(key[0]), Cell(*key[1:])
-        hits = [Answers.from_strings(recall.answers_at(cell)[layout]) for recall in (old, new)]
+        hits = [Answers(recall.answers_at(cell)[layout]) for recall in (old, new)]
         what = f"{cell.text(old.task)}{in_brackets(old.variant)}"
         try:
             found = compare_recall(hits[1], hits[0])

@@ -32,7 +32,7 @@ from .charts import (
     tooltips,
 )
 from .inference import LEAST_SEEDS
-from .labels import beside_points, spread
+from .labels import Placement, beside_points, spread
 from .recall import Cell, Recall, asked
 from .recall_tables import passes_cell
 from .statistics import Interval, rows_of
@@ -129,6 +129,20 @@ def _failures(recall: Recall, cells: pd.DataFrame) -> pd.DataFrame:
         rows.append({"layout": layout, "length": length, "accuracy": height, "from": start, "cause": cause})
     broken = pd.DataFrame(rows, columns=["layout", "length", "accuracy", "from", "cause"]).sort_values("length")
     return broken.drop_duplicates(["layout", "from"])  # once a length has failed, longer ones tell nothing new
+
+
+def names_beside(
+    points: pd.DataFrame, places: list[Placement], names: list[str], style: Style, x: alt.X, y: alt.Y
+) -> Iterator[Any]:
+    """Names at their places beside points: a layer for each side, as a mark has one alignment."""
+    fields = [str(channel.shorthand).removesuffix(":Q") for channel in (x, y)]
+    kept = points[["layout", *(["full"] if "full" in points else []), *fields]]
+    every = kept.assign(label=names, dx=[p.dx for p in places], dy=[p.dy for p in places])
+    for align in dict.fromkeys(place.align for place in places):
+        own = every[[place.align == align for place in places]]
+        beside: dict[str, Any] = {"dx": alt.ExprRef("datum.dx"), "dy": alt.ExprRef("datum.dy")}
+        label = alt.Chart(own).mark_text(**beside, align=align, fontSize=12)
+        yield label.encode(x=x, y=y, text="label:N", color=style.colour(), opacity=style.emphasis)
 
 
 # --- Length ---
@@ -362,8 +376,4 @@ def _point_labels(
     # the axis and its numbers
     lines += [((0.0, float(y)), (float(width), float(y))) for y in range(height, height + 120, 8)]
     beside = beside_points(places, names, [6.0] * len(names), width, lines)
-    for side, row, name in zip(beside, points.to_dict("records"), names):
-        label = alt.Chart(pd.DataFrame([{**row, "label": name}])).mark_text(
-            dx=side.dx, dy=side.dy, align=side.align, fontSize=12
-        )
-        yield label.encode(x=x, y=y, text="label:N", color=style.colour(), opacity=style.emphasis)
+    yield from names_beside(points, beside, names, style, x, y)

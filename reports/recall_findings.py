@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from . import formats
 from .claims import rank
 from .finding import Finding, Score, of, seeds_statement
-from .inference import LEAST_SEEDS, Answers, Comparison, Ranking, above_chance
+from .inference import LEAST_SEEDS, Answers, Comparison, Ranking, Tally, above_chance
 from .recall import Cell, Recall, asked
 from .statistics import Interval, rows_of
 from .table import numbered
@@ -108,9 +108,9 @@ def _points(c: Comparison) -> str:
     return f"{100 * c.difference:.1f} points [{100 * c.low:.1f}, {100 * c.high:.1f}]"
 
 
-def _at_chance(answers: dict[str, dict[int, list[str]]], chance: float) -> list[str]:
+def _at_chance(answers: dict[str, dict[int, Tally]], chance: float) -> list[str]:
     """Names the layouts, of those with enough seeds, that cannot be told from a guess."""
-    known = {layout: Answers.from_strings(hits) for layout, hits in answers.items()}
+    known = {layout: Answers(tallies) for layout, tallies in answers.items()}
     known = {layout: found for layout, found in known.items() if len(found.seeds) >= LEAST_SEEDS}
     if formats.missing(chance) or not known:
         return []

@@ -130,7 +130,7 @@ def _by_seed(run: RunData, recall: Recall) -> Iterator[Table]:
         return
     own = answers[(answers["load"] == top.load) & (answers["passes"] == top.passes) & (answers["memory"] == top.memory)]
     lengths = sorted({*own["length"], *(length for _, length in recall.failed)})
-    cells = {(r.layout, r.seed, r.length): formats.percent(_share(r.hits)) for r in rows_of(own)}
+    cells = {(r.layout, r.seed, r.length): formats.percent(r.hits.share) for r in rows_of(own)}
     failed = run["failed_lengths"][run["failed_lengths"]["variant"] == recall.variant]
     cells |= {(r.layout, r.seed, r.length): r.status.replace("_", " ") for r in rows_of(failed)}
     training = run["training"][
@@ -219,11 +219,6 @@ def _rows(
 
 def _accuracy(row: Any) -> str:
     return percent_interval(Interval(row.accuracy, row.low, row.high))
-
-
-def _share(hits: list[str]) -> float:
-    right, wrong = (sum(text.count(mark) for text in hits) for mark in "10")
-    return right / (right + wrong) if right + wrong else float("nan")
 
 
 def _points(value: float) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -22,8 +24,9 @@ from .charts import (
     tooltips,
 )
 from .growth import Growth, growth
+from .machines import with_machine
 from .scaling import beside_failures, growth_table, growth_text, panel_of, places, scaling_chart
-from .statistics import Interval, pool_speed, rows_of
+from .statistics import Interval, pool_speed, rounds_of, rows_of
 from .table import Table, numbered
 from .tables import RunData
 
@@ -42,7 +45,7 @@ def speed_figures(run: RunData) -> Iterator[Figure]:
         pooled["time"] = [formats.seconds(s) for s in pooled["seconds"]]
         failed = places(run["speed_failures"], str(variant))
         yield _rate_figure(run, pooled, failed, number, str(variant))
-        yield _latency_figure(run, pooled, failed, speed_growths(rows), number, str(variant))
+        yield _latency_figure(run, pooled, failed, _growths(run)[str(variant)], number, str(variant))
 
 
 def _rate_figure(run: RunData, pooled: pd.DataFrame, failed: pd.DataFrame, number: int, variant: str) -> Figure:
@@ -84,21 +87,25 @@ def _latency_figure(
 
 def speed_growths(rows: pd.DataFrame) -> Growths:
     """How the seconds of each mode and layout grow; rows of the table `speed`."""
-    samples = {
-        key: {
-            at["length"].iloc[0]: [s for r in rows_of(at) for s in (r.samples or [r.seconds])]
-            for _, at in own.groupby("length")
-        }
+    samples: dict[Any, dict[Any, Any]] = {
+        key: {length: rounds_of(at) for length, at in own.groupby("length")}
         for key, own in rows.groupby(["mode", "layout"], sort=False)
     }
     found = {(panel_of(mode), str(layout)): growth(rounds) for (mode, layout), rounds in samples.items()}
     return {key: known for key, known in found.items() if known is not None}
 
 
+@lru_cache(maxsize=2)
+def _growths(run: RunData) -> dict[str, Growths]:
+    """How speed grows, by variant."""
+    return {str(variant): speed_growths(rows) for variant, rows in run["speed"].groupby("variant", sort=False)}
+
+
 def speed_growth_tables(run: RunData) -> Iterator[Table]:
-    for number, (variant, rows) in enumerate(run["speed"].groupby("variant", sort=False)):
+    for number, variant in enumerate(run["speed"]["variant"].unique()):
         what = "the time of a call, in decoding of a token,"
-        yield from growth_table(numbered("speed-growth", number), what, speed_growths(rows), variant)
+        tables = growth_table(numbered("speed-growth", number), what, _growths(run)[str(variant)], variant)
+        yield from (with_machine(table, str(variant), run.places) for table in tables)
 
 
 # --- Memory ---
@@ -131,7 +138,8 @@ def memory_growth_tables(run: RunData) -> Iterator[Table]:
     """Of the peaks, and of the state."""
     for number, (variant, rows) in enumerate(run["memory"].groupby("variant", sort=False)):
         growths = byte_growths(_peaks(rows), "peak_bytes")
-        yield from growth_table(numbered("memory-growth", number), "peak memory", growths, variant)
+        tables = growth_table(numbered("memory-growth", number), "peak memory", growths, variant)
+        yield from (with_machine(table, str(variant), run.places) for table in tables)
     yield from growth_table("state-growth", "the state", byte_growths(_states(run), "state_bytes"))
 
 

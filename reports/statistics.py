@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Interval:
     high: float
 
 
-def quartiles(samples: Sequence[float]) -> Interval:
+def quartiles(samples: Sequence[float] | NDArray[np.float64]) -> Interval:
     """Median, first and third quartile (linear interpolation)."""
     q1, median, q3 = np.quantile(np.asarray(samples, dtype=float), [0.25, 0.5, 0.75])
     return Interval(float(median), float(q1), float(q3))
@@ -44,13 +45,20 @@ def pool_speed(speed: pd.DataFrame, by: list[str]) -> pd.DataFrame:
             rates = Interval(line["tokens_per_second"], line["low"], line["high"])
             seconds = Interval(line["seconds"], line["seconds_low"], line["seconds_high"])
         else:
-            samples = [s for line in rows_of(group) for s in (line.samples or [line.seconds])]
+            samples = rounds_of(group)
             tokens = float((group["tokens_per_second"] * group["seconds"]).median())
-            seconds, rates = quartiles(samples), quartiles([tokens / s for s in samples])
+            seconds, rates = quartiles(samples), quartiles(tokens / samples)
         values = (rates.value, rates.low, rates.high, seconds.value, seconds.low, seconds.high)
         seeds = group["seed"].nunique()
         rows.append(dict(zip([*by, *columns], [*key, *values, int(group["rounds"].sum()), seeds])))
     return pd.DataFrame(rows, columns=[*by, *columns])
+
+
+def rounds_of(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """The seconds of all rounds of `rows`; of a row without rounds, its own."""
+    pairs = zip(rows["samples"].tolist(), rows["seconds"].tolist())
+    known = [samples if isinstance(samples, Sized) and len(samples) else [seconds] for samples, seconds in pairs]
+    return np.concatenate([np.asarray(own, dtype=float) for own in known]) if known else np.empty(0)
 
 
 def pool_perplexity(perplexity: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -14,9 +14,14 @@ SUMMARY += ["high", "interval", "unit", "count", "seeds", "backends"]
 
 
 def summary(run: RunData) -> pd.DataFrame:
-    """Every pooled number of the run, one a row, with its interval, unit and the backends that ran."""
+    """Every pooled number of the run, one a row, with its interval, unit and the backends that ran.
+
+    Where things were timed on several kinds of machines, a column `machine` says on which kind this number was.
+    """
     rows = [{"measure": section.measure, **row} for section in run.sections for row in section.numbers(run)]
-    return pd.DataFrame(rows, columns=SUMMARY)
+    table = pd.DataFrame(rows, columns=SUMMARY)
+    kinds = {variant: place.kind for variant, place in run.places.items()}
+    return table.assign(machine=table["variant"].map(kinds)) if kinds else table
 
 
 def ran(frame: pd.DataFrame) -> Callable[[Any], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import pandas as pd
 
@@ -57,13 +58,12 @@ class Taught:
         return f"{self.layout} was not taught: {reached}" if self.untaught else f"{self.layout}: {reached}"
 
 
-def teaching(run: RunData, measure: str = "recall") -> list[Taught]:
+@lru_cache(maxsize=8)
+def teaching(run: RunData, measure: str = "recall") -> tuple[Taught, ...]:
     """One `Taught` for each layout and variant of which a training has ended, in the order of the layouts."""
     own = run["training"][run["training"]["measure"] == measure]
-    return [
-        _taught(str(layout), str(variant), group)
-        for (variant, layout), group in own.groupby(["variant", "layout"], sort=False)
-    ]
+    groups = own.groupby(["variant", "layout"], sort=False)
+    return tuple(_taught(str(layout), str(variant), group) for (variant, layout), group in groups)
 
 
 def bar_text(accuracy: float, length: float | None, load: float | None, task: str | None) -> str:

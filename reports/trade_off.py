@@ -26,6 +26,7 @@ from .finding import common_length
 from .formats import mode_name
 from .labels import beside_points
 from .recall import asked
+from .recall_figures import names_beside
 from .statistics import Interval, pool_speed, rows_of
 from .tables import RunData
 
@@ -35,7 +36,8 @@ _BUBBLES = (60, 1100)  # square pixels of the smallest and the largest bubble
 def trade_off_table(run: RunData) -> tuple[pd.DataFrame, str, str, int]:
     """Recall at the cell of the verdict beside speed at its longest common length; also the cell, mode and length.
 
-    Speed is that of the training step, or of the forward pass where no training step was measured.
+    Speed is that of the training step, or of the forward pass where no training step was measured; of one kind of
+    machine, which the mode then names.
     """
     recall, speed = next(asked(run), None), run["speed"]
     if recall is None or not len(speed):
@@ -43,7 +45,9 @@ def trade_off_table(run: RunData) -> tuple[pd.DataFrame, str, str, int]:
     modes = {mode_name(m): m for m in speed["mode"].unique()}
     mode = next((name for name in ("training step", "forward pass") if name in modes), next(iter(modes)))
     speed = speed[speed["mode"] == modes[mode]]
-    speed = speed[speed["variant"] == speed["variant"].iloc[0]]
+    variant = _most_layouts(run, speed)
+    speed = speed[speed["variant"] == variant]
+    mode += f" on {run.places[variant].kind}" if variant in run.places else ""
     timed = common_length(speed)
     rates = pool_speed(speed[speed["length"] == timed], ["layout"]).rename(columns={"low": "slow", "high": "fast"})
     accuracy = recall.at(recall.headline).drop(columns="backends")
@@ -51,10 +55,20 @@ def trade_off_table(run: RunData) -> tuple[pd.DataFrame, str, str, int]:
     return table, recall.headline.text(recall.task), mode, timed
 
 
+def _most_layouts(run: RunData, speed: pd.DataFrame) -> str:
+    """The first variant; where that was timed on several kinds of machines, on the one that timed most layouts."""
+    first = str(speed["variant"].iloc[0])
+    counts = speed.groupby("variant", sort=False)["layout"].nunique()
+    plain = run.places[first].variant if first in run.places else None
+    same = [name for name in counts.index if name in run.places and run.places[name].variant == plain]
+    return max(same, key=counts.__getitem__, default=first)
+
+
 def trade_off(run: RunData) -> Iterator[Figure]:
     table, cell, mode, timed = trade_off_table(run)
     if not len(table):
         return
+    recalled = next(asked(run)).layouts
     style = Style(run.layouts, legend=None)
     table["shown"] = [formats.percent_interval(Interval(r.accuracy, r.low, r.high)) for r in rows_of(table)]
     table["speed"] = [formats.rate_interval(Interval(r.tokens_per_second, r.slow, r.fast)) for r in rows_of(table)]
@@ -94,18 +108,16 @@ def trade_off(run: RunData) -> Iterator[Figure]:
             tooltip=tooltips(("shown", "accuracy [95 %]"), ("speed", "speed [quartiles]"), ("state", "state")),
         ),
     ]
-    for place, row, name in zip(beside_points(points, names, radii, width), table.to_dict("records"), names):
-        label = alt.Chart(pd.DataFrame([{**row, "label": name}])).mark_text(
-            dx=place.dx, dy=place.dy, align=place.align, fontSize=12
-        )
-        layers.append(label.encode(x=x, y=y, text="label:N", color=style.colour(), opacity=style.emphasis))
+    layers += names_beside(table, beside_points(points, names, radii, width), names, style, x, y)
     chart = alt.layer(*layers).properties(width=width, height=height)
     title = "Recall against speed"
     caption = "Bubble: bytes of the state of one sequence. Untaught layouts have none. "
     caption += "Bars: 95 % interval of the recall, quartiles of the speed."
+    left = len({*recalled} - {*table["layout"]}) if run.places else 0
+    caption += f" {left} layouts that were asked were not timed on this kind of machine." if left else ""
     text = "; ".join(f"{r.layout} {r.shown} at {r.speed}, state {r.state}" for r in rows_of(table)) + "."
     named = {"layout": "layout", "accuracy": "accuracy", "low": "low", "high": "high"}
     named |= {"tokens_per_second": "tokens per second", "slow": "first quartile", "fast": "third quartile"}
     data = in_words(table, {**named, "state_bytes": "state bytes"})
-    chart = finish(chart, title, "up and to the right is better; bubble: state bytes")
-    yield Figure("trade-off", title, caption, text, chart, data)
+    finished = finish(chart, title, "up and to the right is better; bubble: state bytes")
+    yield Figure("trade-off", title, caption, text, finished, data)

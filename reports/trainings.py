@@ -41,6 +41,7 @@ def training_rows(lines: Lines) -> Iterator[Row]:
             "bar_load": bar.get("load", declared.get("load")),
             "reached": bar.get("reached") if passed else None,
             "passed": passed,
+            "peak_bytes": line.peak_bytes,
         }
 
 

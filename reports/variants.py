@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ..benchmarks.runs import ResultLine
+from .result import Result
 
 _ALWAYS_ALIKE = {"model", "layout_line", "threads", "tf32", "modes", "lengths"}  # TF32 follows from the precision
 _TASK = "task.task"
@@ -15,7 +16,7 @@ _LONG = 40  # characters of a value
 _TRAINED = ("tuning", "training", "recall", "perplexity")  # what a model is trained for, and what is asked of it
 
 
-def purpose(line: ResultLine) -> str:
+def purpose(line: Result) -> str:
     """What a model is trained for: `perplexity` if its task is text, else `recall`. Other measures are themselves."""
     if line.measure not in _TRAINED:
         return line.measure
@@ -24,7 +25,7 @@ def purpose(line: ResultLine) -> str:
     return "perplexity" if (line.parameters.get("task") or {}).get("task") == "text" else "recall"
 
 
-def experiments(lines: list[ResultLine], alike: Mapping[str, Collection[str]]) -> dict[str, str]:
+def experiments(lines: list[Result], alike: Mapping[str, Collection[str]]) -> dict[str, str]:
     """Case -> how its settings differ from those of other cases of its purpose; "" if they are all alike.
 
     Of training and what follows from it, task and training settings count, but for what was tuned; of tuning the task
@@ -33,17 +34,25 @@ def experiments(lines: list[ResultLine], alike: Mapping[str, Collection[str]]) -
     """
     names: dict[str, str] = {}
     tuned = _tuned(lines)
-    flat = {line.case: _settings(line, tuned, alike.get(line.measure, ())) for line in lines}
-    for topic in dict.fromkeys(purpose(line) for line in lines):
-        own = [line for line in lines if purpose(line) == topic]
-        tasks = dict.fromkeys(flat[line.case].get(_TASK) for line in own)
-        for task in tasks:
-            same = [line for line in own if flat[line.case].get(_TASK) == task]
-            differing = _differing([flat[line.case] for line in same if line.measure != "tuning"])
-            for line in same:
-                values = flat[line.case]
-                told = [f"{key} = {_short(values[key])}" for key in differing if values.get(key) is not None]
-                names[line.case] = ", ".join([*([str(task)] if len(tasks) > 1 and task else []), *told])
+    known: dict[tuple[str, bytes], dict[str, Any]] = {}  # many cases have the same settings
+    groups: dict[str, dict[Any, list[tuple[Result, dict[str, Any]]]]] = {}
+    for line in lines:
+        told = _told(line, alike.get(line.measure, ()))
+        key = line.measure, marshal.dumps(told, 2)
+        if key not in known:
+            known[key] = _settings(line, told, tuned)
+        values = known[key]
+        groups.setdefault(purpose(line), {}).setdefault(values.get(_TASK), []).append((line, values))
+    for tasks in groups.values():
+        for task, same in tasks.items():
+            asked = {id(values): values for line, values in same if line.measure != "tuning"}
+            differing = _differing(list(asked.values()))
+            said: dict[int, str] = {}
+            for line, values in same:
+                if id(values) not in said:
+                    parts = [f"{key} = {_short(values[key])}" for key in differing if values.get(key) is not None]
+                    said[id(values)] = ", ".join([*([str(task)] if len(tasks) > 1 and task else []), *parts])
+                names[line.case] = said[id(values)]
     return names
 
 
@@ -52,19 +61,25 @@ def _differing(settings: list[dict[str, Any]]) -> list[str]:
     return [key for key in keys if len({_canonical(values.get(key)) for values in settings}) > 1]
 
 
-def _tuned(lines: list[ResultLine]) -> set[str]:
+def _tuned(lines: list[Result]) -> set[str]:
     """The names of the options that tuning chose."""
     found = ((line.metrics or {}).get("chosen" if line.measure == "training" else "choice") for line in lines)
     return {str(name) for choice in found if isinstance(choice, dict) for name in choice}
 
 
-def _settings(line: ResultLine, tuned: set[str], alike: Collection[str]) -> dict[str, Any]:
+def _told(line: Result, alike: Collection[str]) -> dict[str, Any]:
+    """The parameters that may tell a case apart from others of its purpose."""
     if line.measure in _TRAINED:
         kept = ("task",) if line.measure == "tuning" else ("task", "training")
-        flat = dict(_flatten({key: line.parameters[key] for key in kept if line.parameters.get(key)}))
-        return {key: value for key, value in flat.items() if key.removeprefix("training.") not in tuned}
-    told = {k: v for k, v in line.parameters.items() if k not in _ALWAYS_ALIKE and k not in alike}
-    return dict(_flatten(told))
+        return {key: line.parameters[key] for key in kept if line.parameters.get(key)}
+    return {k: v for k, v in line.parameters.items() if k not in _ALWAYS_ALIKE and k not in alike}
+
+
+def _settings(line: Result, told: dict[str, Any], tuned: set[str]) -> dict[str, Any]:
+    flat = dict(_flatten(told))
+    if line.measure not in _TRAINED:
+        return flat
+    return {key: value for key, value in flat.items() if key.removeprefix("training.") not in tuned}
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

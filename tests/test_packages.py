@@ -88,14 +88,14 @@ def test_a_file_keeps_to_its_room(path: Path) -> None:
     assert not touches_device(tree), "importing a module must not ask for a device"
 
 
-def test_reports_know_only_the_run_store_and_the_history() -> None:
+def test_reports_know_only_the_run_store_its_forecast_and_the_history() -> None:
     imports = {
         name
         for path in (ROOT / "reports").rglob("*.py")
         for name in room_imports(ast.parse(path.read_text()), package_of(path))
         if not name.startswith("reports")
     }
-    known = ("benchmarks.runs", "benchmarks.micro_history")
+    known = ("benchmarks.runs", "benchmarks.forecast", "benchmarks.micro_history")
     assert imports and all(n.startswith(known) for n in imports), imports
 
 

@@ -44,7 +44,8 @@ class News:
 class Ended:
     """A case is over, in whatever way. outcome: `status`, `metrics` or `error`, and `backends`, as in `ResultLine`.
 
-    seconds: since its process started. peak_bytes: the most that its processes held together.
+    seconds: since its process started. peak_bytes: the most that its processes held together. attempts: those before
+    it that the executor itself repeated, as in `ResultLine`.
     """
 
     case: str
@@ -53,6 +54,7 @@ class Ended:
     threads: int
     peak_bytes: int
     machine: Machine
+    attempts: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...mixers.limits import Real
+
 Kind = Literal[
     "faster", "smaller", "growth", "flat", "linear", "fit", "floor", "overhead", "attention", "library", "decoder"
 ]
@@ -34,7 +36,7 @@ class Bar(BaseModel):
     mode: str
     backend: str
     over: str | None = None
-    value: float = Field(gt=0, allow_inf_nan=False)
+    value: Real = Field(gt=0)
 
 
 def ratios(rows: Sequence[dict[str, Any]], bars: Sequence[Bar]) -> list[dict[str, Any]]:

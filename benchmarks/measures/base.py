@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from typing_extensions import Self
 
 from ...models import ModelConfig
@@ -20,7 +20,22 @@ from ..training import Compile
 from .entry import Entry
 from .registry import register
 
-Size = Annotated[int, Field(ge=1)]
+
+class CallSeconds(Protocol):
+    """About how many seconds a call takes: over `rows` sequences of `length` tokens; in mode decode, one token of each
+    after so many. logits: the share of positions that get some. part: the whole model, its first mixer alone, or causal
+    attention of its width without projections. at_once: how many tokens are read at a time, the state carried on."""
+
+    def __call__(
+        self,
+        mode: Literal["forward", "train", "decode"],
+        rows: float,
+        length: int,
+        *,
+        logits: float = 0.0,
+        part: Literal["model", "mixer", "attention"] = "model",
+        at_once: int | None = None,
+    ) -> float: ...
 
 
 class Measure(BaseModel):
@@ -81,6 +96,11 @@ class Measure(BaseModel):
         Raises `ValueError` if the model cannot do the task, `NotFiniteError` if numbers stop being finite.
         """
         raise NotImplementedError
+
+    def seconds(self, call: CallSeconds) -> float | None:
+        """About what a case of this measure takes, its start left out, by what calls of its model take: all that it
+        reads, as if nothing ended early. None: that cannot be told, only measured."""
+        return None
 
     @classmethod
     def entries(cls, result: ResultLine) -> Iterator[Entry]:

@@ -16,9 +16,18 @@ from ..doing import Doing, Progress
 from ..runs import ResultLine
 from .base import Measure
 from .entry import Entry
-from .meter import MIN_ROUND_SECONDS, WARMUP_ROUNDS, Timing, measure_memory, quartiles, round_clock
-
-Clock = Callable[[Callable[[], object]], float]  # seconds of a call
+from .meter import (
+    MIN_ROUND_SECONDS,
+    WARMUP_ROUNDS,
+    Clock,
+    Look,
+    Timing,
+    measure_memory,
+    quartiles,
+    round_clock,
+    warmed_up,
+)
+from .outputs import require_finite
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,8 @@ class Contender:
     """What is timed: `work(prepare())`, `prepare` not counted.
 
     backend, mode, tokens: what it is called in the results. units: its seconds are divided by this many.
-    slow: it runs in few rounds, and without a warm-up.
+    slow: it runs in few rounds, and without a warm-up. opaque: what it returns is not looked at; else what the first
+    and the last call return has to be finite, see `require_finite`.
     """
 
     backend: str
@@ -36,11 +46,17 @@ class Contender:
     prepare: Callable[[], Any] | None = None
     units: int = 1
     slow: bool = False
+    opaque: bool = False
 
     @property
     def title(self) -> str:
         """One short line for people."""
         return f"{self.backend}, {self.mode}, {self.tokens:,} tokens"
+
+    def look(self, result: Any) -> None:
+        """Raise `NotFiniteError` if what a call returned is not finite."""
+        if not self.opaque:
+            require_finite(result, self.title)
 
 
 class Contest(Measure):
@@ -62,6 +78,12 @@ class Contest(Measure):
                 yield Entry(
                     f"bar {ratio['bar']:g} {'met' if ratio['met'] else 'NOT met'}: {what}", "value", ratio["value"]
                 )
+
+
+def in_turn_seconds(once: float, rounds: int, *, repeats: bool = True) -> float:
+    """Seconds of all that a contender does, by those of its call: the first one, the warm-up, its rounds, and one under
+    the meter of memory. repeats: work too short for the clock is repeated."""
+    return warmed_up(once, rounds * (max(once, MIN_ROUND_SECONDS) if repeats else once)) + once
 
 
 def time_in_turn(
@@ -106,7 +128,7 @@ def peaks_in_turn(contenders: Sequence[Contender], device: torch.device, progres
     for done, contender in enumerate(contenders):
         progress(done / len(contenders), f"memory: {contender.title}")
         prepared = contender.prepare() if contender.prepare is not None else None
-        reading = measure_memory(functools.partial(contender.work, prepared), device)
+        reading = measure_memory(functools.partial(contender.work, prepared), device, contender.look)
         readings.append({"peak_bytes": reading.peak_bytes, "method": reading.method})
     return readings
 
@@ -122,7 +144,7 @@ def row(contender: Contender, timing: Timing, **more: Any) -> dict[str, Any]:
 def _first_call(contender: Contender, clock: Clock) -> Timing:
     """What the first call takes, in seconds and backends, without samples so far."""
     with record_backends() as ran:
-        seconds = _seconds(contender, clock, 1)
+        seconds = _seconds(contender, clock, 1, contender.look)
     return Timing(seconds, [], {op: sorted(names) for op, names in ran.items()})
 
 
@@ -134,10 +156,10 @@ def _warm_up(contender: Contender, clock: Clock) -> int:
     return max(1, math.ceil(MIN_ROUND_SECONDS / max(last * contender.units, 1e-7)))
 
 
-def _seconds(contender: Contender, clock: Clock, calls: int) -> float:
+def _seconds(contender: Contender, clock: Clock, calls: int, look: Look = lambda result: None) -> float:
     """Of one of a contender's units, the mean over so many calls."""
     prepared = contender.prepare() if contender.prepare is not None else None
-    return clock(functools.partial(_repeat, contender, prepared, calls)) / calls / contender.units
+    return clock(functools.partial(_repeat, contender, prepared, calls), look) / calls / contender.units
 
 
 def _repeat(contender: Contender, prepared: Any, calls: int) -> object:

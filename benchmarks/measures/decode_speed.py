@@ -9,12 +9,13 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from ...mixers.limits import Count, Size
 from ...models import ModelConfig
 from ..doing import Progress
 from ..training import Precision
 from .bars import Bar, decoder_ratios
-from .base import Size, part_of
-from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn
+from .base import CallSeconds, part_of
+from .contest import Contender, Contest, in_turn_seconds, peaks_in_turn, row, time_in_turn
 from .workload import Workload
 
 DECODER, CALLS = "decoder", "calls"
@@ -30,9 +31,9 @@ class DecodeSpeed(Contest):
 
     measure: Literal["decode_speed"] = "decode_speed"
     lengths: tuple[Size, ...] = Field(default=(512,), min_length=1)
-    batch: int = Field(default=1, ge=1)
-    rounds: int = Field(default=9, ge=3)
-    new_tokens: int = Field(default=128, ge=1)
+    batch: Size = 1
+    rounds: Count = Field(default=9, ge=3)
+    new_tokens: Size = 128
     precision: Precision = "auto"
     bars: tuple[Bar, ...] = ()
 
@@ -43,6 +44,14 @@ class DecodeSpeed(Contest):
                 needed = f"kind: decoder, mode: decode, backend: {DECODER}, over: {CALLS}"
                 raise ValueError(f"a bar of decode_speed has {needed}")
         return self
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: the context is read for both of them, and each decodes in its turn."""
+        total = 0.0
+        for length in self.lengths:
+            once = self.new_tokens * call("decode", self.batch, length)
+            total += 2 * (call("forward", self.batch, length) + in_turn_seconds(once, self.rounds, repeats=False))
+        return total
 
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress

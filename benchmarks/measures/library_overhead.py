@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ...mixers import mixer_card
+from ...mixers.limits import Count, Real, Size, Width
 from ...mixers.ops.dispatch import Backend, CannotRunError, Op
 from ...mixers.ops.libraries import LibraryCall, library_calls
 from ...mixers.ops.problems import Inputs, Problem
@@ -21,7 +22,7 @@ from ...models import ModelConfig, parse_layout
 from ..doing import Progress
 from ..precision import Precision, resolve
 from .bars import Bar, library_ratios
-from .base import Size, part_of
+from .base import part_of
 from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn
 
 Mode = Literal["forward", "train"]
@@ -40,10 +41,10 @@ class LibraryOverhead(Contest):
     measure: Literal["library_overhead"] = "library_overhead"
     modes: tuple[Mode, ...] = Field(default=("forward", "train"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)
-    d_head: int = Field(default=64, ge=1)
-    batch: int = Field(default=1, ge=1)
-    rounds: int = Field(default=15, ge=3)
-    most: float | None = Field(default=None, gt=0)
+    d_head: Width = 64
+    batch: Size = 1
+    rounds: Count = Field(default=15, ge=3)
+    most: Real | None = Field(default=None, gt=0)
     precision: Precision = "auto"
 
     def run(
@@ -150,5 +151,5 @@ def _pair(work: _Work, length: int) -> tuple[Contender, Contender] | None:
     name = f"{work.backend.name} {work.problem.variant}".strip()
     return (
         Contender(name, work.mode, length, lambda _: work.op()),
-        Contender(f"{name}, {DIRECT}", work.mode, length, lambda _: work.direct(calls)),
+        Contender(f"{name}, {DIRECT}", work.mode, length, lambda _: work.direct(calls), opaque=True),
     )

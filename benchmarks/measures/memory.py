@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from typing_extensions import Self
 
+from ...mixers.limits import Size
 from ...models import (
     LanguageModel,
     ModelConfig,
@@ -23,9 +24,10 @@ from ...models import (
 from ..doing import Progress
 from ..runs import ResultLine
 from ..training import Compile, Precision
-from .base import Measure, Size, single, split_grid
+from .base import CallSeconds, Measure, single, split_grid
 from .entry import Entry
 from .meter import measure_memory
+from .outputs import require_finite
 from .workload import Workload
 
 
@@ -40,7 +42,7 @@ class Memory(Measure):
     measure: Literal["memory"] = "memory"
     modes: tuple[Literal["forward", "train"], ...] = Field(default=("forward", "train"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(256, 512, 1024, 2048, 4096, 8192), min_length=1)
-    batch: int = Field(default=1, ge=1)
+    batch: Size = 1
     precision: Precision = "auto"
     compile: Compile = False
 
@@ -65,19 +67,20 @@ class Memory(Measure):
         before = compile_totals() if self.compile else {}
         progress(0.0, "warm-up")  # allocates what stays: AdamW's moments, workspaces
         if mode == "train":
-            work.train_step()
+            require_finite(work.train_step(), "the training step")
             work.optimizer.zero_grad()
             progress(0.3, "forward pass")
             activation_bytes = measure_memory(work.loss, device).held_bytes
             progress(0.5, "training step")
             reading = measure_memory(work.train_step, device)
         else:
-            work.forward()
+            require_finite(work.forward(), "the forward pass")
             progress(0.5, "forward pass")
             reading = measure_memory(work.forward, device)
             activation_bytes = reading.peak_bytes
         progress(0.8, "state")
-        _, state = work.prefill()
+        _, state, said = work.prefill()
+        require_finite(said, "the prefill")
         # counting runs a model of its own on the CPU; in an empty context, its backends are not recorded as ours
         flops = contextvars.Context().run(count_flops, config, length)
         return {
@@ -92,6 +95,16 @@ class Memory(Measure):
             "flops": flops,
             **(compiled_since(before) if self.compile else {}),
         }
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: what is read under the meter, once before it, prefill, and counting FLOPs."""
+        total = 0.0
+        for mode in self.modes:
+            for length in self.lengths:
+                once = call("train" if mode == "train" else "forward", self.batch, length, logits=1.0)
+                reading = call("forward", self.batch, length)
+                total += 2 * once + (2 if mode == "train" else 1) * reading + call("forward", 1, length, logits=1.0)
+        return total
 
     @classmethod
     def entries(cls, result: ResultLine) -> Iterator[Entry]:

@@ -17,8 +17,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ..doing import Doing, Progress
+from .outputs import require_finite
 
 MEMORY_EVENT = "[memory]"  # the profiler's name for an allocation or a release
+
+Look = Callable[[Any], None]  # at what a piece of work returned
+Clock = Callable[[Callable[[], object], Look], float]  # seconds of a call; the look at its result is not counted
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -74,6 +78,10 @@ def keep_freed_memory(device: torch.device) -> None:
             mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+def _pass_over(result: Any) -> None:
+    """Look at nothing."""
+
+
 def time_rounds(
     work: Callable[[Any], object],
     device: torch.device,
@@ -88,16 +96,17 @@ def time_rounds(
 
     At least two rounds warm up after the first call, which is compared with none, since it may compile. Then at least
     `rounds` rounds, and more (at most 100) while they fit in `budget_seconds`. CUDA work is timed by device events, CPU
-    work by `time.perf_counter`. tokens: of a call, told to `progress` as a rate.
+    work by `time.perf_counter`. tokens: of a call, told to `progress` as a rate. Raises `NotFiniteError` if what the
+    first or the last call returned is not finite, see `require_finite`.
     """
     clock = round_clock(device)
 
-    def run(calls: int) -> float:
+    def run(calls: int, look: Look = _pass_over) -> float:
         prepared = prepare() if prepare is not None else None
-        return clock(lambda: _repeat(work, prepared, calls)) / calls
+        return clock(lambda: _repeat(work, prepared, calls), look) / calls
 
     progress(0.0, "first call")
-    first = run(1)
+    first = run(1, lambda result: require_finite(result, "the first call"))
     warmup: list[float] = []
     start = time.perf_counter()
     while len(warmup) < WARMUP_ROUNDS or (
@@ -111,16 +120,24 @@ def time_rounds(
     calls = 1 if prepare is not None else max(1, math.ceil(MIN_ROUND_SECONDS / max(warmup[-1], 1e-7)))
 
     samples: list[float] = []
+    last: list[Any] = []
     gc.collect()
     gc.disable()
     try:
         start = time.perf_counter()
         while len(samples) < rounds or (len(samples) < MAX_ROUNDS and time.perf_counter() - start < budget_seconds):
             progress(min(1.0, len(samples) / rounds), _round("round", samples, tokens))
-            samples.append(run(calls))
+            last.clear()  # nothing of a round before is alive in the next
+            samples.append(run(calls, last.append))
     finally:
         gc.enable()
+    require_finite(last, "the last call")
     return Timing(first, samples)
+
+
+def warmed_up(once: float, rounds: float) -> float:
+    """Seconds of all that is timed, by those of one call and of the rounds: the first call and warm-up are added."""
+    return (1 + WARMUP_ROUNDS) * once + rounds
 
 
 def _round(stage: str, samples: list[float], tokens: int) -> Doing:
@@ -141,21 +158,21 @@ def quartiles(samples: list[float]) -> dict[str, float]:
     return {"median": median, "q1": q1, "q3": q3}
 
 
-def measure_memory(work: Callable[[], object], device: torch.device) -> MemoryReading:
-    """Run `work` once and read what it allocates on `device`.
+def measure_memory(work: Callable[[], object], device: torch.device, look: Look = _pass_over) -> MemoryReading:
+    """Run `work` once and read what it allocates on `device`; afterwards `look` at what it returned.
 
     CUDA: the statistics of torch's caching allocator. CPU: every allocation and release of torch's CPU allocator, as
     the profiler records them; exact for tensors, blind to scratch memory that a library gets from elsewhere.
     """
     gc.collect()
     if device.type == "cuda":
-        return _cuda_memory(work, device)
+        return _cuda_memory(work, device, look)
     if device.type == "cpu":
-        return _cpu_memory(work)
+        return _cpu_memory(work, look)
     raise ValueError(f"memory cannot be measured on {device}; use cpu or cuda")
 
 
-def _cuda_memory(work: Callable[[], object], device: torch.device) -> MemoryReading:
+def _cuda_memory(work: Callable[[], object], device: torch.device, look: Look) -> MemoryReading:
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -163,11 +180,12 @@ def _cuda_memory(work: Callable[[], object], device: torch.device) -> MemoryRead
     torch.cuda.synchronize(device)
     held = torch.cuda.memory_allocated(device) - before
     peak = torch.cuda.max_memory_allocated(device) - before
+    look(result)
     del result
     return MemoryReading(peak, held, "torch.cuda allocator statistics")
 
 
-def _cpu_memory(work: Callable[[], object]) -> MemoryReading:
+def _cpu_memory(work: Callable[[], object], look: Look) -> MemoryReading:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes to stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
         result = work()
@@ -175,27 +193,29 @@ def _cpu_memory(work: Callable[[], object]) -> MemoryReading:
     events = [event for event in recording.profiler.kineto_results.events() if event.name() == MEMORY_EVENT]
     events.sort(key=lambda event: event.start_ns())
     allocated = np.cumsum([0, *(event.nbytes() for event in events)])
+    look(result)
     del result
     return MemoryReading(int(allocated.max()), int(allocated[-1]), "torch.profiler CPU allocator events")
 
 
-def round_clock(device: torch.device) -> Callable[[Callable[[], object]], float]:
+def round_clock(device: torch.device) -> Clock:
     if device.type == "cuda":
-        return lambda work: _cuda_seconds(work, device)
+        return lambda work, look: _cuda_seconds(work, look, device)
     if device.type == "cpu":
         return _cpu_seconds
     raise ValueError(f"time cannot be measured on {device}; use cpu or cuda")
 
 
-def _cpu_seconds(work: Callable[[], object]) -> float:
+def _cpu_seconds(work: Callable[[], object], look: Look) -> float:
     start = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - start
+    look(result)
     del result  # alive until here, so that releasing it is not timed
     return seconds
 
 
-def _cuda_seconds(work: Callable[[], object], device: torch.device) -> float:
+def _cuda_seconds(work: Callable[[], object], look: Look, device: torch.device) -> float:
     with torch.cuda.device(device):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
@@ -203,5 +223,6 @@ def _cuda_seconds(work: Callable[[], object], device: torch.device) -> float:
         result = work()
         end.record()
         end.synchronize()
+    look(result)
     del result
     return start.elapsed_time(end) / 1000

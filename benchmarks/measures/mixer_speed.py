@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from ...mixers import Mixer, create_mixer
+from ...mixers.limits import Count, Size, Width
 from ...models import ModelConfig, compile_totals, compiled, compiled_since, parse_layout
 from ..doing import Progress
 from ..precision import Precision, autocast, resolve
 from ..training import Compile
 from .bars import Bar, attention_ratios
-from .base import Size, check_compiles, part_of
-from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn
+from .base import CallSeconds, check_compiles, part_of
+from .contest import Contender, Contest, in_turn_seconds, peaks_in_turn, row, time_in_turn
 
 MIXER, ATTENTION = "mixer", "attention"
 LINEAR = ("O(T)", "O(T log T)")
@@ -42,10 +43,10 @@ class MixerSpeed(Contest):
     measure: Literal["mixer_speed"] = "mixer_speed"
     modes: tuple[Mode, ...] = Field(default=("forward", "decode"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)
-    d_head: int = Field(default=64, ge=1)
-    batch: int = Field(default=1, ge=1)
-    rounds: int = Field(default=7, ge=1)
-    new_tokens: int = Field(default=16, ge=1)
+    d_head: Width = 64
+    batch: Size = 1
+    rounds: Count = 7
+    new_tokens: Size = 16
     precision: Precision = "auto"
     compile: Compile = False
     bars: tuple[Bar, ...] = ()
@@ -59,6 +60,21 @@ class MixerSpeed(Contest):
                 needed = f"kind: attention, mode: forward or train, backend: {MIXER} and over: {ATTENTION}"
                 raise ValueError(f"a bar of mixer_speed has {needed}")
         return self
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: the mixer and the attention in turn; after a context, the mixer alone."""
+        total = 0.0
+        for length in self.lengths:
+            for mode in self.modes:
+                if mode == "decode":
+                    token = call("decode", self.batch, length, part="mixer")
+                    total += call("forward", self.batch, length, part="mixer")
+                    total += in_turn_seconds(self.new_tokens * token, self.rounds, repeats=False)
+                    continue
+                for part in ("mixer", "attention"):
+                    once = call("train" if mode == "train" else "forward", self.batch, length, part=part)
+                    total += in_turn_seconds(once, self.rounds)
+        return total
 
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
@@ -113,7 +129,7 @@ class MixerSpeed(Contest):
             leaf = x.detach().requires_grad_()
             with autocast(x.device, self.precision):
                 y = call(leaf)[0]
-            return torch.autograd.grad(y, [leaf, *mixer.parameters()], d_y.to(y.dtype), allow_unused=True)
+            return y, torch.autograd.grad(y, [leaf, *mixer.parameters()], d_y.to(y.dtype), allow_unused=True)
 
         @torch.no_grad()
         def read(_: Any) -> object:
@@ -131,7 +147,7 @@ class MixerSpeed(Contest):
         def train(_: Any) -> object:
             queries, keys, values = (t.detach().requires_grad_() for t in (q, k, v))
             y = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-            return torch.autograd.grad(y, [queries, keys, values], d_y)
+            return y, torch.autograd.grad(y, [queries, keys, values], d_y)
 
         @torch.no_grad()
         def read(_: Any) -> object:
@@ -145,10 +161,11 @@ class MixerSpeed(Contest):
 
         @torch.no_grad()
         def decode(state: Any, count: int) -> Any:
+            y = token
             with autocast(x.device, self.precision):
                 for _ in range(count):
-                    _, state = mixer(token, state, True)
-            return state
+                    y, state = mixer(token, state, True)
+            return y, state
 
         with torch.no_grad(), autocast(x.device, self.precision):
             _, context = mixer(x, None, True)
@@ -159,7 +176,7 @@ class MixerSpeed(Contest):
             "decode",
             x.shape[1],
             lambda state: decode(state, self.new_tokens),
-            prepare=lambda: decode(context, 1),
+            prepare=lambda: decode(context, 1)[1],
             units=self.new_tokens,
         )
         return contender, context.nbytes

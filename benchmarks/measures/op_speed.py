@@ -9,12 +9,13 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from ...mixers.limits import Bytes, Count, Size
 from ...mixers.ops.dispatch import Op
 from ...models import ModelConfig, parse_layout
 from ..doing import Progress
 from ..precision import Precision, resolve
 from .bars import FEWEST_LENGTHS, Bar, ratios
-from .base import Size, part_of
+from .base import part_of
 from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn
 from .meter import keep_freed_memory, quartiles
 from .op_work import FwpkmWork
@@ -46,14 +47,14 @@ class OpSpeed(Contest):
     op: Literal["fwpkm"] = "fwpkm"
     modes: tuple[Mode, ...] = Field(default=("forward", "train"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)
-    batch: int = Field(default=1, ge=1)
+    batch: Size = 1
     backends: tuple[str, ...] = Field(default=("compact",), min_length=1)
-    rounds: int = Field(default=7, ge=3)
+    rounds: Count = Field(default=7, ge=3)
     slow: tuple[str, ...] = ("reference",)
-    slow_rounds: int = Field(default=3, ge=1)
-    decode_chunks: int = Field(default=1, ge=1)
+    slow_rounds: Count = 3
+    decode_chunks: Count = 1
     memory: Literal["fresh", "kept"] = "kept"
-    copy_bytes: int = Field(default=2**28, ge=2**10)
+    copy_bytes: Bytes = Field(default=2**28, ge=2**10)
     precision: Precision = "auto"
     bars: tuple[Bar, ...] = ()
 
@@ -165,7 +166,7 @@ class OpSpeed(Contest):
             # The first token is not timed: continuing a state a second time may copy a buffer, decoding on never does.
             if not contexts:
                 contexts.append(work.context(backend, tokens))
-            return work.decode(backend, contexts[0], 1)
+            return work.decode(backend, contexts[0], 1)[1]
 
         return Contender(
             backend, mode, tokens, lambda state: work.decode(backend, state, count), prepare, units=count, slow=slow

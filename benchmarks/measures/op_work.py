@@ -67,14 +67,15 @@ class FwpkmWork:
         """What the first `tokens` retrieve."""
         return self._call(backend, *self._first(tokens)).retrieved
 
-    def train(self, backend: str, tokens: int) -> tuple[Tensor, ...]:
-        """Forward and backward: the gradients of all that is differentiable, the table only if it is learned."""
+    def train(self, backend: str, tokens: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Forward and backward: what is retrieved, and the gradients of all that is differentiable, of the table only
+        if it is learned."""
         inputs = [t.detach().requires_grad_() for t in self._first(tokens)]
         weights = [w for w in (self.keys, self.values) if w.requires_grad]
         retrieved = self._call(backend, *inputs).retrieved
         d_retrieved = self.d_retrieved[:, :tokens].to(retrieved.dtype)
         # in a text of one chunk nothing reads what was written
-        return torch.autograd.grad(retrieved, [*inputs, *weights], d_retrieved, materialize_grads=True)
+        return retrieved, torch.autograd.grad(retrieved, [*inputs, *weights], d_retrieved, materialize_grads=True)
 
     @torch.no_grad()
     def context(self, backend: str, tokens: int) -> FwpkmState:
@@ -84,14 +85,15 @@ class FwpkmWork:
         return state
 
     @torch.no_grad()
-    def decode(self, backend: str, state: FwpkmState, count: int) -> FwpkmState:
-        """`count` tokens one at a time, on from `state`."""
+    def decode(self, backend: str, state: FwpkmState, count: int) -> tuple[Tensor, FwpkmState]:
+        """`count` tokens one at a time, on from `state`: what the last one retrieves, and the state after it."""
+        retrieved = self.d_retrieved[:, :0]
         for i in range(state.position, state.position + count):
             token = (t[:, i : i + 1] for t in self.tokens)
-            after = self._call(backend, *token, state=state, return_state=True).state
-            assert after is not None
-            state = after
-        return state
+            output = self._call(backend, *token, state=state, return_state=True)
+            assert output.state is not None
+            retrieved, state = output.retrieved, output.state
+        return retrieved, state
 
     def counted_bytes(self, backend: str, cases: list[tuple[str, int]], decoded: int) -> list[int]:
         """The bytes that each mode at each length has to move at the least, with no cache but within a chunk.

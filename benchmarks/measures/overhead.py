@@ -10,11 +10,12 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from ...mixers.limits import Count, Size
 from ...models import ModelConfig, compile_totals, compiled_since, parse_layout
 from ..doing import Progress
 from ..training import Compile, Precision
 from .bars import Bar, overheads
-from .base import Size, part_of
+from .base import part_of
 from .contest import Contender, Contest, peaks_in_turn, row, time_in_turn
 from .workload import Workload
 
@@ -32,8 +33,8 @@ class Overhead(Contest):
     measure: Literal["overhead"] = "overhead"
     modes: tuple[Literal["forward", "train"], ...] = Field(default=("train",), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(4096,), min_length=1)
-    batch: int = Field(default=1, ge=1)
-    rounds: int = Field(default=7, ge=3)
+    batch: Size = 1
+    rounds: Count = Field(default=7, ge=3)
     precision: Precision = "auto"
     compile: Compile = False
     bars: tuple[Bar, ...] = ()

@@ -8,17 +8,18 @@ from statistics import fmean
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from ...mixers.limits import Count, Size
 from ...models import LanguageModel, ModelState
 from ..doing import Doing, Progress
 from ..errors import NotFiniteError
 from ..runs import ResultLine
 from ..tasks import Batch, TextTask
 from ..training import autocast
+from .base import CallSeconds
 from .entry import Entry
 from .trained import Trained
 
@@ -33,11 +34,11 @@ class Perplexity(Trained):
 
     measure: Literal["perplexity"] = "perplexity"
     task: TextTask = TextTask()
-    length: int = Field(default=4096, ge=1)
-    examples: int = Field(default=32, ge=1)
-    eval_batch: int = Field(default=8, ge=1)
-    chunk_size: int = Field(default=2048, ge=1)
-    first_bucket: int = Field(default=64, ge=1)
+    length: Size = 4096
+    examples: Count = 32
+    eval_batch: Size = 8
+    chunk_size: Size = 2048
+    first_bucket: Size = 64
 
     def cases(self) -> list[Self]:
         return [self]
@@ -67,6 +68,11 @@ class Perplexity(Trained):
             for start, end in buckets
         ]
         return {"rows": rows, "text": self.task.describe_text()}
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: every document is read once."""
+        rows = min(self.eval_batch, self.examples)
+        return math.ceil(self.examples / rows) * call("forward", rows, self.length, logits=1.0, at_once=self.chunk_size)
 
     @torch.no_grad()
     def _totals(self, model: LanguageModel, seed: int, device: torch.device, progress: Progress) -> Tensor:

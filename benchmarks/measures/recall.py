@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
+from ...mixers.limits import Amount, Count, Size
 from ...mixers.memory.fwpkm_inspection import watch_fwpkm
 from ...models import LanguageModel, ModelState
 from ..doing import Doing, Progress
@@ -18,7 +20,7 @@ from ..errors import NotFiniteError
 from ..runs import ResultLine
 from ..tasks import IGNORE, Batch, NeedleTask, RecallTask, Task
 from ..training import autocast
-from .base import Size, part_of
+from .base import CallSeconds, part_of
 from .entry import Entry, one_decimal
 from .sparse_memories import SparseMemories
 from .trained import Trained
@@ -50,10 +52,10 @@ class Recall(Trained):
     loads: tuple[Size, ...] | None = Field(default=None, min_length=1)
     passes: tuple[Size, ...] = Field(default=(1,), min_length=1)
     memory: tuple[Memory, ...] = Field(default=("fresh",), min_length=1)
-    examples: int = Field(default=64, ge=1)
-    eval_batch: int = Field(default=8, ge=1)
-    chunk_size: int = Field(default=4096, ge=1)
-    recent: int = Field(default=64, ge=0)
+    examples: Count = 64
+    eval_batch: Size = 8
+    chunk_size: Size = 4096
+    recent: Amount = 64
 
     @field_validator("passes")
     @classmethod
@@ -102,6 +104,17 @@ class Recall(Trained):
             state_bytes.setdefault(str(length), held)
         found = {"rows": rows, "answers": answers, "state_bytes": state_bytes, "memories": memories}
         return {**found, "text": self.task.describe_text()}
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: every reading of every load, sequences with a lasting memory one by one."""
+        readings = (len(self.passes) + self.passes[-1] - 1) * len(self.loads or (0,))
+        total = 0.0
+        for memory in self.memory:
+            rows = 1 if memory == "persistent" else min(self.eval_batch, self.examples)
+            calls = readings * math.ceil(self.examples / rows)
+            for length in self.lengths:
+                total += calls * call("forward", rows, length, at_once=self.chunk_size)
+        return total
 
     def _tasks(self) -> Iterator[RecallTask]:
         """The task at each of its loads."""

@@ -10,13 +10,14 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from ...mixers.limits import Count, Real, Size
 from ...models import ModelConfig, compile_totals, compiled_since
 from ..doing import Progress
 from ..runs import ResultLine
 from ..training import Compile, Precision
-from .base import Measure, Size, check_compiles, single, split_grid
+from .base import CallSeconds, Measure, check_compiles, single, split_grid
 from .entry import Entry
-from .meter import quartiles, time_rounds
+from .meter import MIN_ROUND_SECONDS, quartiles, time_rounds, warmed_up
 from .workload import Workload
 
 Mode = Literal["forward", "train", "prefill", "decode"]
@@ -36,10 +37,10 @@ class Speed(Measure):
     measure: Literal["speed"] = "speed"
     modes: tuple[Mode, ...] = Field(default=("forward", "train", "prefill", "decode"), min_length=1)
     lengths: tuple[Size, ...] = Field(default=(256, 512, 1024, 2048, 4096, 8192), min_length=1)
-    batch: int = Field(default=1, ge=1)
-    rounds: int = Field(default=7, ge=3)
-    budget_seconds: float = Field(default=2.0, ge=0)
-    new_tokens: int = Field(default=16, ge=1)
+    batch: Size = 1
+    rounds: Count = Field(default=7, ge=3)
+    budget_seconds: Real = Field(default=2.0, ge=0)
+    new_tokens: Size = 16
     precision: Precision = "auto"
     compile: Compile = False
 
@@ -81,6 +82,18 @@ class Speed(Measure):
             "first_call_seconds": timing.first_seconds,
             **(compiled_since(before) if self.compile else {}),
         }
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: the first call, the warm-up, and rounds until both bounds are kept."""
+        total = 0.0
+        for mode in self.modes:
+            for length in self.lengths:
+                logits = 0.0 if mode == "prefill" else 1.0
+                once = call("train" if mode == "train" else "forward", self.batch, length, logits=logits)
+                if mode == "decode":
+                    total, once = total + once, self.new_tokens * call("decode", self.batch, length)
+                total += warmed_up(once, max(self.rounds * max(once, MIN_ROUND_SECONDS), self.budget_seconds))
+        return total
 
     @classmethod
     def entries(cls, result: ResultLine) -> Iterator[Entry]:

@@ -9,23 +9,28 @@ from __future__ import annotations
 import contextvars
 import itertools
 import math
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from torch.nn import functional as F
 from typing_extensions import Self
 
 from ...mixers import check_option, mixer_options
+from ...mixers.limits import Amount, Count, Real, Seed, shown
+from ...mixers.stored import file_in
 from ...models import LanguageModel, ModelConfig, count_flops, count_parameters, resolve_d_ff
+from ...models.checksums import check_sums
+from ...models.language_model import CONFIG_FILE, WEIGHTS_FILE
 from ..doing import Doing, Progress
 from ..runs import ResultLine
-from ..tasks import IGNORE, AnyTask, NeedleTask, Task
+from ..tasks import IGNORE, AnyTask, NeedleTask, Task, TextTask
 from ..training import TrainingSettings, autocast, scored_logits, train_or_load
-from .base import Measure, check_vocabulary, part_of
+from .base import CallSeconds, Measure, check_vocabulary, part_of
 from .entry import Entry
 
 CHECKPOINT = "checkpoint"
@@ -45,10 +50,10 @@ class Sweep(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    seeds: tuple[int, ...] = Field(default=(1000,), min_length=1)
-    rungs: tuple[float, ...] = Field(default=(0.2,), min_length=1)
-    keep: float = Field(default=0.5, gt=0, lt=1)
-    examples: int = Field(default=16, ge=1)
+    seeds: tuple[Seed, ...] = Field(default=(1000,), min_length=1)
+    rungs: tuple[Real, ...] = Field(default=(0.2,), min_length=1)
+    keep: Real = Field(default=0.5, gt=0, lt=1)
+    examples: Count = 16
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -108,12 +113,25 @@ class Trained(Measure):
     sweep: Sweep | None = None
     trained: str | None = None
 
+    @field_validator("sweep")
+    @classmethod
+    def _check_sweep(cls, sweep: Sweep | None, known: ValidationInfo) -> Sweep | None:
+        """Refuse values that the training cannot have; here, so that the message points at the sweep."""
+        training = known.data.get("training")
+        if sweep is None or training is None:
+            return sweep
+        for name, values in sweep.options.items():
+            for value in values if _mixer(name) is None else ():
+                try:
+                    TrainingSettings.model_validate({**training.model_dump(), name: value})
+                except ValidationError as error:
+                    why = error.errors()[0]["msg"].removeprefix("Value error, ")
+                    raise ValueError(f"{name} cannot be {shown(value)}: {why}") from None
+        return sweep
+
     @model_validator(mode="after")
     def _check_training(self) -> Self:
         self.training.check(self.task)
-        for name, values in self.sweep.options.items() if self.sweep is not None else ():
-            for value in values if _mixer(name) is None else ():
-                TrainingSettings.model_validate({**self.training.model_dump(), name: value})
         return self
 
     def training_case(self, choice: Choice, training: TrainingSettings) -> Training:
@@ -127,18 +145,32 @@ class Trained(Measure):
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> dict[str, Any]:
-        """See `Measure.run`. folder: of the training case. Raises `ValueError` if it holds no trained model."""
+        """See `Measure.run`. folder: of the training case. Raises `ValueError` if it holds no model that is whole."""
         check_vocabulary(config, self.task)
-        if not (folder / CHECKPOINT / "config.json").is_file():
+        try:
+            model = LanguageModel.load(folder / CHECKPOINT, device).eval()
+        except (ValueError, OSError) as error:
+            run = folder.parents[1]
+            command = shlex.join(["mixerzoo", "run", str(run / "suite.yaml"), "--out", str(run), "--retry-failed"])
             raise ValueError(
-                f"the trained model of case {self.trained} is not in {folder}; run the suite in a new folder"
-            )
-        model = LanguageModel.load(folder / CHECKPOINT, device).eval()
+                f"the model that the case {self.trained} trained cannot be loaded: {error}; `{command}` trains it again"
+            ) from None
         return self.ask(model, seed=seed, device=device, progress=progress)
 
     def ask(self, model: LanguageModel, *, seed: int, device: torch.device, progress: Progress) -> dict[str, Any]:
         """Measure a trained model; returns metrics, fit for JSON."""
         raise NotImplementedError
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder of a training case holds a model as it was saved, as far as its checksums tell."""
+    try:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            file_in(folder / CHECKPOINT, name)
+        check_sums(folder / CHECKPOINT, (CONFIG_FILE, WEIGHTS_FILE))
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 class _Trains(Measure):
@@ -153,6 +185,10 @@ class _Trains(Measure):
         self.training.check(self.task)
         return self
 
+    @property
+    def processes(self) -> int:
+        return self.training.processes
+
     def train(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
     ) -> tuple[LanguageModel, dict[str, Any]]:
@@ -160,6 +196,28 @@ class _Trains(Measure):
         check_vocabulary(config, self.task)
         where: dict[str, Any] = {"seed": seed, "device": device, "folder": folder / CHECKPOINT}
         return train_or_load(config, self.task, self.training, **where, progress=progress)
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: the steps, and the evaluations where there is a bar."""
+        settings, logits = self.training, logits_share(self.task)
+        total, tokens = 0.0, settings.batch * settings.length
+        for share, mix in [(phase.share, phase.mix) for phase in settings.curriculum] or [(1.0, settings.draws)]:
+            weights = sum(draw.weight for draw in mix)
+            for draw in mix:
+                rows = max(1, tokens // draw.length) / settings.accumulate
+                step = settings.accumulate * call("train", rows, draw.length, logits=logits)
+                total += settings.steps * share * draw.weight / weights * step
+        if settings.bar is not None:
+            length, _ = settings.bar_at(self.task)
+            rows = max(1, tokens // length)
+            calls = (settings.steps // settings.evaluate_every + 1) * math.ceil(settings.bar.examples / rows)
+            total += calls * call("forward", min(rows, settings.bar.examples), length, logits=logits)
+        return total
+
+
+def logits_share(task: Task) -> float:
+    """The share of positions that a task scores, roughly: all of a text, few of what is asked for in one."""
+    return 1.0 if isinstance(task, TextTask) else 0.0
 
 
 class Training(_Trains):
@@ -207,8 +265,8 @@ class Tuning(_Trains):
 
     measure: Literal["tuning"] = "tuning"
     choice: Choice = Field(default_factory=dict)
-    rung: int = Field(default=0, ge=0)
-    examples: int = Field(default=16, ge=1)
+    rung: Amount = 0
+    examples: Count = 16
 
     def run(
         self, config: ModelConfig, *, seed: int, device: torch.device, folder: Path, progress: Progress
@@ -242,6 +300,16 @@ class Tuning(_Trains):
             "training": record,
             "data": data,
         }
+
+    def seconds(self, call: CallSeconds) -> float:
+        """See `Measure.seconds`: the training, and validation at its end."""
+        tokens = self.training.batch * self.training.length
+        validation = 0.0
+        for _, length, _ in self.training.last_points(self.task):
+            rows = min(self.examples, max(1, tokens // length))
+            reading = call("forward", rows, length, logits=logits_share(self.task))
+            validation += math.ceil(self.examples / rows) * reading
+        return super().seconds(call) + validation
 
     @classmethod
     def entries(cls, result: ResultLine) -> Iterator[Entry]:

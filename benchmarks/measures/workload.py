@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from ...models import LanguageModel, ModelConfig, ModelState, compiled
 from ..precision import resolve
 from ..training import Compile, Precision, autocast, make_optimizer
+from .outputs import require_finite
 
-Decoding = tuple[Callable[[], Any], Callable[[Any], Tensor]]
-"""What prepares decoding after the context, and decodes on from what that returns."""
+Decoding = tuple[Callable[[], Any], Callable[[Any], tuple[Tensor, Tensor]]]
+"""What prepares decoding after the context, and decodes on from what that returns: the last token and its logits."""
 
 
 class Workload:
@@ -56,22 +57,26 @@ class Workload:
             logits, _ = self._call(self.tokens)
         return F.cross_entropy(logits.flatten(0, 1).float(), self.targets.flatten())
 
-    def train_step(self) -> None:
-        """Forward, backward and an AdamW step."""
+    def train_step(self) -> tuple[Tensor, LanguageModel]:
+        """Forward, backward and an AdamW step; returns the loss, and the model, which has the gradients."""
         self.optimizer.zero_grad()
-        self.loss().backward()
+        loss = self.loss()
+        loss.backward()
         self.optimizer.step()
+        return loss, self.model
 
     @torch.no_grad()
-    def read(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
-        """Read `tokens [batch, time]` on from `state`; returns the likeliest next token `[batch, 1]` and the state."""
+    def read(self, tokens: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState, Tensor]:
+        """Read `tokens [batch, time]` on from `state`; returns the likeliest next token `[batch, 1]`, the state, and
+        the logits that the token is the likeliest by."""
         with autocast(self.device, self.precision):
             features, state = self.model.features(tokens, state, return_state=True)
-            next_token = self.model.head(features[:, -1:]).argmax(-1)
+            logits = self.model.head(features[:, -1:])
+            next_token = logits.argmax(-1)
         assert state is not None
-        return next_token, state
+        return next_token, state, logits
 
-    def prefill(self) -> tuple[Tensor, ModelState]:
+    def prefill(self) -> tuple[Tensor, ModelState, Tensor]:
         """Read the whole context; logits at its end only."""
         return self.read(self.tokens)
 
@@ -81,20 +86,22 @@ class Workload:
         What is prepared for it is a first token: continuing a state a second time may copy a buffer, which decoding on
         and on never does.
         """
-        context = self.prefill()
+        token, context, said = self.prefill()
+        require_finite(said, "the prefill")
 
-        def decode(start: tuple[Tensor, ModelState]) -> Tensor:
-            token, state = start
+        def decode(start: tuple[Tensor, ModelState, Tensor]) -> tuple[Tensor, Tensor]:
+            token, state, logits = start
             for _ in range(new_tokens):
-                token, state = self.read(token, state)
-            return token
+                token, state, logits = self.read(token, state)
+            return token, logits
 
-        return lambda: self.read(*context), decode
+        return lambda: self.read(token, context), decode
 
     def decoding(self, new_tokens: int) -> Decoding:
         """The same by the model's decoder, which enters autocast once and casts weights once; it has recorded its step
         by the end of what is prepared."""
-        token, state = self.prefill()
+        token, state, said = self.prefill()
+        require_finite(said, "the prefill")
         dtype = torch.bfloat16 if resolve(self.precision, self.device) == "bfloat16" else None
         decoder = self.model.decoder(len(token), state.position + 1 + new_tokens, dtype=dtype)
 
@@ -104,9 +111,11 @@ class Workload:
             self.how = decoder.how
             return first
 
-        def decode(token: Tensor) -> Tensor:
+        def decode(token: Tensor) -> tuple[Tensor, Tensor]:
+            logits = said
             for _ in range(new_tokens):
-                token = decoder.step(token).argmax(-1)
-            return token
+                logits = decoder.step(token)
+                token = logits.argmax(-1)
+            return token, logits
 
         return start, decode

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from ...mixers.limits import Vocabulary
 from .base import Batch, Split, Task
 
 
@@ -23,7 +24,7 @@ class CopyTask(Task):
 
     task: Literal["copy"] = "copy"
     n_tokens: Literal["all"] | int = "all"
-    n_symbols: int = Field(default=26, ge=2)
+    n_symbols: Vocabulary = Field(default=26, ge=2)
 
     @model_validator(mode="after")
     def _check(self) -> CopyTask:

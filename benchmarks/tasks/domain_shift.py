@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from ...mixers.limits import Size, Vocabulary
 from . import draws
 from .base import Batch, Split, Task
 
@@ -29,10 +30,10 @@ class DomainShiftTask(Task):
     """
 
     task: Literal["domain_shift"] = "domain_shift"
-    n_pairs: int = Field(default=8, ge=1)
+    n_pairs: Size = 8
     schedule: str = Field(default="ABA", pattern="^[A-Z]+$")
-    n_keys: int = Field(default=64, ge=1)
-    n_values: int = Field(default=64, ge=2)
+    n_keys: Vocabulary = 64
+    n_values: Vocabulary = Field(default=64, ge=2)
 
     @model_validator(mode="after")
     def _check(self) -> DomainShiftTask:

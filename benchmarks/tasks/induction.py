@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from ...mixers.limits import Size, Vocabulary
 from . import draws
 from .base import Batch, Split, Task
 
@@ -22,8 +23,8 @@ class InductionTask(Task):
     """
 
     task: Literal["induction"] = "induction"
-    n_distinct: int = Field(default=16, ge=3)
-    n_symbols: int = Field(default=64, ge=3)
+    n_distinct: Size = Field(default=16, ge=3)
+    n_symbols: Vocabulary = Field(default=64, ge=3)
 
     @model_validator(mode="after")
     def _check(self) -> InductionTask:

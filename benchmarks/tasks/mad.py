@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from ...mixers.limits import Real, Seed, Size, Vocabulary
 from . import draws
 from .base import Batch, Split, Task
 
@@ -22,7 +23,7 @@ class _PairRecall(Task):
     """What recall has in common with noisy recall. Slots of two tokens, each a pair or noise."""
 
     n_pairs: Literal["all"] | int = "all"
-    vocabulary: int = Field(default=16, ge=4)
+    vocabulary: Vocabulary = Field(default=16, ge=4)
 
     @model_validator(mode="after")
     def _check_pairs(self) -> _PairRecall:
@@ -105,9 +106,9 @@ class MadNoisyRecallTask(_PairRecall):
     """
 
     task: Literal["mad_noisy_recall"] = "mad_noisy_recall"
-    vocabulary: int = Field(default=32, ge=5)
-    n_noise: int = Field(default=16, ge=1)
-    noise: float = Field(default=0.2, ge=0, lt=1)
+    vocabulary: Vocabulary = Field(default=32, ge=5)
+    n_noise: Vocabulary = 16
+    noise: Real = Field(default=0.2, ge=0, lt=1)
 
     def with_load(self, load: int) -> MadNoisyRecallTask:
         return MadNoisyRecallTask.model_validate({**self.model_dump(), "n_pairs": load})
@@ -135,9 +136,9 @@ class MadFuzzyRecallTask(Task):
     """
 
     task: Literal["mad_fuzzy_recall"] = "mad_fuzzy_recall"
-    vocabulary: int = Field(default=16, ge=3)
-    key_tokens: int = Field(default=3, ge=1)
-    value_tokens: int = Field(default=3, ge=1)
+    vocabulary: Vocabulary = Field(default=16, ge=3)
+    key_tokens: Size = 3
+    value_tokens: Size = 3
 
     @model_validator(mode="after")
     def _check(self) -> MadFuzzyRecallTask:
@@ -243,8 +244,8 @@ class MadSelectiveCopyTask(Task):
     """
 
     task: Literal["mad_selective_copy"] = "mad_selective_copy"
-    n_tokens: int = Field(default=16, ge=1)
-    vocabulary: int = Field(default=16, ge=4)
+    n_tokens: Size = 16
+    vocabulary: Vocabulary = Field(default=16, ge=4)
 
     @property
     def blank_id(self) -> int:
@@ -304,9 +305,9 @@ class MadCompressionTask(Task):
     """
 
     task: Literal["mad_compression"] = "mad_compression"
-    n_tokens: int = Field(default=31, ge=1)
-    max_tokens: int = Field(default=256, ge=1)
-    vocabulary: int = Field(default=16, ge=3)
+    n_tokens: Size = 31
+    max_tokens: Size = 256
+    vocabulary: Vocabulary = Field(default=16, ge=3)
 
     @model_validator(mode="after")
     def _check(self) -> MadCompressionTask:
@@ -377,8 +378,8 @@ class MadMemorizationTask(Task):
 
     task: Literal["mad_memorization"] = "mad_memorization"
     n_facts: Literal["all"] | int = "all"
-    vocabulary: int = Field(default=256, ge=4)
-    table: int = Field(default=12345, ge=0)
+    vocabulary: Vocabulary = Field(default=256, ge=4)
+    table: Seed = 12345
 
     @model_validator(mode="after")
     def _check(self) -> MadMemorizationTask:

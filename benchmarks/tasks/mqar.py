@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from ...mixers.limits import Real, Size, Vocabulary
 from . import draws
 from .base import Batch, Split, Task
 
@@ -23,11 +24,11 @@ class MqarTask(Task):
     """
 
     task: Literal["mqar"] = "mqar"
-    n_pairs: int = Field(default=8, ge=1)
-    n_keys: int = Field(default=192, ge=1)
-    n_values: int = Field(default=192, ge=2)
-    n_fillers: int = Field(default=128, ge=1)
-    alpha: float = Field(default=0.01, gt=0)
+    n_pairs: Size = 8
+    n_keys: Vocabulary = 192
+    n_values: Vocabulary = Field(default=192, ge=2)
+    n_fillers: Vocabulary = 128
+    alpha: Real = Field(default=0.01, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> MqarTask:
@@ -86,9 +87,9 @@ class ZoologyMqarTask(Task):
     """
 
     task: Literal["mqar_zoology"] = "mqar_zoology"
-    n_pairs: int = Field(default=8, ge=1)
-    vocabulary: int = Field(default=8192, ge=4)
-    alpha: float = Field(default=0.01, gt=0)
+    n_pairs: Size = 8
+    vocabulary: Vocabulary = Field(default=8192, ge=4)
+    alpha: Real = Field(default=0.01, gt=0)
     random_non_queries: bool = True
 
     @model_validator(mode="after")

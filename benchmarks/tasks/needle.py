@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from ...mixers.limits import Amount, Digits, Real, Size, Vocabulary
 from . import draws
 from .base import Batch, Split, Task
 from .corpus import load_corpus
@@ -49,13 +50,13 @@ class NeedleTask(Task):
     """
 
     task: Literal["needle"] = "needle"
-    n_needles: int = Field(default=8, ge=1)
-    asked: Literal["all"] | int = "all"
-    n_keys: int = Field(default=64, ge=1)
-    n_values: int = Field(default=64, ge=2)
-    values_per_key: int = Field(default=1, ge=1)
-    distractors: int = Field(default=0, ge=0)
-    overwrites: float = Field(default=0.0, ge=0, le=1)
+    n_needles: Size = 8
+    asked: Literal["all"] | Size = "all"
+    n_keys: Vocabulary = 64
+    n_values: Vocabulary = Field(default=64, ge=2)
+    values_per_key: Size = 1
+    distractors: Amount = 0
+    overwrites: Real = Field(default=0.0, ge=0, le=1)
     text_folder: str | None = None
 
     @model_validator(mode="after")
@@ -211,10 +212,10 @@ class NeedleNumberTask(Task):
     """
 
     task: Literal["needle_number"] = "needle_number"
-    n_needles: int = Field(default=5, ge=1, le=26**3)
-    asked: Literal["all"] | int = 1
-    digits: int = Field(default=6, ge=1)
-    distractors: int = Field(default=0, ge=0)
+    n_needles: Size = Field(default=5, le=26**3)
+    asked: Literal["all"] | Size = 1
+    digits: Digits = 6
+    distractors: Amount = 0
     text_folder: str | None = None
 
     @model_validator(mode="after")

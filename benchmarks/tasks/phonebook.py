@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from ...mixers.limits import Digits, Size
 from . import draws
 from .base import Batch, Split, Task
 
@@ -29,9 +30,9 @@ class PhonebookTask(Task):
 
     task: Literal["phonebook"] = "phonebook"
     n_entries: Literal["all"] | int = "all"
-    asked: int = Field(default=1, ge=1)
-    name_letters: int = Field(default=4, ge=1, le=8)
-    digits: int = Field(default=7, ge=1)
+    asked: Size = 1
+    name_letters: Size = Field(default=4, le=8)
+    digits: Digits = 7
 
     @model_validator(mode="after")
     def _check(self) -> PhonebookTask:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from ...mixers.limits import Real, Size
 from .base import Batch, Split
 from .ruler_bytes import (
     LOWERCASE,
@@ -52,8 +53,8 @@ class RulerCommonWordsTask(RulerTask):
     """
 
     task: Literal["ruler_common_words"] = "ruler_common_words"
-    n_common: int = Field(default=10, ge=1)
-    frequencies: tuple[int, int] | None = None
+    n_common: Size = 10
+    frequencies: tuple[Size, Size] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> RulerCommonWordsTask:
@@ -140,8 +141,8 @@ class RulerFrequentWordsTask(RulerTask):
     """
 
     task: Literal["ruler_frequent_words"] = "ruler_frequent_words"
-    alpha: float = Field(default=2.0, gt=1)
-    n_frequent: int = Field(default=3, ge=1)
+    alpha: Real = Field(default=2.0, gt=1)
+    n_frequent: Size = 3
 
     @property
     def chance(self) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from ...mixers.limits import Size
 from . import draws
 from .base import Batch, Split
 from .corpus import load_corpus
@@ -70,7 +71,7 @@ class RulerNiahTask(RulerTask):
 
     task: Literal["ruler_niah"] = "ruler_niah"
     variant: Variant = "single_1"
-    n_needles: int | None = Field(default=None, ge=1)
+    n_needles: Size | None = None
     text_folder: str | None = None
 
     @model_validator(mode="after")

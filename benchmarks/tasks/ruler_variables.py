@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
 
+from ...mixers.limits import Size
 from . import draws
 from .base import Batch, Split
 from .corpus import load_corpus
@@ -44,8 +44,8 @@ class RulerVariablesTask(RulerTask):
     """
 
     task: Literal["ruler_variables"] = "ruler_variables"
-    n_chains: int = Field(default=1, ge=1)
-    n_hops: int = Field(default=4, ge=1)
+    n_chains: Size = 1
+    n_hops: Size = 4
     haystack: Literal["noise", "essay"] = "noise"
     text_folder: str | None = None
 

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from ...mixers.limits import Count
 from .base import IGNORE, Batch, Split, Task
 from .corpus import Corpus, load_corpus
 from .tokenised import MAX_TOKENS, TextDataset, TokenCorpus, load_encoder, load_tokens
@@ -29,7 +30,7 @@ class TextTask(Task):
     text_folder: str | None = None
     tokenizer: str | None = None
     dataset: TextDataset | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: Count | None = None
     packing: Literal["documents"] | None = None
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ...mixers.limits import Real, Size
 from ..tasks import AnyTask, Task
 
 _STREAM = 11  # keeps these draws apart from those of the tasks
@@ -25,15 +26,15 @@ class Draw(Part):
     weight: how often, against the other draws of the phase.
     """
 
-    length: int = Field(ge=1)
-    load: int | None = Field(default=None, ge=1)
-    weight: float = Field(default=1.0, gt=0)
+    length: Size
+    load: Size | None = None
+    weight: Real = Field(default=1.0, gt=0)
 
 
 class Phase(Part):
     """A stretch of the training, `share` of its steps, each of which takes one draw of the `mix`."""
 
-    share: float = Field(gt=0, le=1)
+    share: Real = Field(gt=0, le=1)
     mix: tuple[Draw, ...] = Field(min_length=1)
 
 
@@ -41,7 +42,7 @@ class MixedTask(Part):
     """A further task to train on. weight: how often, against the task itself, which has weight 1."""
 
     task: AnyTask
-    weight: float = Field(default=1.0, gt=0)
+    weight: Real = Field(default=1.0, gt=0)
 
 
 @dataclasses.dataclass(frozen=True)

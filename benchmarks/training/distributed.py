@@ -1,4 +1,4 @@
-"""One training by several processes, started by `torchrun`: every rank reads its rows of the same batches."""
+"""One training by several processes, of `torchrun` or of a case: every rank reads its rows of the same batches."""
 
 from __future__ import annotations
 
@@ -50,6 +50,14 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def check_equal(self, number: int) -> None:
+        """Raise `RuntimeError` unless all ranks give the same number."""
+        if self.size > 1:
+            found: list[Any] = [None] * self.size
+            dist.all_gather_object(found, number)
+            if len(set(found)) > 1:
+                raise RuntimeError(f"the ranks would go on from different steps: {found}; do all see the same folder?")
 
     def wait(self) -> None:
         """Go on when every rank has come here."""
@@ -123,17 +131,17 @@ def load_whole(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     )
 
 
-def load_whole_optimizer(optimizer: Optimizer, content: dict[str, Any]) -> None:
-    """`load_state_dict` of whole tensors into an optimizer whose parameters may be sharded."""
+def load_whole_optimizer(optimizer: Optimizer, states: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """`load_state_dict` of whole tensors into an optimizer whose parameters may be sharded; its settings stay.
+
+    states: of the parameters, by their number; each tensor is as its parameter, or a number.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state = {
-        index: {
-            key: _as(parameters[index], value) if isinstance(value, Tensor) and value.ndim else value
-            for key, value in values.items()
-        }
-        for index, values in content["state"].items()
+    own = {
+        index: {key: _as(parameters[index], value) if value.ndim else value for key, value in values.items()}
+        for index, values in states.items()
     }
-    optimizer.load_state_dict({**content, "state": state})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": own})
 
 
 def _as(own: Any, tensor: Tensor) -> Tensor:

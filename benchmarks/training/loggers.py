@@ -31,8 +31,8 @@ class Log:
     def open(self, step: int) -> None:
         """Begin after `step` steps: lines of later ones, which a killed training may have left, are dropped."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
+        kept = [line for line in lines if (of := _step_of(line)) is not None and of <= step]
         partial = self.path.with_name(f"{LOG_FILE}.tmp")
         partial.write_text("".join(f"{line}\n" for line in kept))
         os.replace(partial, self.path)
@@ -50,6 +50,15 @@ class Log:
         for tracker in self._trackers:
             tracker.finish()
         self._trackers = []
+
+
+def _step_of(line: str) -> int | None:
+    """The step that a line of the log is of; None for one that a kill or a full disk has torn."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def check_trackers(log_to: Iterable[Tracker]) -> None:

@@ -18,13 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...mixers import NotFiniteInputError
+from ...mixers.stored import CorruptFileError, read_json
 from ...models import LanguageModel, ModelConfig, compile_totals, compiled, compiled_since
+from ...models.checksums import SUMS_FILE, check_sums, read_sums, write_sums
+from ...models.language_model import CONFIG_FILE, WEIGHTS_FILE
 from ..doing import Doing, Progress
 from ..errors import NotFiniteError
 from ..precision import autocast
 from ..tasks import IGNORE, Batch, Task
 from ..tasks.base import Split
-from .checkpoints import ResumePoint, Standing
+from .attempts import Attempts, Pace
+from .checkpoints import ResumePoint, Standing, set_aside
 from .curriculum import StepPlan
 from .distributed import Ranks, last_part, whole, wrap
 from .evaluation import Reader, accuracy
@@ -53,10 +57,11 @@ def train(
     It holds `steps` and `tokens` read, `seconds`, `learning_rate`, `curve` (about 100 points `[step, loss]`, the loss
     in nats being the mean since the point before), `evaluations` (`[step, tokens, accuracy]` on validation data),
     `tokens_to_solve` (read until an evaluation first reached the bar, or None) and `bar`: None, or `accuracy`, `length`
-    and `load` of the bar, `reached` (accuracy at the end on held-out data) and `passed`; and `data`, the fields of
-    `DataHash`: of the batches that were trained on, in their order; None if it began before that was noted. A compiled
-    training also says `compile_seconds`, those of `seconds` in which it compiled since it was last started, and
-    `graph_breaks`.
+    and `load` of the bar, `reached` (accuracy at the end on held-out data) and `passed`; `data`, the fields of
+    `DataHash`: of the batches that were trained on, in their order; `resumed_at`, after how many steps each start but
+    the first began, and `warnings`, such as of a resume point that could not be used. `seconds` are those of all starts
+    together, with what was done twice. A compiled training also says `compile_seconds`, those in which it compiled
+    since it was last started, and `graph_breaks`.
 
     resume: saved to on schedule and resumed from; the result is that of a training that was never interrupted. A model
     that keeps a memory between calls is not saved: its memory is no part of its parameters. log: told how it goes.
@@ -80,30 +85,66 @@ def train_or_load(
     """A trained model in evaluation mode, and what `train` returned when it was trained.
 
     `seed` decides both the initial parameters and the data. The model is kept in `folder`; one that is there already,
-    trained in the same way, is loaded instead of being trained again if it is finished, and trained on if not.
+    trained in the same way, is loaded instead of being trained again if it is finished, and trained on if not. One that
+    is damaged is set aside and trained anew, and the record warns of it.
     """
     config = dataclasses.replace(config, seed=seed)
     settings = settings.on(device.type)
     recipe = _recipe(config, task, settings, seed)
-    record_path = folder / RECORD_FILE
-    record = json.loads(record_path.read_text()) if record_path.is_file() else {}
-    if record.get("recipe") == recipe:
-        progress(1.0, "trained already")
-        return LanguageModel.load(folder, device).eval(), record["training"]
     ranks = Ranks.current(settings.parallel)
-    model = LanguageModel(config).to(device)
     resume, log = ResumePoint(folder, recipe), Log(folder, settings.log_to, recipe)
-    training = train(model, task, settings, seed=seed, device=device, progress=progress, resume=resume, log=log)
+    warning = None
+    try:
+        record = _finished(folder, recipe)
+        if record is not None:
+            model = LanguageModel.load(folder, device).eval()
+            progress(1.0, "trained already")
+            return model, record
+    except (ValueError, OSError) as error:
+        warning = f"the trained model was damaged, and is trained anew: {error}"
+        ranks.wait()  # until all have looked
+        if ranks.rank == 0:
+            set_aside(path for name in (*_FILES, SUMS_FILE) if (path := folder / name).exists())
+    model = LanguageModel(config).to(device)
+    training = _Training(model, task, settings, seed, device, progress, resume, log).run(warning)
     if ranks.rank == 0:
-        record_path.unlink(missing_ok=True)
-        model.save(folder)
-        # written last and whole: its presence says that the model beside it is finished
-        partial = record_path.with_name(f"{RECORD_FILE}.tmp")
-        partial.write_text(json.dumps({"recipe": recipe, "training": training}))
-        os.replace(partial, record_path)
+        _keep(model, {"recipe": recipe, "training": training}, folder)
         resume.remove()
+        Attempts(folder).remove()
     ranks.wait()
     return model, training
+
+
+_FILES = (CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE)
+
+
+def _finished(folder: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of the finished training of `recipe` in `folder`, if there is one.
+
+    Raises `ValueError` or `OSError` for one that is damaged.
+    """
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        return None
+    sums = read_sums(folder)
+    if sums is not None and RECORD_FILE not in sums:  # killed in its last moment
+        return None
+    kept = read_json(path)
+    if not isinstance(kept, dict) or not isinstance(kept.get("training"), dict):
+        raise CorruptFileError(path, "it is not the record of a training")
+    if kept.get("recipe") != recipe:
+        return None
+    check_sums(folder, [RECORD_FILE])
+    return kept["training"]
+
+
+def _keep(model: LanguageModel, content: dict[str, Any], folder: Path) -> None:
+    """Save a trained model and its record; it is finished once the sums of both are written, which come last."""
+    model.save(folder)
+    partial = folder / f"{RECORD_FILE}.tmp"
+    partial.write_text(json.dumps(content))
+    os.replace(partial, folder / RECORD_FILE)
+    write_sums(folder, _FILES)
 
 
 class _Training:
@@ -126,6 +167,9 @@ class _Training:
         self.keeps_memory = any(mixer.keeps_memory for mixer in model.mixers())
         self.task, self.settings, self.seed, self.device = task, settings, seed, device
         self.progress, self.resume = progress, None if self.keeps_memory else resume
+        first = resume is not None and self.ranks.rank == 0
+        self.attempts = Attempts(resume.folder, resume.recipe) if first and resume is not None else Attempts(None)
+        self.pace, self.save_is_due = Pace(), False
         self.log = log if self.ranks.rank == 0 else None
         # nothing puts shards together again in place
         self.given, self.model = model, copy.deepcopy(model) if settings.parallel == "fsdp" else model
@@ -138,17 +182,20 @@ class _Training:
         self.gradient_norm = 0.0
         self.marked = (0, 0.0)  # tokens and seconds at the last point of the curve
 
-    def run(self) -> dict[str, Any]:
-        """Train to the end; returns the record."""
+    def run(self, warning: str | None = None) -> dict[str, Any]:
+        """Train to the end; returns the record. warning: for a reader of it."""
         if self.resume is not None:
-            self.standing = self.resume.restore(self.model, self.optimizers)
-        before = time.perf_counter() - self.standing.seconds
+            self.standing, unusable = self.resume.restore(self.model, self.optimizers, self.ranks)
+            self.ranks.check_equal(self.standing.step)
+            warning = warning or unusable
+        self.attempts.begin(self.standing.step, self.standing.seconds, warning)
+        self.standing.seconds = self.attempts.seconds
         compiled_before = compile_totals() if self.settings.compile else {}
         self.marked = self.standing.tokens, self.standing.seconds
         self.model.train()
         with _activations(self.model, checkpoint=self.settings.checkpoint_activations), self._logging():
             while self.standing.step < self.settings.steps and not self._stopped():
-                self._advance(before)
+                self._advance()
                 self.progress(self.standing.step / self.settings.steps, self._doing())
                 self._save_if_due()
             if self.standing.losses:
@@ -157,11 +204,11 @@ class _Training:
         if self.given is not self.model:
             self.given.load_state_dict(whole(self.model.state_dict()))
         self.given.eval()
-        record = self._record(reached, time.perf_counter() - before)
+        record = self._record(reached)
         return record | compiled_since(compiled_before) if self.settings.compile else record
 
-    def _advance(self, before: float) -> None:
-        """One step, and what is due after it. before: when the clock would have started without an interruption."""
+    def _advance(self) -> None:
+        """One step, and what is due after it."""
         standing, settings = self.standing, self.settings
         plan, batch = self.ahead or self._draw(standing.step)
         set_rate(self.optimizers, settings.rate_at(standing.step))
@@ -170,13 +217,14 @@ class _Training:
         standing.step += 1
         standing.tokens += plan.tokens
         standing.losses.append(loss)
-        standing.seconds = time.perf_counter() - before
+        standing.seconds = self.attempts.seconds
         last = standing.step == settings.steps
         if last or standing.step % max(1, settings.steps // CURVE_POINTS) == 0:
             self._mark_curve()
         if settings.bar is not None and (last or standing.step % settings.evaluate_every == 0):
             self._evaluate(settings.bar)
-            standing.seconds = time.perf_counter() - before
+            standing.seconds = self.attempts.seconds
+        self.attempts.beat()
 
     def _draw(self, step: int) -> tuple[StepPlan, Batch]:
         plan = self.settings.plan(step, self.seed)
@@ -195,10 +243,10 @@ class _Training:
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip))
         # drawn, and noted, while the device is still at work
         self.ahead = self._draw(self.standing.step + 1) if self.standing.step + 1 < self.settings.steps else None
-        if self.standing.data is not None:
-            self.standing.data.add(batch)
+        self.standing.data.add(batch)
         # looked at before the step: afterwards every parameter is spoilt and none can be named
-        found, norm_found = torch.stack([loss, norm.to(loss.dtype)]).tolist()
+        found, due, norm_found = torch.stack([*loss, norm.to(loss.dtype)]).tolist()
+        self.save_is_due = due > 0
         if not (math.isfinite(found) and math.isfinite(norm_found)):
             self._complain(batch, found, norm_found)
         for optimizer in self.optimizers:
@@ -207,7 +255,8 @@ class _Training:
         return found
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Add the gradient of the mean loss over the scored positions of `batch`; returns that mean."""
+        """Add the gradient of the mean loss over the scored positions of `batch`; returns that mean, and after it
+        whether the first rank finds that it is time to save: all must save at the same step."""
         count = int((batch.targets != IGNORE).sum())
         total = torch.zeros((), device=self.device)
         parts = self._parts(batch)
@@ -216,7 +265,8 @@ class _Training:
                 loss = self._loss(batch, part) / count
                 (loss * self.ranks.size).backward()  # the ranks' gradients are averaged
             total += loss.detach()
-        return self.ranks.sum(total)
+        due = self.ranks.rank == 0 and self.pace.due
+        return self.ranks.sum(torch.stack([total, torch.full_like(total, float(due))]))
 
     def _parts(self, batch: Batch) -> int:
         """In how many parts each rank reads its rows of `batch`; as many on all ranks, and none is empty."""
@@ -311,10 +361,14 @@ class _Training:
         return evaluations[-1][2] >= bar.accuracy + bar.margin
 
     def _save_if_due(self) -> None:
-        standing = self.standing
+        standing, every = self.standing, self.settings.save_every
         over = standing.step == self.settings.steps or self._stopped()
-        if self.resume is not None and not over and standing.step % self.settings.keep_every == 0:
-            self.resume.save(self.model, self.optimizers, standing, self.ranks)
+        due = self.save_is_due if every is None else standing.step % every == 0
+        if self.resume is not None and not over and due:
+            began = time.perf_counter()
+            failure = self.resume.save(self.model, self.optimizers, standing, self.ranks)
+            self.pace.saved(began)
+            self.attempts.beat(failure)
 
     def _doing(self) -> Doing:
         standing = self.standing
@@ -323,24 +377,26 @@ class _Training:
             values["accuracy"] = standing.evaluations[-1][2]
         return Doing(f"training: step {standing.step}/{self.settings.steps}", values)
 
-    def _record(self, bar: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
+    def _record(self, bar: dict[str, Any] | None) -> dict[str, Any]:
         standing = self.standing
         return {
             "steps": standing.step,
             "tokens": standing.tokens,
-            "seconds": seconds,
+            "seconds": self.attempts.seconds,
             "learning_rate": self.settings.learning_rate,
             "curve": standing.curve,
             "evaluations": standing.evaluations,
             "tokens_to_solve": standing.tokens_to_solve,
             "bar": bar,
-            "data": None if standing.data is None else dataclasses.asdict(standing.data),
+            "data": dataclasses.asdict(standing.data),
+            "resumed_at": self.attempts.resumed_at,
+            "warnings": self.attempts.warnings,
         }
 
 
 def _recipe(config: ModelConfig, task: Task, settings: TrainingSettings, seed: int) -> dict[str, Any]:
     """All that decides a training, as JSON has it; how many processes it has changes the rounding only."""
-    chosen = settings.model_dump(exclude={"parallel", "save_every", "log_to"})
+    chosen = settings.model_dump(exclude={"parallel", "processes", "save_every", "log_to"})
     recipe = {"model": config.to_dict(), "task": task.model_dump(), "settings": chosen, "seed": seed}
     return json.loads(json.dumps(recipe))
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from typing_extensions import Self
 
+from ...mixers.limits import Count, Real, Size
 from ...models import CompileMode
 from ..precision import Precision, resolve
 from ..tasks import Batch, Task
@@ -28,7 +37,6 @@ Compile = Annotated[Literal[False] | CompileMode, BeforeValidator(_read_compile)
 """`off` (false), or the mode of `torch.compile`: `default` or `max-autotune`."""
 
 EVALUATIONS = 20  # during a training with a bar, unless the bar says otherwise
-SAVES = 10
 
 
 class Bar(Part):
@@ -40,13 +48,13 @@ class Bar(Part):
     stop: training ends at the first of them that reaches the bar, and by `margin` more.
     """
 
-    accuracy: float = Field(default=0.95, gt=0, le=1)
-    length: int | None = Field(default=None, ge=1)
-    load: int | None = Field(default=None, ge=1)
-    examples: int = Field(default=64, ge=1)
-    every: int | None = Field(default=None, ge=1)
+    accuracy: Real = Field(default=0.95, gt=0, le=1)
+    length: Size | None = None
+    load: Size | None = None
+    examples: Count = 64
+    every: Count | None = None
     stop: bool = True
-    margin: float = Field(default=0.0, ge=0, lt=1)
+    margin: Real = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -75,33 +83,56 @@ class TrainingSettings(Part):
     checkpoint_activations: compute the blocks' activations again in the backward pass instead of keeping them.
     window_dropout: probability of a step in which softmax layers see only the last `dropout_window` tokens (Zhao &
         Jones 2026, arXiv 2601.00671: 0.9 and 512).
-    parallel: `ddp` or `fsdp` (FSDP2) for several processes under `torchrun`, each of which reads its part of the rows.
-    save_every: steps between saves that a killed training resumes from; None: a tenth of the steps.
+    parallel: `ddp` or `fsdp` (FSDP2) for several processes, each of which reads its part of the rows. processes: how
+        many a case of a suite starts; `mixerzoo train` leaves it to `torchrun`.
+    save_every: steps between saves that a killed training resumes from; None: by the clock, every ten seconds, or so
+        seldom that saving takes a hundredth of the time.
     log_to: trackers that the training logs to, beside the lines in its folder; see `Log`.
     """
 
-    steps: int = Field(default=1000, ge=1)
-    batch: int = Field(default=32, ge=1)
-    length: int = Field(default=256, ge=1)
+    steps: Count = 1000
+    batch: Size = 32
+    length: Size = 256
     curriculum: tuple[Phase, ...] = ()
     mixture: tuple[MixedTask, ...] = ()
     bar: Bar | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = Field(default=1e-3, gt=0)
-    warmup: float = Field(default=0.1, ge=0, le=1)
+    learning_rate: Real = Field(default=1e-3, gt=0)
+    warmup: Real = Field(default=0.1, ge=0, le=1)
     schedule: Literal["cosine", "wsd"] = "cosine"
-    decay: float = Field(default=0.2, ge=0, le=1)
-    weight_decay: float = Field(default=0.1, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    accumulate: int = Field(default=1, ge=1)
+    decay: Real = Field(default=0.2, ge=0, le=1)
+    weight_decay: Real = Field(default=0.1, ge=0)
+    clip: Real = Field(default=1.0, gt=0)
+    accumulate: Count = 1
     precision: Precision = "auto"
     compile: Compile = False
     checkpoint_activations: bool = False
-    window_dropout: float = Field(default=0.0, ge=0, le=1)
-    dropout_window: int = Field(default=512, ge=1)
+    window_dropout: Real = Field(default=0.0, ge=0, le=1)
+    dropout_window: Size = 512
     parallel: Parallel = "none"
-    save_every: int | None = Field(default=None, ge=1)
+    processes: int = Field(default=1, ge=1, le=1024, validate_default=True)
+    save_every: Count | None = None
     log_to: tuple[Tracker, ...] = ()
+
+    @field_validator("processes")
+    @classmethod
+    def _check_processes(cls, processes: int, info: ValidationInfo) -> int:
+        """Here, and not with the rest, so that the message is about this setting."""
+        given = info.data  # without those that are wrong themselves
+        if processes > 1 and given.get("parallel") == "none":
+            raise ValueError("several processes need parallel: ddp or parallel: fsdp")
+        if processes > 1 and {"batch", "length", "curriculum"} <= given.keys():
+            draws = [draw.length for phase in given["curriculum"] for draw in phase.mix]
+            longest = max(draws, default=given["length"])
+            if (rows := max(1, given["batch"] * given["length"] // longest)) < processes:
+                raise ValueError(f"they cannot share a step of {rows} sequences of {longest} tokens; raise batch")
+        return processes
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Trainings by one process do not say so: those of before there was the choice keep their ids."""
+        fields = dump(self)
+        return {name: value for name, value in fields.items() if name != "processes" or value > 1}
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -131,11 +162,6 @@ class TrainingSettings(Part):
         """Steps between evaluations, where there is a bar."""
         return (self.bar and self.bar.every) or max(1, self.steps // EVALUATIONS)
 
-    @property
-    def keep_every(self) -> int:
-        """Steps between saves."""
-        return self.save_every or max(1, self.steps // SAVES)
-
     def bar_at(self, task: Task) -> tuple[int, int | None]:
         """Length and load at which a bar is set; load None for a task without load."""
         bar = self.bar or Bar()
@@ -160,6 +186,11 @@ class TrainingSettings(Part):
         if self.bar is not None:
             _refuse_load(task, self.bar.load, alone=True)
             check_fits(task, *self.bar_at(task))
+
+    @property
+    def alone(self) -> TrainingSettings:
+        """The same training by this process alone."""
+        return self.model_copy(update={"parallel": "none", "processes": 1})
 
     def on(self, device: str) -> TrainingSettings:
         """The same training with its precision decided, where that is left to the device."""

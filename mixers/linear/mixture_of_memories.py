@@ -48,7 +48,7 @@ class MixtureOfMemories(Mixer):
     heads: int = option("heads of a memory", default=4, least=1, small=2)
     d_head: int = option("length of a head's keys; None: d_model / heads", default=None, least=1, small=16)
     expand_v: float = option("length of a head's values, in multiples of d_head", default=1.0, above=0)
-    memories: int = option("memories to choose from", default=4, least=2, small=3)
+    memories: int = option("memories to choose from", default=4, least=2, most=4096, small=3)
     top_k: int = option("memories that a token is routed to; the router learns from more than one", default=2, least=2)
     shared: bool = option("one more memory, of all tokens", default=True)
     conv_size: int = option("tokens of a memory that the short convolution sees", default=4, least=1)

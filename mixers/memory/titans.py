@@ -57,7 +57,7 @@ class Titans(Mixer):
 
     heads: int = option("number of memories", default=4, least=1, small=2)
     d_head: int | None = option("length of a key and of a value; None: d_model / heads", default=None, least=1, small=8)
-    depth: int = option("layers of a memory; 1: a linear map", default=2, least=1)
+    depth: int = option("layers of a memory; 1: a linear map", default=2, least=1, most=64)
     expand: int = option("width inside a memory, in multiples of d_head", default=4, least=1, small=2)
     learning_rate: float = option("largest step, in units of 1 / max(d_head, chunk_size)", default=1.0, above=0)
     conv_size: int = option("tokens that the convolution over q, k and v sees; 0: none", default=4, least=0)

@@ -13,6 +13,7 @@ from ..charts import Figure
 from ..finding import Finding, Score, by_mode, common_length, failed, figure_of, of, without_number
 from ..formats import mode_name
 from ..lines import FAILED, KEYS, Lines, Row, failed_rows, measured, size, tidy
+from ..machines import ELSEWHERE, elsewhere, not_compared, with_machine
 from ..scaling_figures import memory_figures, memory_growth_tables, state_figure
 from ..section import Section
 from ..statistics import rows_of
@@ -36,7 +37,7 @@ class Memory(Section):
         return {**frames, "memory_failures": tidy(failed_rows(lines, "memory"), FAILED)}
 
     def findings(self, run: RunData) -> Iterator[Finding]:
-        for (variant, mode), rows in by_mode(run["memory"].dropna(subset=["peak_bytes"])):
+        for (variant, mode), rows in by_mode(run, run["memory"].dropna(subset=["peak_bytes"])):
             yield _least_peak(run, variant, mode, rows)
         if len(run["states"]):
             yield _least_state(run["states"])
@@ -50,7 +51,8 @@ class Memory(Section):
             columns, cells = wide(rows, "length", lambda r: formats.bytes_(r.peak_bytes))
             title = f"Peak memory above the resident model, {mode_name(mode)}{in_brackets(variant)}"
             methods = formats.listing(sorted({str(m) for m in rows["method"].dropna()}))
-            yield Table(f"peak-memory{suffix}", title, columns, cells, f"How bytes were read: {methods}.")
+            table = Table(f"peak-memory{suffix}", title, columns, cells, f"How bytes were read: {methods}.")
+            yield with_machine(table, variant, run.places)
         if len(run["states"]):
             columns, cells = wide(run["states"], "length", lambda r: formats.bytes_(r.state_bytes))
             yield Table("state", "State of one sequence", columns, cells, "After reading that many tokens.")
@@ -105,15 +107,17 @@ def _least_peak(run: RunData, variant: str, mode: str, rows: pd.DataFrame) -> Fi
     length = common_length(rows)
     values = rows[rows["length"] == length].groupby("layout", sort=False)["peak_bytes"].median()
     what = f"{mode_name(mode)} of {formats.whole(length)} tokens{of(variant)}"
-    without = tuple(without_number(run, "memory", mode, length, values.index))
+    others = elsewhere(run["memory"][run["memory"]["mode"] == mode], variant, run.places, set(rows["layout"]))
+    without = [Score(name, ELSEWHERE) for name in others]
+    without += without_number(run, "memory", mode, length, [*values.index, *others])
     return _least(
         f"Least peak memory, {what}",
         values,
         NEAR,
-        failed(run, "memory", mode),
+        not_compared(others) + failed(run, "memory", mode),
         evidence=figure_of("memory", run["memory"], variant),
         column=f"Peak memory, {what}",
-        without=without,
+        without=tuple(without),
     )
 
 

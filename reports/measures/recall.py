@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import pandas as pd
@@ -13,12 +14,14 @@ from ..change import Change, Refused
 from ..charts import Figure
 from ..finding import Finding
 from ..heatmaps import heat_figures
-from ..lines import KEYS, Lines, Row, identity, measured, size, tidy
+from ..inference import Tally
+from ..lines import KEYS, Lines, Row, by_columns, identity, measured, size, tidy
 from ..recall import asked
 from ..recall_changes import recall_changes
 from ..recall_figures import recall_figures
 from ..recall_findings import recall_findings
 from ..recall_tables import recall_tables
+from ..result import Rows
 from ..section import Section
 from ..sparse_memories import SPARSE, sparse_figures, sparse_rows, sparse_tables
 from ..statistics import rows_of
@@ -42,7 +45,7 @@ class Recall(Section):
         taught = {(layout, variant, seed) for of, layout, variant, seed in taught_models(lines) if of == "recall"}
         own = [(line, variant) for line, variant in lines if (line.layout, variant, line.seed) in taught]
         return {
-            "recall": tidy(_depth_rows(own), BY_DEPTH),
+            "recall": _by_depth(own),
             "answers": tidy(_answer_rows(own), ANSWERS),
             "failed_lengths": tidy(_failed_rows(own), FAILED),
             "sparse_memories": tidy(sparse_rows(own), SPARSE),
@@ -79,18 +82,29 @@ class Recall(Section):
 SECTION = Recall()
 
 
-def _depth_rows(lines: Lines) -> Iterator[Row]:
+def _by_depth(lines: Lines) -> pd.DataFrame:
+    """One row for each cell and depth of a model; made by columns, as there are many of a model."""
+    found: dict[str, list[Any]] = {name: [] for name in BY_DEPTH}
     for _, metrics, known in measured(lines, "recall"):
-        for row in metrics["rows"]:
-            yield {**known, "chance": math.nan, **row}
+        rows = metrics["rows"]
+        columns = (
+            rows.columns
+            if isinstance(rows, Rows)
+            else {k: [r.get(k, math.nan) for r in rows] for k in (rows or [{}])[0]}
+        )
+        for name, values in found.items():
+            values.extend(columns[name] if name in columns else repeat(known.get(name, math.nan), len(rows)))
+    return by_columns(found)
 
 
 def _answer_rows(lines: Lines) -> Iterator[Row]:
-    """One row for every length, load, number of passes and memory of a model; `hits` has a string for each sequence."""
+    """One row for every length, load, number of passes and memory of a model; `hits` is its `Tally`."""
     for _, metrics, known in measured(lines, "recall"):
         chances = {tuple(row.get(k) for k in CELL): row.get("chance", math.nan) for row in metrics["rows"]}
         for answer in metrics["answers"]:
-            yield {**known, **answer, "chance": chances.get(tuple(answer.get(k) for k in CELL), math.nan)}
+            hits = answer["hits"]
+            hits = hits if isinstance(hits, Tally) else Tally.of(hits)
+            yield {**known, **answer, "hits": hits, "chance": chances.get(tuple(answer.get(k) for k in CELL), math.nan)}
 
 
 def _failed_rows(lines: Lines) -> Iterator[Row]:

@@ -15,9 +15,10 @@ from ..finding import Finding, Score, by_mode, common_length, failed, figure_of,
 from ..formats import mode_name
 from ..inference import LEAST_ROUNDS, Comparison, Ranking, fastest
 from ..lines import COMPILED, FAILED, KEYS, Lines, Row, failed_rows, measured, size, tidy
+from ..machines import ELSEWHERE, elsewhere, not_compared, with_machine
 from ..scaling_figures import speed_figures, speed_growth_tables
 from ..section import Section
-from ..statistics import Interval, pool_speed, rows_of
+from ..statistics import Interval, pool_speed, rounds_of, rows_of
 from ..summary import ran
 from ..table import Table, compiled_note, each, in_brackets, wide
 from ..tables import RunData
@@ -38,7 +39,7 @@ class Speed(Section):
         return {"speed": tidy(rows, COLUMNS), "speed_failures": tidy(failed_rows(lines, "speed"), FAILED)}
 
     def findings(self, run: RunData) -> Iterator[Finding]:
-        for (variant, mode), rows in by_mode(run["speed"]):
+        for (variant, mode), rows in by_mode(run, run["speed"]):
             yield _fastest(run, variant, mode, rows)
 
     def figures(self, run: RunData) -> Iterator[Figure]:
@@ -51,7 +52,8 @@ class Speed(Section):
             what = "tokens per second" + (", and seconds of a token" if mode == "decode" else "")
             title = f"Speed, {mode_name(mode)}: {what}{in_brackets(variant)}"
             note = f"Median [first, third quartile] of at least {pooled['rounds'].min()} rounds."
-            yield Table(f"speed{suffix}", title, columns, cells, note + compiled_note(rows))
+            table = Table(f"speed{suffix}", title, columns, cells, note + compiled_note(rows))
+            yield with_machine(table, variant, run.places)
         yield from speed_growth_tables(run)
 
     def numbers(self, run: RunData) -> Iterator[dict[str, Any]]:
@@ -96,21 +98,24 @@ def _fastest(run: RunData, variant: str, mode: str, rows: pd.DataFrame) -> Findi
     own = rows[rows["length"] == length]
     rates = {r.layout: Interval(r.tokens_per_second, r.low, r.high) for r in rows_of(pool_speed(own, ["layout"]))}
     shown = {name: formats.rate_interval(rate) for name, rate in rates.items()}
-    rounds: dict[str, list[float]] = {}
-    for r in rows_of(own):
-        rounds.setdefault(r.layout, []).extend(r.samples or [r.seconds])
+    rounds = {str(layout): rounds_of(timed) for layout, timed in own.groupby("layout", sort=False)}
     ranking = fastest(rounds, paired=False)  # each layout was timed in a process of its own
     best = (ranking.leader, *ranking.tied) if ranking.comparisons else ()
+    others = elsewhere(run["speed"][run["speed"]["mode"] == mode], variant, run.places, set(rows["layout"]))
     scores = [Score(name, shown[name], r.value, r.low, r.high, name in best) for name, r in rates.items()]
     return Finding(
         topic=f"Fastest {mode_name(mode)} at {formats.whole(length)} tokens{of(variant)}",
         winner=ranking.best,
         value=formats.rate(rates[ranking.leader].value),
-        sentence=f"{_faster(ranking, shown)}{failed(run, 'speed', mode)}",
+        sentence=f"{_faster(ranking, shown)}{not_compared(others)}{failed(run, 'speed', mode)}",
         open="cannot tell" if ranking.comparisons else "nothing to compare with",
         evidence=figure_of("speed", run["speed"], variant),
         column=f"{mode_name(mode).capitalize()}, {formats.whole(length)} tokens{of(variant)}",
-        scores=(*scores, *without_number(run, "speed", mode, length, rates)),
+        scores=(
+            *scores,
+            *(Score(name, ELSEWHERE) for name in others),
+            *without_number(run, "speed", mode, length, [*rates, *others]),
+        ),
     )
 
 
@@ -143,7 +148,7 @@ def _decoding(r: Any) -> str:
 
 def _changed(key: tuple, own: pd.DataFrame, other: pd.DataFrame) -> Change:
     layout, variant, mode, length = key
-    rounds = [[s for r in rows_of(rows) for s in (r.samples or [r.seconds])] for rows in (own, other)]
+    rounds: list[Any] = [rounds_of(rows) for rows in (own, other)]
     shown = [formats.seconds(float(np.median(seconds))) for seconds in rounds]
     return Change(
         measure="speed",

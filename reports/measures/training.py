@@ -16,6 +16,7 @@ from ..charts import (
     WIDTH,
     Figure,
     Style,
+    alongside,
     finish,
     in_words,
     round_values,
@@ -38,6 +39,8 @@ COLUMNS += [*COMPILED, "last_loss", "bar", "bar_length", "bar_load", "reached", 
 COLUMNS += ["status", "case"]
 CURVES = [*KEYS, "measure", "step", "loss"]
 _ROW = 26  # pixels of a layout
+MOST_MARKS = 200  # of more trainings the chart has one mark for each layout
+MOST_SEEDS = 12  # that a cell of a table tells one by one
 
 Trained = tuple[Taught, pd.DataFrame]  # a layout with its trainings
 
@@ -48,7 +51,9 @@ class Training(Section):
     order = 10
 
     def frames(self, lines: Lines) -> dict[str, pd.DataFrame]:
-        return {"training": tidy(training_rows(lines), COLUMNS), "curves": tidy(curve_rows(lines), CURVES)}
+        peak = any(line.measure == "training" and line.peak_bytes is not None for line, _ in lines)
+        training = tidy(training_rows(lines), [*COLUMNS, *(["peak_bytes"] if peak else [])])
+        return {"training": training, "curves": tidy(curve_rows(lines), CURVES)}
 
     def findings(self, run: RunData) -> Iterator[Finding]:
         for number, (variant, found) in enumerate(_by_variant(run).items()):
@@ -61,9 +66,9 @@ class Training(Section):
 
     def tables(self, run: RunData) -> Iterator[Table]:
         for number, (variant, found) in enumerate(_by_variant(run).items()):
-            yield _solve_table(numbered("solve", number), variant, found)
+            yield _solve_table(run, numbered("solve", number), variant, found)
         if len(run["training"]):
-            yield _training_table(run["training"])
+            yield _training_table(run)
 
     def numbers(self, run: RunData) -> Iterator[dict[str, Any]]:
         """Tokens to solve by layout: their median over seeds, nan while fewer than half solved, and how many did."""
@@ -157,7 +162,23 @@ def _tokens_to_solve(run: RunData, number: int, variant: str, found: list[Traine
     rows["shown"] = [f"{'' if ok else 'more than '}{formats.si(n)}" for ok, n in zip(solved_here, rows["read"])]
     bar = formats.listing(list(dict.fromkeys(status.bar for status, _ in found)))
     counts = {status.layout: status.short for status, _ in found}
+    if len(rows) > MOST_MARKS:
+        yield _solve_figure(run, _medians(rows), number, variant, bar, counts)
+        return
     yield _solve_figure(run, rows[["layout", "seed", "read", "outcome", "shown"]], number, variant, bar, counts)
+
+
+def _medians(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row for each layout: median and quartiles over its seeds; those without the bar count as what they read."""
+    medians = []
+    for layout, own in rows.groupby("layout", sort=False):
+        low, middle, high = own["read"].quantile([0.25, 0.5, 0.75])
+        solved_here = int((own["outcome"] == "bar reached").sum())
+        reached = 2 * solved_here > len(own)
+        outcome = "bar reached" if reached else "training ended without the bar"
+        shown = f"{'' if reached else 'more than '}{formats.si(middle)}, median of {len(own)} seeds"
+        medians.append([layout, f"{len(own)} seeds", middle, outcome, shown, low, high])
+    return pd.DataFrame(medians, columns=["layout", "seed", "read", "outcome", "shown", "low", "high"])
 
 
 def _solve_figure(
@@ -165,7 +186,9 @@ def _solve_figure(
 ) -> Figure:
     style = Style(run.layouts, legend=None)
     names = [name for name in run.layouts if name in set(rows["layout"])]
-    low, high = rows["read"].min() / 1.2, rows["read"].max() * 1.1
+    pooled = "low" in rows
+    least, most = (rows["low"], rows["high"]) if pooled else (rows["read"], rows["read"])
+    low, high = least.min() / 1.2, most.max() * 1.1
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
     axis = alt.Axis(labelExpr=COUNT, values=round_values(low, high))
     x = alt.X("read:Q", scale=scale, title="Tokens read in training", axis=axis)
@@ -181,21 +204,34 @@ def _solve_figure(
     marks = point.encode(x=x, y=y, shape=shape, color=style.colour(), opacity=style.opacity(0.85), tooltip=tips)
     said = pd.DataFrame([{"layout": name, "text": counts[name]} for name in names])
     base = alt.Chart(said).mark_text(align="left", dx=10, fontSize=12, color=MUTED)
-    chart = alt.layer(marks, base.encode(x=alt.value(WIDTH), y=y, text="text:N"))
+    quartiles = alt.Chart(rows).mark_rule(strokeWidth=1.5).encode(y=y, color=style.colour(), opacity=style.emphasis)
+    spans = [quartiles.encode(x=alongside(x, "low"), x2="high:Q")] if pooled else []
+    chart = alt.layer(*spans, marks, base.encode(x=alt.value(WIDTH), y=y, text="text:N"))
     chart = chart.properties(width=WIDTH, height=_ROW * len(names))
     title = titled("Tokens to solve", variant)
     caption = (
         "How much each seed had read when it first reached the bar on data that was held out; a triangle is a seed "
     )
     caption += "whose training ended without it."
-    text = "; ".join(f"{r.layout}, seed {r.seed}: {r.shown}" for r in rows_of(rows)) + "."
-    subtitle = f"bar: {bar}; one mark for each seed, further left is sooner"
-    data = in_words(rows, {"layout": "layout", "seed": "seed", "read": "tokens read", "outcome": "outcome"})
+    if pooled:
+        caption = (
+            "How much the seeds of a layout had read when they first reached the bar on data that was held out: a "
+        )
+        caption += (
+            "mark is their median, the bar beside it goes from the first to the third quartile. Seeds that ended "
+        )
+        caption += "without the bar count as what they read. Each by itself is in tables/training.csv."
+    text = "; ".join(f"{r.layout}, {'' if pooled else 'seed '}{r.seed}: {r.shown}" for r in rows_of(rows)) + "."
+    each = "median and quartiles over the seeds" if pooled else "one mark for each seed"
+    subtitle = f"bar: {bar}; {each}, further left is sooner"
+    quartile = {"low": "first quartile", "high": "third quartile"} if pooled else {}
+    named = {"layout": "layout", "seed": "seeds" if pooled else "seed", "read": "tokens read", "outcome": "outcome"}
+    data = in_words(rows, {**named, **quartile})
     return Figure(numbered("solve", number), title, caption, text, finish(chart, title, subtitle), data)
 
 
-def _solve_table(name: str, variant: str, found: list[Trained]) -> Table:
-    rows = [_solve_row(status.layout, status.short, own) for status, own in found]
+def _solve_table(run: RunData, name: str, variant: str, found: list[Trained]) -> Table:
+    rows = [_solve_row(run, status.layout, status.short, own) for status, own in found]
     bar = formats.listing(list(dict.fromkeys(status.bar for status, _ in found)))
     title = f"Tokens to solve: {bar}{in_brackets(variant)}"
     columns = ["Layout", "Taught", "Median", "Each seed", "Chosen by tuning", "Time of a training"]
@@ -206,13 +242,27 @@ def _solve_table(name: str, variant: str, found: list[Trained]) -> Table:
     return Table(name, title, columns, rows, note)
 
 
-def _solve_row(layout: str, short: str, own: pd.DataFrame) -> list[str]:
+def _solve_row(run: RunData, layout: str, short: str, own: pd.DataFrame) -> list[str]:
     each = [_seed_tokens(r) for r in rows_of(own)]
     reached = own["tokens_to_solve"].astype(float).fillna(float("inf"))
     median = reached.median()
     middle = formats.si(median) if median != float("inf") else NOT_TAUGHT if reached.min() == median else "not reached"
     chosen = formats.listing([text for text in dict.fromkeys(own["chosen"]) if text]) or formats.NOTHING
-    return [layout, short, middle, ", ".join(each), chosen, formats.seconds(own["seconds"].astype(float).median())]
+    if len(each) > MOST_SEEDS:
+        least, most = (
+            formats.si(end) if end != float("inf") else "not reached" for end in (reached.min(), reached.max())
+        )
+        each = [f"{least} to {most}, of {len(own)} seeds"]
+    return [layout, short, middle, ", ".join(each), chosen, _time(run, own)]
+
+
+def _time(run: RunData, own: pd.DataFrame) -> str:
+    """The median time of a training; where they ran on several kinds of machines, that on each."""
+    taken = own["seconds"].astype(float)
+    if not run.kinds:
+        return formats.seconds(taken.median())
+    by_kind = taken.groupby(own["case"].map(run.kinds), sort=False).median()
+    return "; ".join(f"{formats.seconds(median)} on {kind}" for kind, median in by_kind.items())
 
 
 def _seed_tokens(row: Any) -> str:
@@ -222,7 +272,8 @@ def _seed_tokens(row: Any) -> str:
     return formats.si(row.tokens_to_solve) if solved else f"> {formats.si(row.tokens)}"
 
 
-def _training_table(training: pd.DataFrame) -> Table:
+def _training_table(run: RunData) -> Table:
+    training = run["training"]
     columns = ["Layout", "For", "Seed", "Lengths", "Loads", "Chosen", "Steps", "Tokens", "Time", "First loss"]
     columns += ["Last loss", "Bar"]
     rows = [
@@ -243,6 +294,12 @@ def _training_table(training: pd.DataFrame) -> Table:
         for r in rows_of(training)
     ]
     note = "Losses in nats per scored token. Bar: the accuracy on held-out data at the end, where it passed."
+    if "peak_bytes" in training:
+        columns = [*columns, "Peak memory"]
+        rows = [[*row, formats.bytes_(peak)] for row, peak in zip(rows, training["peak_bytes"])]
+        note += " Peak memory: the most that the processes of a training held together."
+    if run.kinds:
+        columns, rows = [*columns, "Machine"], [[*row, run.kinds[case]] for row, case in zip(rows, training["case"])]
     return Table("training", "What was trained", columns, rows, note, text_columns=2)
 
 

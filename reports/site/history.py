@@ -53,12 +53,19 @@ def history_table(runs: list[SiteRun]) -> pd.DataFrame:
             run=run.name,
             commit=run.commit or "",
             dirty=run.dirty,
-            machine=run.machine,
+            machine=_machines(run),
         )
         for run, label in zip(ordered, labels)
     ]
     frames = [frame.astype(object) for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True)[[*_WHERE, *SUMMARY]] if frames else pd.DataFrame(columns=[*_WHERE])
+
+
+def _machines(run: SiteRun) -> Any:
+    """Of every number of a run: the kind of machine that it was timed on, or what the whole run had."""
+    if "machine" not in run.numbers:
+        return run.machine
+    return run.numbers["machine"].fillna(run.machine)
 
 
 def _past(runs: list[SiteRun]) -> Past:

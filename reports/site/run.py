@@ -62,7 +62,12 @@ class SiteRun:
 
     @cached_property
     def machine(self) -> str:
-        """Processor, usable cores, memory and, where it ran on one, GPU: what speeds of two runs must share."""
+        """Processor, usable cores, memory and, where it ran on one, GPU: what speeds of two runs must share.
+
+        Of a run on several kinds of machines all of them, so that only runs on the same kinds stand side by side.
+        """
+        if kinds := sorted(set(self.data.kinds.values())):
+            return f"{len(kinds)} kinds of machines: {'; '.join(kinds)}"
         known, gpu = _mapping(self.data.environment.get("machine")), _mapping(self.data.environment.get("gpu"))
         cores, memory = known.get("usable_cores"), known.get("memory_bytes")
         words = [

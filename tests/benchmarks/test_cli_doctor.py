@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from mixerzoo.benchmarks import cli, cli_doctor, device, runner
-from mixerzoo.benchmarks.runs import Run
+from mixerzoo.benchmarks.runs import Results, Run
 from mixerzoo.benchmarks.suite import load_suite
 from mixerzoo.mixers import doctor
 from mixerzoo.mixers.doctor import Diagnosis
@@ -39,6 +39,7 @@ WRONG = verdict(
 @pytest.fixture
 def diagnosis(monkeypatch: pytest.MonkeyPatch) -> Diagnosis:
     """What every examination finds; `asked` in its machine says what it was asked for."""
+    monkeypatch.setattr(device, "usable_here", lambda name: True)
     found = Diagnosis("cuda:0", dict(MACHINE), [RIGHT, verdict("chunked")], proving={("recurrence", "fla")})
     found.unavailable = [("attention", "flex", "it is not installed")]
 
@@ -158,10 +159,11 @@ def test_what_the_doctor_said_is_handed_to_the_run_and_kept(
     mixerzoo: Any, diagnosis: Diagnosis, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(runner, "execute", lambda *a, doctor, **options: seen.append(doctor) or [])
+    none = Results(Run(tmp_path / "run"), [])
+    monkeypatch.setattr(runner, "execute", lambda *a, notes, **options: seen.append(notes["doctor"]) or none)
     arguments = ("run", str(suite), "--device", "cpu", "--no-estimate", "--out", str(tmp_path / "run"))
     mixerzoo(*arguments)
-    monkeypatch.setattr(device, "choose_device", lambda name, only: "cuda")
+    monkeypatch.setattr(device, "choose_device", lambda name, only, **options: "cuda")
     mixerzoo(*arguments, "--no-doctor")
     mixerzoo(*arguments)
     assert seen[:2] == [
@@ -171,5 +173,5 @@ def test_what_the_doctor_said_is_handed_to_the_run_and_kept(
     assert seen[2]["machine"]["device"] == "Pretend 5000"
     run = Run(tmp_path / "run")
     run.folder.mkdir()
-    runner._write_environment(run, "cpu", 1, {}, seen[2])
+    runner._write_environment(run, "cpu", 1, {}, {"doctor": seen[2]})
     assert run.environment()["doctor"] == seen[2]

@@ -28,7 +28,7 @@ def make_work(precision="float32", length=13):
 
 def test_both_ways_decode_the_same_tokens_and_are_compared(tmp_path):
     work = make_work()
-    found = [decode(prepare()) for prepare, decode in (work.decoding(9), work.calling(9))]
+    found = [decode(prepare())[0] for prepare, decode in (work.decoding(9), work.calling(9))]
     assert found[0].tolist() == found[1][:, 0].tolist()
     measure = DecodeSpeed(lengths=(13,), batch=2, rounds=3, new_tokens=4, bars=(BAR,))
     metrics = measure.run(CONFIG, seed=0, device=CPU, folder=tmp_path, progress=silent)

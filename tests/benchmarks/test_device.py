@@ -8,7 +8,7 @@ import torch
 from mixerzoo.benchmarks.case import Case
 from mixerzoo.benchmarks.cli import main
 from mixerzoo.benchmarks.contract_report import ContractRun
-from mixerzoo.benchmarks.device import choose_device, kind_of, make_current
+from mixerzoo.benchmarks.device import choose_device, kind_of, make_current, usable_here
 from mixerzoo.benchmarks.training.distributed import process_group
 
 
@@ -41,6 +41,13 @@ def test_a_machine_without_one_says_so(monkeypatch, name):
         choose_device(name)
     with pytest.raises(ValueError, match="measures a CUDA device, and none can be used here"):
         choose_device(name, only="cuda")
+
+
+def test_a_machine_without_one_may_submit_jobs_for_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("cuda", elsewhere=True) == choose_device("auto", only="cuda", elsewhere=True) == "cuda"
+    assert choose_device("auto", elsewhere=True) == "cpu"
+    assert usable_here("cpu") and not usable_here("cuda")
 
 
 def test_kernels_are_launched_where_the_tensors_are(two_gpus):

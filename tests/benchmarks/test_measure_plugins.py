@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -55,6 +56,82 @@ def test_a_plugin_measure_runs_in_a_suite_beside_ours(tmp_path: Path, measure_pl
     assert re.search(r'<h2 id="weight_count">\s*Weight count', page) and '<th scope="col">weights</th>' in page
     summary = (tmp_path / "run" / "summary.csv").read_text()
     assert all(f",{result.metrics['weights']:.1f}," in summary for result in counted)
+
+
+DIES = """
+import os, sys
+from typing import Literal
+from mixerzoo.benchmarks.measures import Measure
+
+class Dies(Measure):
+    measure: Literal["dies"] = "dies"
+
+    def run(self, config, *, seed, device, folder, progress):
+        if seed:
+            raise RuntimeError("the case itself")
+        print("last words of the case", file=sys.stderr, flush=True)
+        os._exit(3)
+"""
+LOUD = """
+import traceback
+try:
+    import no_such_thing
+except ImportError:
+    traceback.print_exc()
+    raise ImportError("[bold]two\\n\x1b[2Jlines[/]") from None
+"""
+FAILING = """
+[mixerzoo.measures]
+dies = dies_plugin:Dies
+loud = loud_plugin:Measure
+leaves = leaving_plugin:Measure
+[mixerzoo.mixers]
+loud_mixer = loud_plugin:Mixer
+[mixerzoo.sections]
+loud_section = loud_plugin:SECTION
+[mixerzoo.commands]
+loud_command = loud_plugin:command
+"""
+
+
+@pytest.fixture
+def failing_plugins(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that has plug-ins of every kind which cannot be loaded, and a measure that dies."""
+    info = tmp_path / "site" / "loud-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(FAILING)
+    (info.parent / "dies_plugin.py").write_text(DIES)
+    (info.parent / "loud_plugin.py").write_text(LOUD)
+    (info.parent / "leaving_plugin.py").write_text("raise SystemExit('left')\n")
+    return {**os.environ, "PYTHONPATH": str(info.parent), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def test_a_plugin_that_fails_is_named_and_adds_nothing_to_the_errors_of_cases(
+    tmp_path: Path, failing_plugins: dict[str, str]
+) -> None:
+    suite = "name: d\nlayouts: {lin: linear_attention}\nseeds: [0, 1]\nmeasures: [{measure: dies}]\n"
+    (tmp_path / "suite.yaml").write_text(suite)
+    done = mixerzoo(failing_plugins, "run", tmp_path / "suite.yaml", "--out", tmp_path / "run", "--no-estimate")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    died, raised = sorted(Run(tmp_path / "run").results(), key=lambda result: result.seed)
+    assert died.error == "exited with code 3\nlast words of the case"
+    assert (raised.error or "").startswith("RuntimeError: the case itself") and "loud" not in (raised.error or "")
+    failed = Run(tmp_path / "run").environment()["plugins_failed"]
+    said = "ImportError: [bold]two [2Jlines[/]"
+    assert failed == {
+        "loud_mixer (loud_plugin:Mixer)": said,
+        "loud (loud_plugin:Measure)": said,
+        "leaves (leaving_plugin:Measure)": "SystemExit: left",
+        "loud_section (loud_plugin:SECTION)": said,
+        "loud_command (loud_plugin:command)": said,
+    }
+    listed = mixerzoo(failing_plugins, "list", "identity")
+    assert listed.returncode == 0 and "Traceback" not in listed.stderr
+    below = listed.stdout.split("plug-ins that could not be loaded")[1]
+    for source, error in failed.items():
+        assert source in below and error in below and source in done.stderr
+    assert "\x1b" not in listed.stdout + done.stderr
 
 
 def test_a_mistaken_name_is_answered_with_that_of_a_plugin(tmp_path: Path, measure_plugin: dict[str, str]) -> None:

@@ -207,7 +207,7 @@ def test_recall_reports_everything(tmp_path):
 
 def test_a_model_that_is_not_there_is_not_asked(tmp_path):
     with pytest.raises(
-        ValueError, match=r"the trained model of case trained is not in .*run the suite in a new folder"
+        ValueError, match=r"the model that the case trained trained cannot be loaded: .*--retry-failed` trains it again"
     ):
         ask(Recall(training=BRIEF, lengths=(64,)), CONFIG, tmp_path)
 

@@ -140,10 +140,11 @@ def test_keys_that_stay_are_not_counted_as_written():
 
 def test_work_trains_everything_and_decodes_over_rewrites():
     work = make_work(decode_chunks=2, initial_memory="learned")
-    gradients = work.train("compact", 40)
+    _, gradients = work.train("compact", 40)
     assert len(gradients) == 5 and all(g.isfinite().all() and g.abs().sum() > 0 for g in gradients)
-    assert len(make_work().train("compact", 40)) == 4  # a random memory is not learned
-    state = work.decode("compact", work.context("compact", 40), 33)
+    assert len(make_work().train("compact", 40)[1]) == 4  # a random memory is not learned
+    retrieved, state = work.decode("compact", work.context("compact", 40), 33)
+    assert retrieved.shape[1] == 1 and retrieved.isfinite().all()
     assert state.position == 73
     whole = work.context("compact", 73)
     torch.testing.assert_close(state.keys, whole.keys, atol=1e-5, rtol=1e-5)

@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from mixerzoo.benchmarks import large_store, result_lines
+from mixerzoo.benchmarks.known import known, known_results
 from mixerzoo.benchmarks.lock import FolderLock
+from mixerzoo.benchmarks.plan import score_of, was_taught
 from mixerzoo.benchmarks.result_lines import encode_line
-from mixerzoo.benchmarks.runs import ResultLine, Run, RunError, results_digest
+from mixerzoo.benchmarks.runs import Index, ResultLine, Results, Run, RunError, results_digest, write_atomically
 
 
 def line(case: str, status: str = "ok", **changes) -> ResultLine:
@@ -132,3 +135,87 @@ def test_lock_keeps_others_out_and_goes_with_its_process(run, monkeypatch):
 def test_importing_the_store_does_not_import_torch():
     program = "import sys, mixerzoo.benchmarks.runs, mixerzoo.benchmarks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+# --- Many results ---
+
+
+def test_heads_are_read_without_what_was_measured(run, monkeypatch):
+    odd = line("b", "crashed", layout='a "quoted"\\ layout\nof <ü>', seed=-3, seconds=1e-07, error="{}")
+    with run.locked() as store:
+        store.append(line("a"))
+        store.append(odd)
+    monkeypatch.setattr(result_lines, "decode_line", None)
+    heads = run.index()
+    assert list(heads) == ["a", "b"]
+    for result in (line("a"), odd):
+        head = heads[result.case]
+        names = ("case", "layout", "measure", "seed", "status", "seconds")
+        assert [getattr(head, name) for name in names] == [getattr(result, name) for name in names]
+
+
+def test_lines_are_read_one_by_one_in_any_order(run):
+    with run.locked() as store:
+        for case in "abcd":
+            store.append(line(case))
+        store.append(line("b", "crashed"))
+    heads = run.index()
+    assert [r.case for r in run.lines()] == [*"abcd"] and next(run.lines([heads["c"]])) == line("c")
+    results = Results(run, [heads[case] for case in "dba"])
+    assert len(results) == 3 and [r.case for r in results] == [*"dba"] and results[1] == line("b", "crashed")
+    assert results[1:] == [line("b", "crashed"), line("a")] and list(results.failed()) == [line("b", "crashed")]
+
+
+def test_an_index_goes_on_from_where_it_was(run, monkeypatch):
+    index, read = Index(run), []
+    real = result_lines.HeadReader.__call__
+    monkeypatch.setattr(result_lines.HeadReader, "__call__", lambda self, *a: read.append(a[1]) or real(self, *a))
+    assert index.update() == {}
+    with run.locked() as store:
+        for case in "ab":
+            store.append(line(case))
+        assert list(index.update()) == ["a", "b"]
+        store.append(line("c"))
+        assert list(index.update()) == ["a", "b", "c"] and list(index.update()) == ["a", "b", "c"]
+    assert read == [1, 2, 3], "no line was read twice"
+    whole = run.results_path.read_bytes()
+    run.results_path.write_bytes(whole + whole[:-1])  # its last newline is still to come
+    assert [head.number for head in index.update().values()] == [4, 5, 6]
+    run.results_path.write_bytes(whole + whole)
+    assert [head.number for head in index.update().values()] == [4, 5, 6]
+    write_atomically(run.results_path, whole[: len(whole) // 3])
+    assert list(index.update()) == ["a"], "another file is read from its beginning"
+
+
+def test_half_a_surrogate_pair_is_no_text_and_stops_no_run(run):
+    with run.locked() as store:
+        store.append(line("a", "crashed", error="file \ud800.txt"))
+    assert run.results()[0].error == "file ?.txt"
+
+
+def test_a_large_store_is_opened_resumed_and_looked_at(tmp_path):
+    """By hand with 100,000 results, see docs/reliability.md."""
+    run = large_store.make(tmp_path / "large", 700)
+    assert len(run.index()) == 700 and all(isinstance(head.seed, int) for head in run.index().values())
+    assert {len(run.plan()["cases"]), len({case.id for case, _ in large_store.copies(702)})} == {702}
+    found = {step: large_store.measure(run.folder, step) for step in ("opening", "reading", "status", "resuming")}
+    assert {step: (row["said"], row["exit_code"]) for step, row in found.items()} == {
+        "opening": ("700 results, 700 ok", 0),
+        "reading": ("700 results", 0),
+        "status": ("702 cases", 0),
+        "resuming": ("702 cases", 0),
+    }
+    assert len(run.index()) == 702
+
+
+def test_what_a_planner_needs_is_kept_of_published_results():
+    run = Run(large_store.PUBLISHED / "recall-capacity")
+    kept, whole = known_results(run), {result.case: result for result in run.results()}
+    assert list(kept) == list(whole)
+    for case, result in whole.items():
+        assert known(result).metrics == kept[case].metrics and not kept[case].parameters
+        assert (kept[case].status, kept[case].measure) == (result.status, result.measure)
+        if result.measure == "training":
+            assert was_taught(kept[case]) == was_taught(result)
+        if result.measure == "tuning":
+            assert score_of(kept[case]) == score_of(result)

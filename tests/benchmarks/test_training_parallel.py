@@ -30,6 +30,7 @@ SETTINGS = {
 SCRIPT = """
 import sys
 from pathlib import Path
+import torch
 sys.path.insert(0, {tests!r})
 from mixerzoo.benchmarks.training import TrainingSettings, train_or_load
 from mixerzoo.benchmarks.training.distributed import process_group
@@ -44,14 +45,16 @@ def stop(fraction, text):
 
 with process_group("cpu") as device:
     for parallel in ("ddp", "fsdp"):
-        settings, folder = TrainingSettings(**SETTINGS, parallel=parallel), Path(sys.argv[1]) / parallel
-        def run(progress):
+        settings, out = TrainingSettings(**SETTINGS, parallel=parallel), Path(sys.argv[1])
+        def run(progress, folder=out / parallel):
             return train_or_load(CONFIG, TASK, settings, seed=1, device=device, folder=folder, progress=progress)
         try:
             run(stop)
         except Stop:
-            assert (folder / "resume.pt").is_file()
+            assert (out / parallel / "resume-5.safetensors").is_file()
         model, record = run(lambda *_: None)
+        whole, _ = run(lambda *_: None, out / (parallel + "-whole"))
+        assert all(torch.equal(p, q) for p, q in zip(model.state_dict().values(), whole.state_dict().values()))
         assert {{type(p).__name__ for p in model.parameters()}} == {{"Parameter"}}
         assert not model.training
 """
@@ -84,7 +87,7 @@ def test_two_processes_follow_the_curve_of_one_even_when_resumed(tmp_path):
         model = LanguageModel.load(tmp_path / parallel)
         for (name, p), q in zip(one.named_parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(q, p, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
-        assert not (tmp_path / parallel / "resume.pt").exists()
+        assert two["resumed_at"] == [5] and not list((tmp_path / parallel).glob("resume*"))
 
 
 def test_ranks_share_the_rows_of_a_batch():

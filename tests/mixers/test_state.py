@@ -203,3 +203,32 @@ def test_load_refuses_a_file_without_a_state(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match="holds no mixer state"):
         MixerState.load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"position": {"value": 5}', '"position": {"value": -5}'), "position of a"),
+        (lambda text: text.replace('"position": {"value": 5}', '"position": {"value": NaN}'), "no JSON number"),
+        (lambda text: text.replace('"batch": {"value": 2}', '"batch": {"tensor": "state.memory"}'), "batch of a"),
+        (lambda text: text.replace('"position"', '"__class__"'), "does not have the fields"),
+        (lambda text: text.replace('{"tensor": "state.memory"}', '{"tensor": "../x"}'), "hang together"),
+        (lambda text: text.replace(":OuterState", ":system"), "is unknown here"),
+        (lambda text: '{"tuple": [' * 500 + '{"value": 1}' + "]}" * 500, "nested too deeply|is no state"),
+        (lambda text: "[" * 100_000, "nested too deeply"),
+        (lambda text: '{"value": 7}', "is no state"),
+        (lambda text: "7", "hang together"),
+    ],
+)
+def test_a_state_that_somebody_made_up_is_refused(change, message, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    state = outer_state()
+    OuterState("outer", 2, 5, (), state.memory, None, "x").save(tmp_path / "good.safetensors")
+    with safe_open(tmp_path / "good.safetensors", "pt") as file:
+        (key, text), tensor = next(iter(file.metadata().items())), file.get_tensor("state.memory")
+    assert change(text) != text
+    save_file({"state.memory": tensor}, tmp_path / "bad.safetensors", {key: change(text)})
+    with pytest.raises(ValueError, match=message):
+        MixerState.load(tmp_path / "bad.safetensors")

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -198,7 +199,8 @@ def test_saved_models_come_back_bit_for_bit(tokens, tmp_path):
     assert list(own) == list(theirs)
     for name, tensor in own.items():
         assert theirs[name].dtype == tensor.dtype and torch.equal(theirs[name], tensor), name
-    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["config.json", "model.safetensors"]
+    names = ["SHA256SUMS", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == names
 
 
 def test_loading_keeps_the_saved_width_without_counting_again(tmp_path, monkeypatch):
@@ -227,6 +229,7 @@ def test_what_is_wrong_with_saved_files_is_said(tmp_path):
     fails(good.replace("toy_table", "toy_tabel"), LayoutError, "did you mean toy_table")
     fails(good.replace("width=3", "width=2"), ValueError, r"layers\.1\.memory\.down\.weight has shape \[3, 32\]")
     fails(good.replace(" | toy_sum(width=3)@1", " | toy_sum@0"), ValueError, r"memory.* is missing")
+    fails(good.replace('"seed": 0', '"seed": 1'), ValueError, r"config\.json is corrupt: its SHA-256 is")
     (tmp_path / "config.json").write_text(good)
     weights = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[:-10])
@@ -235,6 +238,81 @@ def test_what_is_wrong_with_saved_files_is_said(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
         LanguageModel.load(tmp_path)
+
+
+def test_a_flipped_bit_of_the_weights_is_noticed_and_older_models_have_no_sums(tmp_path):
+    LanguageModel(config()).save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ValueError, match=r"model\.safetensors is corrupt: its SHA-256 is"):
+        LanguageModel.load(tmp_path)
+    (tmp_path / "SHA256SUMS").unlink()
+    LanguageModel.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"n_layers": 2', '"n_layers": 1000000000', "asks for 1,000,000,000 layers"),
+        ('"d_model": 32', '"d_model": 999999999', "does not fit|corrupt|at most"),
+        ('"d_model": 32', '"d_model": 9999999999999999999', "does not fit|corrupt|at most"),
+        ('"d_model": 32', '"d_model": 1e999', "too large a number"),
+        ('"d_model": 32', '"d_model": NaN', "NaN is no JSON number"),
+        ('"d_model": 32', f'"d_model": {"9" * 5000}', "corrupt"),
+        ('"d_model": 32', f'"d_model": {"[" * 100_000}', "nested too deeply"),
+        ('"mixer_defaults": {}', '"mixer_defaults": [1]', "corrupt|mapping"),
+        ('"layout": "', '"layout": 7, "d_ff": "', "corrupt|layout"),
+    ],
+)
+def test_a_hostile_configuration_is_refused_without_allocating_what_it_asks_for(old, new, message, tmp_path):
+    LanguageModel(config()).save(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    assert old in text
+    (tmp_path / "config.json").write_text(text.replace(old, new))
+    (tmp_path / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match=message):
+        LanguageModel.load(tmp_path)
+
+
+def _header(size, text):
+    return size.to_bytes(8, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x80\x04",  # of a pickle
+        _header(2**62, "{}"),
+        _header(2**24, "{" * 100),
+        _header(70, '{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}    ') + b"\0" * 4,
+        _header(70, '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4398046511104]}}    ') + b"\0" * 4,
+    ],
+)
+def test_weights_with_a_header_that_lies_are_refused(content, tmp_path):
+    LanguageModel(config()).save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors (is corrupt|does not fit)"):
+        LanguageModel.load(tmp_path)
+
+
+def test_nothing_outside_of_the_folder_is_read(tmp_path):
+    model, other = tmp_path / "model", tmp_path / "other"
+    for folder in (model, other):
+        LanguageModel(config()).save(folder)
+    sums = (model / "SHA256SUMS").read_text()
+    (model / "SHA256SUMS").write_text(sums + f"{'0' * 64}  ../other/config.json\n")
+    with pytest.raises(ValueError, match=r"SHA256SUMS is corrupt: a line is not"):
+        LanguageModel.load(model)
+    (model / "SHA256SUMS").write_text(sums)
+    (model / "config.json").unlink()
+    (model / "config.json").symlink_to(other / "config.json")
+    with pytest.raises(ValueError, match=r"'config\.json' leads out of"):
+        LanguageModel.load(model)
+    (model / "config.json").unlink()
+    os.mkfifo(model / "config.json")
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        LanguageModel.load(model)
 
 
 def test_a_value_that_a_mixer_refuses_is_shown_in_the_line():

@@ -52,6 +52,8 @@ def test_a_dirty_or_unknown_commit_concerns_everything(make: Callable[..., RunDa
         (doubt,) = new(make(source=source), make())
         assert doubt.short == short and doubt.concerns("recall") and doubt.concerns("anything")
     assert "commit not known" in fairness(make(source={})).of_all
+    (doubt,) = new(make(source={}, environment_lost="made anew"), make())
+    assert doubt.short == "environment lost" and doubt.concerns("anything")
 
 
 def test_cases_of_another_start_or_run_are_named_with_what_differs(make: Callable[..., RunData]) -> None:
@@ -66,6 +68,10 @@ def test_cases_of_another_start_or_run_are_named_with_what_differs(make: Callabl
     (doubt,) = [doubt for doubt in doubts(late) if "later start" in doubt.text]
     assert doubt.text.startswith("168 cases") and doubt.concerns("speed") and not doubt.concerns("recall")
     assert new(make(resumed=[{"started": "2026", "differs": {}}]), make()) == []
+    resumed[0]["started"] = "2025-12-31"  # before the first start: the clock went backwards
+    back = make(lambda li: li.model_copy(update={"ended": "2025-11"}), resumed=resumed)
+    (doubt,) = [doubt for doubt in doubts(back) if "later start" in doubt.text]
+    assert "An unknown number of cases" in doubt.text and doubt.concerns("anything")
     other = {"first": {"source": {"commit": "d" * 40, "dirty": True}}, "same": {"source": {"commit": "c" * 40}}}
     (doubt,) = new(make(reused=other), make())
     assert doubt.text.startswith("Some cases were taken over from the run first, made with commit dddd")

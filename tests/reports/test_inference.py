@@ -1,6 +1,7 @@
 """Every interval and every verdict against simulated truth; `docs/statistics.md` has the same numbers in a table."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mixerzoo.reports.inference import (
     Comparison,
     Estimate,
     Solved,
+    Tally,
     _ranking,
     above_chance,
     best_of,
@@ -69,9 +71,12 @@ def covered(ends: tuple[Floats, Floats], truth: Floats | float) -> float:
 def answers(*accuracies: float, seed: int = 0) -> Answers:
     """One seed for every accuracy."""
     rng = np.random.default_rng(seed)
-    return Answers(
-        {s: [(rng.random(QUESTIONS) < p).astype(np.int8) for _ in range(SEQUENCES)] for s, p in enumerate(accuracies)}
-    )
+    return tallied([[(rng.random(QUESTIONS) < p).sum() for _ in range(SEQUENCES)] for p in accuracies])
+
+
+def tallied(right: Any) -> Answers:
+    """Right answers of every seed and sequence."""
+    return Answers({s: Tally(np.array(row), np.full(len(row), QUESTIONS)) for s, row in enumerate(right)})
 
 
 # (accuracy, spread of the logits between seeds, and between sequences). 0.08 with 1.1: seeds of 13 % and 3 %.
@@ -280,10 +285,7 @@ def test_only_right_answers_leave_room_for_wrong_ones() -> None:
 
 def test_public_functions_agree_with_the_arrays_that_are_simulated() -> None:
     a, b = simulate(np.random.default_rng(13), 1, 3, (0.9, 0.5), 0.3, 0.3)
-    first, second = (
-        Answers({s: [np.repeat([1, 0], [int(n), QUESTIONS - int(n)]) for n in row] for s, row in enumerate(right[0])})
-        for right in (a, b)
-    )
+    first, second = (tallied(right[0]) for right in (a, b))
     low, high = accuracy_ends(a, questions(a))
     found = recall_interval(first)
     assert found == Estimate(
@@ -309,7 +311,7 @@ def test_answers_are_read_from_strings_and_compared_only_on_the_same_questions()
     assert Answers.from_strings(hits).seeds == [4]
     recent = Answers.from_strings(hits, recent=True)
     assert recent.seeds == [2, 4]
-    assert [c.tolist() for c in recent.counts(4)] == [[1, 0], [1, 1]]
+    assert [c.tolist() for c in recent.counts([4])] == [[[1, 0]], [[1, 1]]]
     with pytest.raises(ValueError, match="'x'"):
         Answers.from_strings({0: ["0x"]})
     with pytest.raises(ValueError, match="same examples"):
