@@ -112,13 +112,25 @@ def test_a_damaged_run_is_read_or_refused(runs: Any, rng: random.Random) -> None
         ends_well(read)
 
 
-def test_an_edited_row_is_a_mistake_with_a_message(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """JSON of the right fields, but a text where a row belongs: no checksum tells, since older runs have none."""
+def test_sound_runs_are_reported_and_compared(runs: Any) -> None:
+    files, folder, sound = runs
+    for found in files:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, content in found.items():
+            (folder / name).write_bytes(content)
+        assert mixerzoo("report", folder) == mixerzoo("compare", sound, folder) == 0
+
+
+def test_an_edited_run_is_a_mistake_with_a_message(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON, but a text where a table belongs: no checksum tells, since older runs and environments have none."""
     files, folder, _ = runs
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, content in files[0].items():
-        (folder / name).write_bytes(content.replace(b'"rows": [', b'"rows": ["x", '))
+        (folder / name).write_bytes(content)
+    environment = json.loads((folder / "environment.json").read_bytes())
+    (folder / "environment.json").write_text(json.dumps({**environment, "source": "x", "machine": [1]}))
     with pytest.raises(SystemExit) as end:
         main(["compare", str(folder), str(folder)])
     said = " ".join(capsys.readouterr().err.split())
