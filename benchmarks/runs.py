@@ -104,11 +104,6 @@ class Run:
         except SchemaError as error:
             raise RunError(f"{self.environment_path} {error}") from None
 
-    @property
-    def is_foreign(self) -> bool:
-        """Whether another tool measured it: the environment's `foreign` says which, and no claim may rest on it."""
-        return self.environment_path.is_file() and "foreign" in self._environment()
-
     def index(self) -> dict[str, LineHead]:
         """What is known of each finished case without reading what was measured, in the order of `results`.
 
@@ -202,7 +197,13 @@ class Index:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._begin()
+        self._begin(None)
+
+    def _begin(self, file: tuple[int, int] | None) -> None:
+        """Know nothing of the file that the device and the inode name."""
+        self._file, self._number, self._offset = file, 0, 0
+        self._found: dict[str, LineHead] = {}
+        self._heads_of = HeadReader()
 
     def update(self) -> dict[str, LineHead]:
         """See `Run.index`."""
@@ -214,8 +215,7 @@ class Index:
         """The same of a file that is open already."""
         there = os.fstat(file.fileno())
         if self._file != (there.st_dev, there.st_ino) or there.st_size < self._offset:
-            self._begin()
-            self._file = there.st_dev, there.st_ino
+            self._begin((there.st_dev, there.st_ino))
         file.seek(self._offset)
         for line in file:
             whole = line.removesuffix(b"\n")
@@ -230,12 +230,6 @@ class Index:
                 break
             self._number, self._offset = self._number + 1, self._offset + len(line)
         return self._found
-
-    def _begin(self) -> None:
-        self._file: tuple[int, int] | None = None
-        self._number = self._offset = 0
-        self._found: dict[str, LineHead] = {}
-        self._heads_of = HeadReader()
 
 
 class Results(Sequence[ResultLine]):

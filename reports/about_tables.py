@@ -12,6 +12,13 @@ from .table import Table
 from .tables import RunData
 
 
+def page_tables(run: RunData) -> Iterator[Table]:
+    """All tables of the page, in its order."""
+    for section in run.sections:
+        yield from section.tables(run)
+    yield from about_tables(run)
+
+
 def about_tables(run: RunData) -> Iterator[Table]:
     yield from _machine_tables(run)
     yield from _attempt_tables(run)

@@ -61,8 +61,6 @@ def on_page(light: str, dark: str) -> alt.ExprRef:
 
 INK, MUTED, LINES = on_page("#202124", "#e6e8eb"), on_page("#5f6368", "#a3acb6"), on_page("#9aa0a6", "#6b7580")
 
-Chart = alt.LayerChart | alt.FacetChart | alt.ConcatChart
-
 
 @cache
 def drawing_code() -> str:
@@ -86,15 +84,14 @@ class Figure:
     title: str
     caption: str
     alt: str
-    chart: Chart
+    chart: Finished
     data: pd.DataFrame | None = None
 
     @cached_property
     def spec(self) -> dict[str, Any]:
         """The Vega-Lite specification with its data."""
         with alt.data_transformers.enable("default", max_rows=None):
-            # to look whether the specification is one takes as long as all else; tests do
-            return {**self.chart.to_dict(validate=False), "description": f"{self.title}. {self.alt}"}
+            return {**self.chart.to_dict(), "description": f"{self.title}. {self.alt}"}
 
     @property
     def spec_json(self) -> str:
@@ -216,13 +213,34 @@ class Style:
         return [band, whisker, line, point]
 
 
-def finish(chart: Any, title: str, subtitle: str | list[str]) -> Any:
+@dataclass(frozen=True)
+class Finished:
+    """A chart with its title, and all that is the same for every chart."""
+
+    chart: Any
+    title: alt.TitleParams
+
+    def to_dict(self) -> dict[str, Any]:
+        """The Vega-Lite specification."""
+        # whether it is one is for tests to say: to look takes as long as all else
+        spec, same = self.chart.to_dict(validate=False), _same_for_all()
+        return {**spec, **same, "params": [*spec.get("params", []), *same["params"]], "title": self.title.to_dict()}
+
+
+def finish(chart: Any, title: str, subtitle: str | list[str]) -> Finished:
     """Title and theme, and what the page sets in every chart."""
+    return Finished(chart, alt.TitleParams(title, subtitle=subtitle, anchor="start", frame="bounds", offset=14))
+
+
+@cache
+def _same_for_all() -> dict[str, Any]:
+    """Theme and parameters, as they stand in a specification; to build them into each chart copies all of it."""
     font = "Helvetica, Arial, sans-serif"
-    return (
-        chart.add_params(*PARAMETERS)
+    empty = (
+        alt.Chart()
+        .mark_point()
+        .add_params(*PARAMETERS)
         .properties(
-            title=alt.TitleParams(title, subtitle=subtitle, anchor="start", frame="bounds", offset=14),
             background=on_page("white", "#1d2126"),
             padding=12,
             autosize=alt.AutoSizeParams(type="pad"),
@@ -250,7 +268,8 @@ def finish(chart: Any, title: str, subtitle: str | list[str]) -> Any:
             rowPadding=4,
         )
         .configure_header(labelFontSize=13, labelFontWeight="bold", labelAnchor="start", labelColor=INK, title=None)
-    )
+    ).to_dict()
+    return {name: empty[name] for name in ("background", "padding", "autosize", "config", "params")}
 
 
 def alongside(channel: Any, field: str) -> Any:

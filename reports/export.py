@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from ..benchmarks.runs import RunError, results_digest
-from .about_tables import about_tables
+from .about_tables import page_tables
 from .bibtex import bibtex
 from .formats import NOTHING, latex, markdown, plain
 from .scoreboard import Scoreboard, scoreboard
 from .summary import summary
-from .table import Table
 from .tables import RunData
 from .verdict import findings
 
@@ -64,16 +63,10 @@ def _frame(run: RunData, name: str) -> pd.DataFrame:
         board = _scoreboard(run)
         texts = [[row.layout, *(score.text if score else NOTHING for score in row.scores)] for row in board.rows]
         return pd.DataFrame(texts, columns=["Layout", *(question.column for question in board.questions)])
-    tables = {table.name: table for table in _page_tables(run)}
+    tables = {table.name: table for table in page_tables(run)}
     if name not in tables:
         raise ValueError(f"this run has no table {name!r}; it has {', '.join(['summary', 'scoreboard', *tables])}")
     return pd.DataFrame(tables[name].rows, columns=tables[name].columns)
-
-
-def _page_tables(run: RunData) -> Iterator[Table]:
-    for section in run.sections:
-        yield from section.tables(run)
-    yield from about_tables(run)
 
 
 # --- The scoreboard ---

@@ -215,9 +215,9 @@ def _pooled_figure(
 def _pooled(own: pd.DataFrame, value: str) -> pd.DataFrame:
     """`value` (median), `low`, `high` (quartiles) and `results`, of each layout and stretch of the tokens."""
     width = float(own["tokens"].max()) / STRETCHES
-    stretch = np.ceil(own["tokens"].astype(float) / width).clip(lower=1)
+    stretch = (own["tokens"].astype(float) / width).apply(np.ceil).clip(lower=1)
     groups = own.assign(stretch=stretch).groupby(["layout", "stretch"], sort=False)[value]
-    found = groups.quantile([0.25, 0.5, 0.75]).unstack()
+    found = groups.quantile(np.array([0.25, 0.5, 0.75])).unstack()
     found.columns = ["low", value, "high"]
     found = found.assign(results=groups.size()).reset_index().sort_values(["layout", "stretch"])
     return found.assign(tokens=found["stretch"] * width, kind="curve").drop(columns="stretch")

@@ -69,5 +69,5 @@ def _cost_figure(run: RunData, rows: pd.DataFrame, variant: str, mode: str, name
     named = {"layout": "layout", "contender": "what ran", "tokens": "tokens", "cost": "seconds a token"}
     named |= {"low": "first quartile", "high": "third quartile", "rounds": "rounds"}
     data = in_words(frame, named)
-    chart = finish(chart, title, "seconds a token, median and quartiles; further left is faster")
-    return Figure(name, title, caption, text, chart, data)
+    finished = finish(chart, title, "seconds a token, median and quartiles; further left is faster")
+    return Figure(name, title, caption, text, finished, data)

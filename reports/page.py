@@ -29,6 +29,8 @@ from .taught import statements
 from .verdict import findings, training_statement
 
 _IN_URI = " ,;:()[]{}/+*=|~.-_"  # characters of a CSV that may stand in the address of a link
+MOST_ROWS = 200  # of a table on the page; all are in a file beside it
+MOST_SVG = 160_000  # bytes of a drawing in the page
 _ERROR_LENGTH = 300  # characters of an error in Markdown; the page has all of it
 _SAY_NONE = ("failures", "missing")  # tables that say something by being empty
 
@@ -58,6 +60,9 @@ def write_report(folder: str | Path, named: str | Path | None = None) -> Path:
     for figure in drawn:
         figure.save(run.folder / "figures")
     summary(run).to_csv(run.folder / "summary.csv", index=False)
+    for whole in (table for part in shown for table in part.tables if len(table.rows) > MOST_ROWS):
+        (run.folder / _beside(whole)).write_text(whole.csv(), encoding="utf-8")
+    shown = [replace(part, tables=[table.first(MOST_ROWS, _beside(table)) for table in part.tables]) for part in shown]
     for name, table in run.tables().items():
         if len(table) or name in _SAY_NONE:
             table.to_csv(run.folder / "tables" / f"{name}.csv", index=False)
@@ -71,6 +76,11 @@ def write_report(folder: str | Path, named: str | Path | None = None) -> Path:
     markdown = environment.get_template("report.md.j2").render(**content)
     write_atomically(run.folder / "report.md", markdown)
     return page.resolve()
+
+
+def _beside(table: Table) -> str:
+    """Where the whole of a long table of the page lies, from the run's folder."""
+    return f"tables/page-{table.name}.csv"
 
 
 def parts(run: RunData) -> list[Part]:
@@ -114,8 +124,11 @@ def _content(run: RunData, shown: list[Part]) -> dict[str, Any]:
         "trainings": training_statement(run),
         "texts": _texts(run),
         "sections": shown,
-        "failures": run["failures"].to_dict("records"),
-        "missing": run["missing"].to_dict("records"),
+        "failures": run["failures"].head(MOST_ROWS).to_dict("records"),
+        "failed": len(run["failures"]),
+        "missing": run["missing"].head(MOST_ROWS).to_dict("records"),
+        "lacking": len(run["missing"]),
+        "most_rows": MOST_ROWS,
         "complete": _complete(run),
         "finished": len(run.lines),
         "commit": source.get("commit"),
@@ -258,14 +271,27 @@ def _environment() -> Environment:
         "fence": _fence,
         "seconds": formats.seconds,
         "bytes": formats.bytes_,
-        "csv_uri": lambda table: f"data:text/csv;charset=utf-8,{quote(table.csv(), safe=_IN_URI)}",
-        "svg_uri": lambda figure: f"data:image/svg+xml;base64,{base64.b64encode(figure.svg.encode()).decode()}",
+        "csv_uri": _csv_uri,
+        "svg_uri": _svg_uri,
         "spec": lambda figure: Markup(figure.spec_json),
         "whole": formats.whole,
         "breakable": lambda text: escape(text).replace("_", Markup("_<wbr>")),
         "json": lambda value: Markup(json_in_script(value)),
     }
     return environment
+
+
+def _csv_uri(table: Any) -> str:
+    """The whole table in the address itself, or where it lies beside the page."""
+    beside = getattr(table, "beside", "")
+    return quote(beside) if beside else f"data:text/csv;charset=utf-8,{quote(table.csv(), safe=_IN_URI)}"
+
+
+def _svg_uri(figure: Figure) -> str:
+    """The drawing that stands until the page draws its own; a very large one is the file beside the page."""
+    if len(figure.svg) > MOST_SVG:
+        return quote(f"figures/{figure.name}.svg")
+    return f"data:image/svg+xml;base64,{base64.b64encode(figure.svg.encode()).decode()}"
 
 
 def _fence(text: object) -> str:

@@ -140,7 +140,7 @@ def names_beside(
     every = kept.assign(label=names, dx=[p.dx for p in places], dy=[p.dy for p in places])
     for align in dict.fromkeys(place.align for place in places):
         own = every[[place.align == align for place in places]]
-        beside = {"dx": alt.ExprRef("datum.dx"), "dy": alt.ExprRef("datum.dy")}
+        beside: dict[str, Any] = {"dx": alt.ExprRef("datum.dx"), "dy": alt.ExprRef("datum.dy")}
         label = alt.Chart(own).mark_text(**beside, align=align, fontSize=12)
         yield label.encode(x=x, y=y, text="label:N", color=style.colour(), opacity=style.emphasis)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -86,7 +87,7 @@ def _latency_figure(
 
 def speed_growths(rows: pd.DataFrame) -> Growths:
     """How the seconds of each mode and layout grow; rows of the table `speed`."""
-    samples = {
+    samples: dict[Any, dict[Any, Any]] = {
         key: {length: rounds_of(at) for length, at in own.groupby("length")}
         for key, own in rows.groupby(["mode", "layout"], sort=False)
     }

@@ -89,5 +89,5 @@ def _sweep(run: RunData, frame: pd.DataFrame, rated: bool, name: str, measure: s
     best = frame[frame["ring"]]
     text = "Chosen: " + "; ".join(f"{r.layout} {r.choice} (loss {r.shown})" for r in rows_of(best)) + "."
     columns = {"layout": "layout", "choice": "tried", "stage": "rung", "score": "validation loss", "outcome": "outcome"}
-    chart = finish(chart, title, "validation loss, lower is better; ringed: chosen")
-    return Figure(name, title, caption, text, chart, in_words(frame, columns))
+    finished = finish(chart, title, "validation loss, lower is better; ringed: chosen")
+    return Figure(name, title, caption, text, finished, in_words(frame, columns))

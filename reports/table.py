@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -18,7 +18,8 @@ from .statistics import rows_of
 class Table:
     """A table of a report, its cells as text; the first column names the row.
 
-    text_columns: how many columns from the left hold words; numbers, in the others, stand at the right of theirs.
+    beside: path of the whole as CSV, where `rows` are only the first. text_columns: how many columns from
+    the left hold words; numbers, in the others, stand at the right of theirs.
     """
 
     name: str
@@ -27,6 +28,14 @@ class Table:
     rows: list[list[str]]
     note: str = ""
     text_columns: int = 1
+    beside: str = ""
+
+    def first(self, count: int, beside: str) -> Table:
+        """Its first `count` rows, with a note that says where all are; itself if it has no more."""
+        if len(self.rows) <= count:
+            return self
+        note = f"{self.note} The first {count:,} of {len(self.rows):,} rows; all are in {beside}.".strip()
+        return replace(self, rows=self.rows[:count], note=note, beside=beside)
 
     def csv(self) -> str:
         """As CSV, quoted where needed."""

@@ -119,5 +119,5 @@ def trade_off(run: RunData) -> Iterator[Figure]:
     named = {"layout": "layout", "accuracy": "accuracy", "low": "low", "high": "high"}
     named |= {"tokens_per_second": "tokens per second", "slow": "first quartile", "fast": "third quartile"}
     data = in_words(table, {**named, "state_bytes": "state bytes"})
-    chart = finish(chart, title, "up and to the right is better; bubble: state bytes")
-    yield Figure("trade-off", title, caption, text, chart, data)
+    finished = finish(chart, title, "up and to the right is better; bubble: state bytes")
+    yield Figure("trade-off", title, caption, text, finished, data)

@@ -148,7 +148,7 @@ def _decoding(r: Any) -> str:
 
 def _changed(key: tuple, own: pd.DataFrame, other: pd.DataFrame) -> Change:
     layout, variant, mode, length = key
-    rounds = [rounds_of(rows) for rows in (own, other)]
+    rounds: list[Any] = [rounds_of(rows) for rows in (own, other)]
     shown = [formats.seconds(float(np.median(seconds))) for seconds in rounds]
     return Change(
         measure="speed",

@@ -249,7 +249,9 @@ def _solve_row(run: RunData, layout: str, short: str, own: pd.DataFrame) -> list
     middle = formats.si(median) if median != float("inf") else NOT_TAUGHT if reached.min() == median else "not reached"
     chosen = formats.listing([text for text in dict.fromkeys(own["chosen"]) if text]) or formats.NOTHING
     if len(each) > MOST_SEEDS:
-        least, most = (formats.si(end) if end != float("inf") else "not reached" for end in reached.quantile([0, 1]))
+        least, most = (
+            formats.si(end) if end != float("inf") else "not reached" for end in (reached.min(), reached.max())
+        )
         each = [f"{least} to {most}, of {len(own)} seeds"]
     return [layout, short, middle, ", ".join(each), chosen, _time(run, own)]
 

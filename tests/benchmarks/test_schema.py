@@ -61,7 +61,6 @@ def test_published_environments_name_the_mixers(folder: Path) -> None:
     used = {name for names in environment["layout_mixers"].values() for name in names}
     assert used == set(environment["cards"]) and used
     assert all(card["year"] > 1900 and card["family"] for card in environment["cards"].values())
-    assert not run.is_foreign
 
 
 @pytest.mark.parametrize(
@@ -123,10 +122,9 @@ def test_an_environment_of_a_newer_version_is_refused(run: Run) -> None:
 
 
 def test_a_foreign_run_is_known_as_one_and_its_labels_are_no_layouts(run: Run) -> None:
-    assert not run.is_foreign  # it has no environment yet
     foreign = {"tool": "pytest-benchmark", "file": "found.json", "sha256": "ab" * 32}
     run.write_environment({"foreign": foreign})
-    assert run.is_foreign and run.environment()["foreign"] == foreign
+    assert run.environment()["foreign"] == foreign
     assert run.environment()["cards"] == run.environment()["layout_mixers"] == {}
 
 
@@ -136,6 +134,6 @@ def test_reading_a_run_of_today_does_without_torch(run: Run) -> None:
     run.results_path.write_text(json.dumps({**LINE, "measure": "speed", "parameters": {}}) + "\n")
     program = (
         "import sys; from mixerzoo.benchmarks.runs import Run, results_digest; run = Run(sys.argv[1]);"
-        "run.results(), run.environment(), run.is_foreign, results_digest(run.folder); sys.exit('torch' in sys.modules)"
+        "run.results(), run.environment(), results_digest(run.folder); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(run.folder)]).returncode == 0
