@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_PIN := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test fuzz zoo numbers site micro lint format install install-test browser clean
+.PHONY: demo test fuzz soak zoo numbers site micro lint format install install-test browser clean
 
 demo: install
 	$(BIN)/mixerzoo run quick --out runs/quick
@@ -17,6 +17,11 @@ test: install-test browser
 FUZZ := 100
 fuzz: install-test
 	FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -x tests/fuzz
+
+# Kills runners of fake cases a thousand times: about twenty minutes. What is broken keeps its folder, and fails.
+soak: install
+	mkdir -p build
+	$(BIN)/python -m mixerzoo.benchmarks.soak --kills 1000 --out build/soak.json
 
 # The pages of docs/zoo: what mixers are compared with, the bytes of their states, and the rest from their cards.
 zoo: install-test

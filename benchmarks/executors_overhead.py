@@ -75,6 +75,6 @@ def main(cases: int) -> None:
 
 
 if __name__ == "__main__":
-    from mixerzoo.benchmarks import executors_overhead  # by its name, under which other processes find `nothing`
+    from . import executors_overhead  # by its name, under which other processes find `nothing`
 
     executors_overhead.main(int(sys.argv[1]) if len(sys.argv) > 1 else 500)

@@ -8,6 +8,8 @@ import signal
 
 import psutil
 
+from . import guardian
+
 
 class Family:
     """All that the process `pid` started, itself left out, as far as they were seen: those too that left its group or
@@ -36,20 +38,17 @@ class Family:
 
     def kill(self) -> None:
         """Kill all of them, the process `pid` at last: as long as it is there, it is their ancestor."""
-        for _ in range(3):  # one that is just being killed may have started another
-            before = set(self._seen)
-            self.look()
-            for pid, process in self._seen.items():
-                if pid != self.pid:
-                    with contextlib.suppress(psutil.Error):
-                        process.kill()
-            if self._seen.keys() <= before:
-                break
+        guardian.kill_all(self._others)
         with contextlib.suppress(ProcessLookupError, PermissionError):  # it may not have made its group yet
             os.killpg(self.pid, signal.SIGKILL)
         if self.pid in self._seen:
             with contextlib.suppress(psutil.Error):
                 self._seen[self.pid].kill()
+
+    def _others(self) -> list[psutil.Process]:
+        """All of them that are there now, the process `pid` left out."""
+        self.look()
+        return [process for pid, process in self._seen.items() if pid != self.pid]
 
 
 def _resident_bytes(process: psutil.Process) -> int:

@@ -22,7 +22,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from multiprocessing import forkserver
 from types import FrameType
 
@@ -53,7 +53,7 @@ def kill_leftovers(at_work: Collection[int]) -> None:
     """Kill what ended cases of this process left, and wait until it is gone; those `at_work`, by the ids of their
     processes, keep what they started."""
     if sys.platform == "linux":
-        _kill(lambda: [process for process in _adopted() if process.pid not in at_work])
+        kill_all(lambda: _families(process for process in _adopted() if process.pid not in at_work))
 
 
 def fork_server() -> psutil.Process | None:
@@ -85,25 +85,31 @@ def _is_adopted(child: int) -> bool:
     return False
 
 
-def _kill(roots: Callable[[], list[psutil.Process]]) -> None:
-    """Kill these processes and all below them until there are none; what waits for a dead disk is given up.
+def kill_all(find: Callable[[], list[psutil.Process]]) -> None:
+    """Kill what `find` finds, in that order, until it finds nothing that lives; what waits for a dead disk is given up.
 
-    Children go before their parents: should this process be killed meanwhile, who watches over them is still there.
+    Twice nothing: a look at all processes misses the children of one that goes meanwhile, the next one does not.
     """
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while living := [one for root in roots() for one in _family(root) if is_alive(one)]:
+    deadline, vain = time.monotonic() + _PATIENCE_SECONDS, 0
+    while vain < 2 and time.monotonic() < deadline:
+        living = [process for process in find() if is_alive(process)]
+        vain = 0 if living else vain + 1
         for process in living:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        if time.monotonic() > deadline:
-            return
-        time.sleep(_PAUSE_SECONDS)
+        if living:
+            time.sleep(_PAUSE_SECONDS)
 
 
-def _family(root: psutil.Process) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.Error):
-        return [*root.children(recursive=True)[::-1], root]
-    return [root]
+def _families(roots: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """They and all below them. Children come before their parents: should this process be killed while it kills them,
+    those who watch over them are still there."""
+    found = []
+    for root in roots:
+        with contextlib.suppress(psutil.Error):
+            found += root.children(recursive=True)[::-1]
+        found.append(root)
+    return found
 
 
 def _children(process: psutil.Process | None) -> list[psutil.Process]:
@@ -144,7 +150,7 @@ def _guard(listener: int) -> None:
 
 def _end_all(address: str) -> None:
     """Kill whatever is below the fork server, and remove its socket: a runner that was killed could not."""
-    _kill(lambda: _children(psutil.Process()))
+    kill_all(lambda: _families(_children(psutil.Process())))
     if os.path.isabs(address):
         shutil.rmtree(os.path.dirname(address), ignore_errors=True)
 

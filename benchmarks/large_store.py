@@ -99,7 +99,7 @@ def reading(run: Run) -> str:
 
 
 def resuming(run: Run) -> str:
-    """Go on with the run: plan, find what is missing, and run it (each case does nothing)."""
+    """Go on with the run: plan, find what is missing, and run it (each case is refused at once)."""
     from .executors.local import LocalExecutor
     from .limits import Limits
     from .live import Reporter
@@ -107,7 +107,7 @@ def resuming(run: Run) -> str:
 
     cases = tuple(case for case, _ in copies(len((run.plan() or {})["cases"])))
     limits = Limits(jobs=1)
-    executor = LocalExecutor(limits, "cpu", run_case=_nothing, preloaded=[])
+    executor = LocalExecutor(limits, "cpu", run_case=_refused, preloaded=[])
     results = execute(lambda _: Plan(cases), run, run.suite(), limits, Reporter(), executor, device="cpu")
     return f"{len(results)} cases"
 
@@ -127,8 +127,8 @@ def report(run: Run) -> str:
     return ""
 
 
-def _nothing(job: dict[str, Any], channel: Any) -> dict[str, Any]:
-    return {}
+def _refused(job: dict[str, Any], channel: Any) -> dict[str, Any]:
+    raise ValueError("only to see that the run goes on")
 
 
 STEPS: dict[str, Callable[[Run], str]] = {step.__name__: step for step in (opening, reading, resuming, status, report)}

@@ -89,6 +89,7 @@ class _Repair:
         self._environment()
         self._plan()
         self._status()
+        self._checkpoints()
         self._leftovers()
         return self.report
 
@@ -185,7 +186,7 @@ class _Repair:
         layouts = (self.suite or {}).get("layouts")
         return {
             "schema_version": SCHEMA_VERSION,
-            "environment_lost": f"found damaged or missing on {utc_time()} and made anew of the results",
+            "rebuilt": utc_time()[:10],
             "device": devices.most_common(1)[0][0] if devices else "cpu",
             "machines": machines,
             **describe_mixers(layouts if isinstance(layouts, dict) else {}),
@@ -222,6 +223,24 @@ class _Repair:
         except RunError:
             path = self.run.folder / STATUS_FILE
             self._replace(path, "is damaged", "set aside: a runner writes it anew", None)
+
+    def _checkpoints(self) -> None:
+        """Models and resume points that are not what their checksums say; whoever needs one makes it again."""
+        there = self.run.folder / "checkpoints"
+        names = ("SHA256SUMS", "resume.sha256")
+        sums = sorted(path for name in names for path in there.rglob(name)) if there.is_dir() else []
+        if not sums:
+            return
+        from ..models.checksums import check_sum, read_sums  # imports torch
+
+        for path in sums:
+            try:
+                for name, sha256 in (read_sums(path.parent, path.name) or {}).items():
+                    check_sum(path.parent, name, sha256)
+            except (ValueError, OSError) as error:
+                where = str(path.parent.relative_to(self.run.folder))
+                done = "left as it is: a training that is needed again starts from its beginning"
+                self._found(where, f"is damaged ({error})", done, lost=True)
 
     def _leftovers(self) -> None:
         old = re.compile(r"\.(suite\.yaml|environment\.json|plan\.json|status\.json)\.\d+")

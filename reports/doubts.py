@@ -150,10 +150,9 @@ def _rebuilt(run: RunData) -> Iterator[Doubt]:
 
 def _source(run: RunData) -> Iterator[Doubt]:
     source = run.environment.get("source") or {}
-    if "environment_lost" in run.environment:
-        lost = "Commit, versions and command are not known: environment.json was lost, and made anew of the results."
-        yield Doubt(lost, "environment lost")
-    elif not source.get("commit"):
+    if run.environment.get("rebuilt"):
+        return  # said already
+    if not source.get("commit"):
         yield Doubt("The commit is not known: mixerzoo did not run from a git checkout.", "commit not known")
     elif source.get("dirty"):
         yield Doubt("The source had uncommitted changes: the commit alone may not give these numbers.", "dirty commit")

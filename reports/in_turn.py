@@ -175,8 +175,8 @@ def _by_length(variant: str, rows: pd.DataFrame, name: str) -> Figure:
         for name, column in (("cost", "seconds"), ("low", "seconds_low"), ("high", "seconds_high"))
     }
     frame = (
-        rows.drop(columns=["samples", "ran"])
-        .assign(  # the page has no use for every round
+        rows.drop(columns="samples")
+        .assign(
             full=rows["layout"],  # what the page highlights
             layout=_contenders(rows),
             panel=[mode_name(m).capitalize() for m in rows["mode"]],

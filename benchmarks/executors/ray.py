@@ -28,6 +28,7 @@ _DEAD_SECONDS = 10.0  # in which Ray says itself that a task died with its machi
 _STOP_SECONDS = 5.0  # for tasks to end their cases, before they are killed
 _BACK_AGAIN = 5  # times that a task may come back before its case started
 _PAUSE_SECONDS = 1.0  # before it goes again, and twice as long each time: Ray takes a while to see that a machine died
+_HEAD = "node:__internal_head__"  # of which the head of a cluster has 1.0
 _WAITS = Doing("waits for a machine of the cluster")
 
 
@@ -78,6 +79,7 @@ class RayExecutor(Executor):
         self._events: list[Event] = []
         self._threads = 1
         self._letters: Any = None
+        self._deaf = False  # letters were lost: what was not heard may have happened
         self._asked = 0.0
 
     @property
@@ -88,10 +90,9 @@ class RayExecutor(Executor):
         self._run = run
         self._cluster.begin(run.folder)
         self._threads = self._choose_threads(cases)
-        here = self._ray.get_runtime_context().get_node_id()
-        near = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=True)
+        # on the head, without which there is no cluster
         self._mailbox = self._ray.remote(_Mailbox).options(
-            num_cpus=0, max_restarts=-1, scheduling_strategy=near, max_pending_calls=10_000
+            num_cpus=0, resources={_HEAD: 0.001}, max_restarts=-1, max_pending_calls=10_000
         ).remote()  # fmt: skip
 
     def room(self, exclusive: bool) -> int:
@@ -222,21 +223,27 @@ class RayExecutor(Executor):
 
     def _failed(self, work: _Work, error: Exception) -> None:
         """A task came to nothing."""
-        case = work.job.case
+        case, errors = work.job.case, self._ray.exceptions
         if work.machine is None or work.started is None:
-            times = self._came_back.get(work.key, 0)
-            self._came_back[work.key] = times + 1
-            if times < _BACK_AGAIN:
-                self._later.append((time.monotonic() + _PAUSE_SECONDS * 2**times, work.job))
-            else:
-                self._events.append(Lost(case.id, f"it never started: {self._reason(error)}", 0.0))
+            self._never_heard_of(work, error)
             return
-        seconds, errors = time.monotonic() - work.started, self._ray.exceptions
+        seconds = time.monotonic() - work.started
         if isinstance(error, errors.OutOfMemoryError):
             outcome = {"status": "out_of_memory", "error": f"stopped by Ray: {_first_line(error)}", "backends": {}}
             self._events.append(Ended(case.id, outcome, seconds, work.job.threads, 0, work.machine))
         else:
             self._events.append(Lost(case.id, self._reason(error), seconds, work.machine.name))
+
+    def _never_heard_of(self, work: _Work, error: Exception) -> None:
+        """A task came to nothing whose case did not start, as far as is known: it goes again, and costs no attempt."""
+        times = self._came_back.get(work.key, 0)
+        self._came_back[work.key] = times + 1
+        if self._deaf:
+            self._events.append(Lost(work.job.case.id, self._reason(error), 0.0))
+        elif times < _BACK_AGAIN:
+            self._later.append((time.monotonic() + _PAUSE_SECONDS * 2**times, work.job))
+        else:
+            self._events.append(Lost(work.job.case.id, f"it never started: {self._reason(error)}", 0.0))
 
     def _reason(self, error: Exception) -> str:
         errors = self._ray.exceptions
@@ -281,10 +288,13 @@ class RayExecutor(Executor):
         if self._letters is None or not self._ray.wait([self._letters], timeout=seconds)[0]:
             return
         asked, self._letters = self._letters, None
-        with contextlib.suppress(Exception):
+        try:
             letters = self._ray.get(asked, timeout=_FETCH_SECONDS)
-            for work in self._work.values():
-                self._read(work, *letters.get(work.key, (None, None, 0.0)))
+        except Exception:
+            self._deaf = True
+            return
+        for work in self._work.values():
+            self._read(work, *letters.get(work.key, (None, None, 0.0)))
 
     def _read(self, work: _Work, machine: Machine | None, news: News | None, seconds: float) -> None:
         if machine is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mixerzoo.benchmarks.result_lines import encode_line
 from mixerzoo.benchmarks.runner import execute
 from mixerzoo.benchmarks.runs import ResultLine, Run, RunError
 from mixerzoo.benchmarks.schema import SCHEMA_VERSION
+from mixerzoo.models.checksums import write_sums
 
 CASES = [f"{number:012x}" for number in range(6)]
 METRICS = {"text": 'ä\n "quoted", {"schema_version": 3, "case": "no"}', "rows": [{"case": "inner", "hits": "0110"}]}
@@ -189,13 +191,13 @@ def test_a_lost_environment_is_made_of_the_results_and_says_so(run: Run, content
     assert not found.whole and "commit, versions and command are lost" in found.found[0].done
     environment = run.environment()
     assert environment["device"] == "cpu" and environment["machines"] == {"node": {"kind": "a CPU"}}
-    assert "made anew of the results" in environment["environment_lost"]
+    assert date.fromisoformat(environment["rebuilt"])
     assert content is None or (run.folder / "environment.json.damaged-1").read_bytes() == content
     assert repair(run).found == []
     case, limits = Case("soft max", "gla", {}, "fake", {}, 0, "cpu", False), Limits(jobs=1)
     executor = LocalExecutor(limits, "cpu", _answer, preloaded=[])
     (result,) = execute(lambda _: Plan((case,)), run, {"name": "s"}, limits, Reporter(), executor, device="cpu")
-    assert result.status == "ok" and "environment_lost" in run.environment() and len(run.results()) == 8
+    assert result.status == "ok" and "rebuilt" in run.environment() and len(run.results()) == 8
 
 
 def test_an_environment_with_something_after_its_end_is_cut(run: Run) -> None:
@@ -262,6 +264,23 @@ def test_a_damaged_run_does_not_go_on(run: Run, name: str, content: bytes | None
         suite = {"name": "s", "layouts": {"soft max": "gla"}}
         execute(lambda _: Plan((case,)), run, suite, limits, Reporter(), LocalExecutor(limits, "cpu"), device="cpu")
     assert files(run) == before
+
+
+def test_damaged_checkpoints_are_listed_and_left(run: Run) -> None:
+    found: dict[str, Path] = {}
+    for case, file in (("whole", "SHA256SUMS"), ("flipped", "SHA256SUMS"), ("resumed", "resume.sha256")):
+        found[case] = run.checkpoint_folder(case) / "model"
+        found[case].mkdir(parents=True)
+        (found[case] / "weights.bin").write_bytes(bytes(1000))
+        write_sums(found[case], ["weights.bin"], file)
+    assert repair(run).found == []
+    (found["flipped"] / "weights.bin").write_bytes(bytes(999) + b"x")
+    (found["resumed"] / "resume.sha256").write_text("../../suite.yaml")
+    before = sorted(path.read_bytes() for path in run.folder.rglob("*") if path.is_file())
+    damaged = repair(run)
+    assert [what.where for what in damaged.found] == ["checkpoints/flipped/model", "checkpoints/resumed/model"]
+    assert not damaged.whole and "its SHA-256 is" in damaged.found[0].what
+    assert sorted(path.read_bytes() for path in run.folder.rglob("*") if path.is_file()) == before
 
 
 # --- Any damage ---

@@ -63,7 +63,7 @@ def test_the_random_state_of_the_caller_neither_matters_nor_changes():
     assert_same_bits(dict(first.named_parameters()), dict(second.named_parameters()))
 
 
-@pytest.mark.parametrize("seed", [1, -1, 2**70])
+@pytest.mark.parametrize("seed", [1, -1, 2**63 - 1])
 def test_seeds_change_every_matrix(seed):
     expected = backbone_parameters(build("toy_sum"))
     for name, parameter in backbone_parameters(build("toy_sum", seed=seed)).items():

@@ -253,7 +253,7 @@ def test_a_flipped_bit_of_the_weights_is_noticed_and_older_models_have_no_sums(t
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"n_layers": 2', '"n_layers": 1000000000', "asks for 1,000,000,000 layers"),
+        ('"n_layers": 2', '"n_layers": 1000000000', "asks for 1,000,000,000 layers|at most"),
         ('"d_model": 32', '"d_model": 999999999', "does not fit|corrupt|at most"),
         ('"d_model": 32', '"d_model": 9999999999999999999', "does not fit|corrupt|at most"),
         ('"d_model": 32', '"d_model": 1e999', "too large a number"),
@@ -326,7 +326,7 @@ def test_a_value_that_a_mixer_refuses_is_shown_in_the_line():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d_model": 0}, "d_model must be a whole number of at least 1, got 0"),
+        ({"d_model": 0}, r"d_model must be a whole number of at least 1 .*got 0"),
         ({"n_layers": 2.0}, "n_layers must be a whole number"),
         ({"d_ff": -1}, "d_ff must be"),
         ({"seed": "x"}, "seed must be a whole number"),

@@ -8,6 +8,7 @@ import pytest
 from mixerzoo.benchmarks.runs import ResultLine
 from mixerzoo.reports.doubts import Doubt
 from mixerzoo.reports.fairness import fairness
+from mixerzoo.reports.result import Slimmer
 from mixerzoo.reports.tables import RunData, read_run, tabulate
 
 from .conftest import HOSTILE, made_up_lines
@@ -27,7 +28,7 @@ def make(made_up_run: Path, lines: list[ResultLine]) -> Callable[..., RunData]:
 
     def made(change: Callable[[ResultLine], ResultLine] = lambda line: line, **environment: Any) -> RunData:
         known = {**run.environment, "source": {"commit": "c" * 40, "dirty": False}, **environment}
-        return tabulate(run.folder, run.suite, known, [change(line) for line in lines])
+        return tabulate(run.folder, run.suite, known, list(map(Slimmer(), map(change, lines))))
 
     return made
 
@@ -52,8 +53,8 @@ def test_a_dirty_or_unknown_commit_concerns_everything(make: Callable[..., RunDa
         (doubt,) = new(make(source=source), make())
         assert doubt.short == short and doubt.concerns("recall") and doubt.concerns("anything")
     assert "commit not known" in fairness(make(source={})).of_all
-    (doubt,) = new(make(source={}, environment_lost="made anew"), make())
-    assert doubt.short == "environment lost" and doubt.concerns("anything")
+    (doubt,) = new(make(source={}, rebuilt="2026-01-02"), make())
+    assert "mixerzoo repair (2026-01-02)" in doubt.text and doubt.concerns("anything")
 
 
 def test_cases_of_another_start_or_run_are_named_with_what_differs(make: Callable[..., RunData]) -> None:
@@ -144,7 +145,7 @@ def test_held_down_clocks_missing_cases_and_other_tools_are_told(
     (doubt,) = new(make(foreign={"tool": "another bench", "file": "x", "sha256": "00"}), make())
     assert doubt.short == "measured by another bench"
     cases = [{"case": f"new{i}", "layout": "swa", "measure": "memory", "seed": 0, "what": ""} for i in range(2)]
-    run = tabulate(made_up_run, {}, {}, lines, {"final": True, "cases": cases})
+    run = tabulate(made_up_run, {}, {}, list(map(Slimmer(), lines)), {"final": True, "cases": cases})
     (doubt,) = [doubt for doubt in doubts(run) if "missing" in doubt.short]
     assert doubt.text == "2 planned cases of memory have no result yet: swa." and doubt.concerns("memory")
 
